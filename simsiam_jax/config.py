@@ -1,0 +1,124 @@
+"""Every key of a run, with its default: SimSiam's ImageNet baseline."""
+
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from simsiam_jax import errors
+
+
+def default() -> ConfigDict:
+    """The configuration that configs/*.py change."""
+    config = ConfigDict()
+    config.task = 'pretrain'
+    config.seed = 0
+    config.batch_size = 512  # global, all devices of all hosts
+    config.epochs = 100
+    config.dry_run = False  # build, print shapes, parameters and memory, stop
+
+    config.data = ConfigDict()
+    config.data.source = 'tfds:imagenet2012/train'
+    config.data.tfds_data_dir = ''  # '': TFDS's own default
+    config.data.channels = 3
+
+    config.augment = ConfigDict()  # data/recipe.py says what each is
+    config.augment.size = 224
+    config.augment.crop_scale = (0.2, 1.0)
+    config.augment.crop_ratio = (3 / 4, 4 / 3)
+    config.augment.rotation = 0.0
+    config.augment.jitter = 0.8
+    config.augment.brightness = 0.4
+    config.augment.contrast = 0.4
+    config.augment.saturation = 0.4
+    config.augment.hue = 0.1
+    config.augment.gray = 0.2
+    config.augment.blur = 0.5
+    config.augment.blur_sigma = (0.1, 2.0)
+    config.augment.flip = 0.5
+    config.augment.mean = (0.485, 0.456, 0.406)
+    config.augment.std = (0.229, 0.224, 0.225)
+
+    config.model = ConfigDict()  # models/resnet.py
+    config.model.name = 'resnet50'
+    config.model.stem = 'imagenet'
+    config.model.width_multiplier = 1.0
+    config.model.stages = ()  # (): the name's own
+    config.model.dtype = 'bfloat16'
+
+    config.method = ConfigDict()  # methods/NAME.py
+    config.method.name = 'simsiam'
+    config.method.dim = 2048
+    config.method.projector_layers = 3
+    config.method.projector_hidden_bn = True
+    config.method.projector_output_bn = True
+    config.method.projector_output_affine = False
+    config.method.predictor_width = 512
+    config.method.predictor_hidden_bn = True
+    config.method.predictor_output_bn = False
+    config.method.stop_gradient = True
+
+    config.optim = ConfigDict()  # training/optim.py
+    config.optim.learning_rate = 0.05  # times batch_size/256
+    config.optim.momentum = 0.9
+    config.optim.weight_decay = 1e-4
+    config.optim.warmup_epochs = 0  # 10 for batch 1024 and above
+    config.optim.by_epoch = True
+    config.optim.constant_predictor = True
+
+    config.eval = ConfigDict()  # the kNN monitor
+    config.eval.train = 'tfds:imagenet2012/train'  # '': no monitor
+    config.eval.test = 'tfds:imagenet2012/validation'
+    config.eval.every_epochs = 10
+    config.eval.batch_size = 512
+    config.eval.resize = 256  # the shorter side before the centre crop; 0: no resize, no crop
+    config.eval.k = 200
+    config.eval.temperature = 0.2
+    config.eval.baselines = False  # also raw pixels and the network at initialisation
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_epochs = 1
+    config.checkpoint.keep = 2
+
+    config.log = ConfigDict()
+    config.log.every_steps = 50
+    config.log.tensorboard = True
+    return config
+
+
+# Keys under these do not change what is learnt: a run may be resumed with others.
+FREE = ('dry_run', 'eval', 'checkpoint', 'log')
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for keys that nothing reads or that are missing, by their names.
+
+    `method` is left to the method's own constructor.
+    """
+    _check(config, default(), '')
+
+
+def _check(given: ConfigDict, known: ConfigDict, prefix: str) -> None:
+    for key in given:
+        if key not in known:
+            raise errors.UserError(
+                f'unknown key config.{prefix}{key}; {errors.suggestion(key, list(known))}'
+            )
+    for key, value in known.items():
+        if key not in given:
+            raise errors.UserError(f'key config.{prefix}{key} is missing')
+        if isinstance(value, ConfigDict) and key != 'method':
+            _check(given[key], value, f'{prefix}{key}.')
+
+
+def changed(given: Mapping, saved: Mapping, prefix: str = '') -> list[str]:
+    """Names, old and new values of the keys that differ, FREE ones aside."""
+    differences = []
+    for key in sorted(set(given) | set(saved)):
+        new, old = given.get(key), saved.get(key)
+        if new == old or (not prefix and key in FREE):
+            continue
+        if isinstance(new, Mapping) and isinstance(old, Mapping):
+            differences += changed(new, old, f'{prefix}{key}.')
+        else:
+            differences.append(f'{prefix}{key} ({old!r} -> {new!r})')
+    return differences

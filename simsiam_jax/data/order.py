@@ -1,0 +1,58 @@
+"""The order of a run: everything random about its data as a function of (seed, step)."""
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Int
+
+from simsiam_jax import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Which images make which batch.
+
+    Every epoch is a new permutation of all images; the images left over after its last whole
+    batch are not used in it (as PyTorch's drop_last). Nothing depends on the number of hosts:
+    each takes its slice of the global batch.
+
+    Attributes:
+      seed: of the run.
+      size: number of images.
+      batch_size: global.
+    """
+
+    seed: int
+    size: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size > self.size:
+            raise errors.UserError(
+                f'batch_size is {self.batch_size}, but the training source has only '
+                f'{self.size} images; use a smaller batch or more images'
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.size // self.batch_size
+
+    def steps(self, epochs: float) -> int:
+        """The nearest whole number of steps in so many epochs."""
+        return round(epochs * self.steps_per_epoch)
+
+    def indices(self, step: int) -> Int[np.ndarray, 'B']:
+        """Indices of the images in the global batch of this step."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        start = batch * self.batch_size
+        return _permutation(self.seed, epoch, self.size)[start : start + self.batch_size]
+
+    def rng(self, step: int, view: int) -> np.random.Generator:
+        """The generator of a view's augmentation parameters in this step."""
+        return np.random.default_rng((self.seed, 1, step, view))
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, size: int) -> Int[np.ndarray, 'N']:
+    return np.random.default_rng((seed, 0, epoch)).permutation(size)

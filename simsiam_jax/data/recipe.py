@@ -1,0 +1,158 @@
+"""The augmentation recipe of a view: its parameters, their sampling, and crop geometry."""
+
+import dataclasses
+import logging
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from simsiam_jax import errors
+
+_TRIES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a view is made of an image; the defaults are the paper's on ImageNet (section 3).
+
+    Attributes:
+      size: side of the view in pixels.
+      crop_scale: range of the crop's share of the image's area.
+      crop_ratio: range of its width/height.
+      rotation: largest angle in degrees, to either side, before the crop (0: none).
+      jitter: probability of the four colour operations, applied in random order.
+      brightness, contrast, saturation: x: factor from U[max(0, 1 - x), 1 + x].
+      hue: x: shift from U[-x, x] turns.
+      gray: probability of losing the colours.
+      blur: probability of a Gaussian blur.
+      blur_sigma: range of its sigma in pixels.
+      flip: probability of a horizontal flip.
+      mean, std: normalisation by channel, of values in [0, 1]; one figure serves all channels.
+    """
+
+    size: int = 224
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    rotation: float = 0.0
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    gray: float = 0.2
+    blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    flip: float = 0.5
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        for key in ('jitter', 'gray', 'blur', 'flip'):
+            if not 0 <= getattr(self, key) <= 1:
+                raise errors.UserError(
+                    f'augment.{key} is {getattr(self, key)}; expected a probability from 0 to 1'
+                )
+        for key in ('crop_scale', 'crop_ratio', 'blur_sigma'):
+            low, high = getattr(self, key)
+            if not 0 < low <= high:
+                raise errors.UserError(
+                    f'augment.{key} is ({low}, {high}); expected 0 < low <= high'
+                )
+        if not 0 <= self.hue <= 0.5:
+            raise errors.UserError(f'augment.hue is {self.hue}; expected 0 to 0.5 turns')
+        if self.blur and self.size <= BLUR_RADIUS:
+            raise errors.UserError(
+                f'augment.size is {self.size}: too small for a blur, which reaches '
+                f'{BLUR_RADIUS} pixels; set augment.blur=0'
+            )
+
+    def for_channels(self, channels: int) -> 'Recipe':
+        """The recipe without what only RGB images have, where `channels` is not 3.
+
+        Raises:
+          UserError: mean or std has another number of channels.
+        """
+        for key in ('mean', 'std'):
+            if len(getattr(self, key)) not in (1, channels):
+                raise errors.UserError(
+                    f'augment.{key} has {len(getattr(self, key))} figures for images of '
+                    f'{channels} channels; give 1 or {channels}'
+                )
+        if channels == 3 or not (self.saturation or self.hue or self.gray):
+            return self
+        logging.warning('%d channels: saturation, hue and gray drop out', channels)
+        return dataclasses.replace(self, saturation=0.0, hue=0.0, gray=0.0)
+
+
+# Reach of the blur: three times the largest sigma of the paper, torchvision's 13 taps.
+BLUR_RADIUS = 6
+
+
+def sample(recipe: Recipe, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+    """Parameters of n views.
+
+    Returns arrays [n, ...]: `area`, `ratio`, `position` for crop_box; `angle` in radians;
+    `factors` of brightness, contrast, saturation (1: none) and hue (0: none); `order` of the
+    four; `gray`, `flip`; `sigma` of the blur (0: none).
+    """
+
+    def uniform(low: Any, high: Any, *shape: int) -> np.ndarray:
+        return rng.uniform(low, high, (n, *shape)).astype(np.float32)
+
+    def chance(probability: float) -> np.ndarray:
+        return rng.random(n) < probability
+
+    strength = np.array([recipe.brightness, recipe.contrast, recipe.saturation])
+    factors = uniform(
+        np.append(np.maximum(0, 1 - strength), -recipe.hue), np.append(1 + strength, recipe.hue), 4
+    )
+    neutral = np.array([1, 1, 1, 0], np.float32)
+    return {
+        'area': uniform(*recipe.crop_scale, _TRIES),
+        'ratio': np.exp(uniform(*np.log(recipe.crop_ratio), _TRIES)),
+        'position': uniform(0, 1, 2),
+        'angle': np.radians(uniform(-recipe.rotation, recipe.rotation)),
+        'factors': np.where(chance(recipe.jitter)[:, None], factors, neutral),
+        'order': np.argsort(rng.random((n, 4)), axis=1).astype(np.int32),
+        'gray': chance(recipe.gray),
+        'sigma': np.where(chance(recipe.blur), uniform(*recipe.blur_sigma), 0).astype(np.float32),
+        'flip': chance(recipe.flip),
+    }
+
+
+def crop_box(
+    params: dict[str, Any],
+    height: Any,
+    width: Any,
+    ratio_range: tuple[float, float],
+    xp: ModuleType,
+) -> tuple[Any, Any, Any, Any]:
+    """(top, left, height, width) in whole pixels: torchvision's RandomResizedCrop.
+
+    Of ten tries the first that fits; else the largest central crop within the ratios.
+
+    Args:
+      params: one view's area [10], ratio [10] and position [2], from `sample`.
+      height, width: of the image, float32 scalars.
+      ratio_range: the recipe's crop_ratio.
+      xp: numpy, jax.numpy or tensorflow, whose arrays these are; the boxes are theirs.
+    """
+    area: Shaped[Any, '10'] = params['area'] * (height * width)
+    tries_h = xp.round(xp.sqrt(area / params['ratio']))
+    tries_w = xp.round(xp.sqrt(area * params['ratio']))
+    fits = (tries_h > 0) & (tries_h <= height) & (tries_w > 0) & (tries_w <= width)
+    first = xp.argmax(xp.where(fits, 1, 0), 0)
+    found = fits[first]
+    low, high = ratio_range
+    crop_h = xp.where(found, tries_h[first], xp.minimum(height, xp.round(width / low)))
+    crop_w = xp.where(found, tries_w[first], xp.minimum(width, xp.round(height * high)))
+    place: Float[Any, '2'] = xp.where(found, params['position'], 0.5)
+    ends = xp.where(found, 1.0, 0.0)  # a try may start at either end of its slack
+
+    def start(position: Any, slack: Any) -> Any:
+        # A position just under 1 may round up to the end of its range in float32.
+        return xp.minimum(xp.floor(position * (slack + ends)), slack)
+
+    return start(place[0], height - crop_h), start(place[1], width - crop_w), crop_h, crop_w

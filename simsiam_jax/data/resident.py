@@ -1,0 +1,75 @@
+"""A small dataset kept whole on the devices: no host work but the parameters, no TensorFlow."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, UInt8
+
+from simsiam_jax import errors
+from simsiam_jax.data import device
+from simsiam_jax.data.order import Order
+from simsiam_jax.data.recipe import Recipe, sample
+from simsiam_jax.data.sources import ArraySource
+
+
+def train_batches(
+    order: Order, recipes: Sequence[Recipe], *, start: int, stop: int, local: slice
+) -> Iterator[dict[str, Any]]:
+    """This process's share of the batches of steps [start, stop): indices and parameters."""
+    for step in range(start, stop):
+        views = [
+            sample(recipe, order.rng(step, view), order.batch_size)
+            for view, recipe in enumerate(recipes)
+        ]
+        batch = {'index': order.indices(step), 'views': views}
+        yield jax.tree.map(lambda x: x[local], batch)
+
+
+def eval_batches(
+    source: ArraySource, *, batch_size: int, channels: int, size: int, resize: int, local: slice
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Centre crops [B, S, S, C] in [0, 1] and labels [B] of every image, in order.
+
+    The last batch is filled up with copies of the last image. Arguments as in data.host.
+    """
+    check_images(source, channels, 0 if resize else size)
+    for start in range(0, len(source), batch_size):
+        index = np.minimum((start + np.arange(batch_size))[local], len(source) - 1)
+        images = device.centre(source.images[index], size, resize)
+        yield np.asarray(images), source.labels[index]
+
+
+def check_images(source: ArraySource, channels: int, size: int = 0) -> None:
+    """Raises UserError where the images have other channels, or another side than `size`."""
+    height, width, has = source.images.shape[1:]
+    if has != channels:
+        raise errors.UserError(
+            f'config.data.channels is {channels}, but the images have {has}; set it to {has}'
+        )
+    if size and (height, width) != (size, size):
+        raise errors.UserError(
+            f'the images are {height}x{width}, config.augment.size is {size} and '
+            'config.eval.resize 0 (no resize); set config.eval.resize'
+        )
+
+
+def gatherer(
+    images: UInt8[Array, 'N H W C'], sharding: jax.sharding.Sharding
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Replaces a device batch's indices by their images, sharded likewise."""
+    gather = jax.jit(lambda images, index: images[index], out_shardings=sharding)
+
+    def with_images(batch: dict[str, Any]) -> dict[str, Any]:
+        return {'image': gather(images, batch['index']), 'views': batch['views']}
+
+    return with_images
+
+
+def to_views(batch: dict[str, Any], recipes: Sequence[Recipe]) -> list[Array]:
+    """The normalised views of a batch of images and parameters."""
+    return [
+        device.augment(batch['image'], params, recipe)
+        for params, recipe in zip(batch['views'], recipes, strict=True)
+    ]

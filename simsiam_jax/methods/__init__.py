@@ -1,0 +1,10 @@
+"""Self-supervised methods: each a constructor from a backbone and its own arguments."""
+
+from collections.abc import Callable
+
+from simsiam_jax.methods import simsiam
+from simsiam_jax.methods.contract import Method
+
+METHODS: dict[str, Callable[..., Method]] = {
+    'simsiam': simsiam.make,
+}

@@ -1,0 +1,67 @@
+"""SimSiam (Chen & He, "Exploring Simple Siamese Representation Learning", 2020)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from simsiam_jax.methods.contract import Method
+from simsiam_jax.methods.losses import negative_cosine
+from simsiam_jax.models.heads import MLP
+from simsiam_jax.models.network import Network, Outputs
+from simsiam_jax.models.resnet import ResNet
+
+
+def make(
+    backbone: ResNet,
+    *,
+    dim: int = 2048,
+    projector_layers: int = 3,
+    projector_hidden_bn: bool = True,
+    projector_output_bn: bool = True,
+    projector_output_affine: bool = False,
+    predictor_width: int = 512,
+    predictor_hidden_bn: bool = True,
+    predictor_output_bn: bool = False,
+    stop_gradient: bool = True,
+) -> Method:
+    """SimSiam on a backbone; the defaults are the paper's baseline.
+
+    Args:
+      backbone: gives dtype and BN axis to the heads.
+      dim: width of the projector's layers and of z and p (appendix B).
+      projector_layers: 3 on ImageNet, 2 on CIFAR-10 (appendix D).
+      projector_hidden_bn, projector_output_bn, projector_output_affine, predictor_hidden_bn,
+        predictor_output_bn: where BN stands (Table 3).
+      predictor_width: of the hidden layer, the bottleneck; dim/4 in the paper.
+      stop_gradient: False collapses (Figure 2).
+    """
+    projector = MLP(
+        (dim,) * projector_layers,
+        hidden_bn=projector_hidden_bn,
+        output_bn=projector_output_bn,
+        output_affine=projector_output_affine,
+        dtype=backbone.dtype,
+        axis_name=backbone.axis_name,
+    )
+    predictor = MLP(
+        (predictor_width, dim),
+        hidden_bn=predictor_hidden_bn,
+        output_bn=predictor_output_bn,
+        dtype=backbone.dtype,
+        axis_name=backbone.axis_name,
+    )
+
+    def loss(
+        online: Sequence[Outputs], target: Sequence[Outputs], memory: Any
+    ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
+        """L = D(p1, stopgrad(z2))/2 + D(p2, stopgrad(z1))/2."""
+        p1, p2 = (view.p for view in online)
+        z1, z2 = (view.z for view in target)
+        if stop_gradient:
+            z1, z2 = jax.lax.stop_gradient((z1, z2))
+        value = negative_cosine(p1, z2) / 2 + negative_cosine(p2, z1) / 2
+        return value, memory, {}
+
+    return Method(Network(backbone, projector, predictor), loss)

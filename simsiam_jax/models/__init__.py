@@ -1,0 +1,1 @@
+"""Backbones, heads and the network made of them."""

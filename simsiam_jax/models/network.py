@@ -1,0 +1,34 @@
+"""A view's way through the network: backbone, projector, predictor."""
+
+import flax.linen as nn
+import flax.struct
+from jaxtyping import Array, Float, Num
+
+
+@flax.struct.dataclass
+class Outputs:
+    """What the network makes of one view.
+
+    Attributes:
+      feature: the backbone's pooled output, what is evaluated and transferred.
+      z: the projector's output.
+      p: the predictor's output, z itself where there is no predictor.
+    """
+
+    feature: Float[Array, 'B C']
+    z: Float[Array, 'B D']
+    p: Float[Array, 'B D']
+
+
+class Network(nn.Module):
+    """Encoder (backbone and projector) and predictor."""
+
+    backbone: nn.Module
+    projector: nn.Module
+    predictor: nn.Module | None = None
+
+    def __call__(self, view: Num[Array, 'B H W C'], train: bool = True) -> Outputs:
+        feature = self.backbone(view, train)
+        z = self.projector(feature, train)
+        p = z if self.predictor is None else self.predictor(z, train)
+        return Outputs(feature, z, p)

@@ -1,0 +1,1 @@
+"""What a user runs: each module has run(config, workdir)."""

@@ -1,0 +1,231 @@
+"""Pre-training: build, restore, loop."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from simsiam_jax import config as config_lib
+from simsiam_jax import errors
+from simsiam_jax.data import host, resident, sources
+from simsiam_jax.data.order import Order
+from simsiam_jax.data.recipe import Recipe
+from simsiam_jax.methods import METHODS
+from simsiam_jax.methods.contract import Method
+from simsiam_jax.models import resnet
+from simsiam_jax.tasks import summary
+from simsiam_jax.tasks.knn import Knn
+from simsiam_jax.training import checkpoint, optim, step, writers
+from simsiam_jax.training import mesh as mesh_lib
+from simsiam_jax.training.writers import say
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A configuration made into its parts.
+
+    Attributes:
+      batches: (start, stop) -> device batches of these steps.
+      to_views: see step.make_train_step.
+      init: () -> the state at step 0.
+      rates: name -> learning rate by step.
+      knn: None where config.eval names no labelled sets.
+    """
+
+    mesh: Mesh
+    order: Order
+    recipe: Recipe
+    method: Method
+    tx: optax.GradientTransformation
+    rates: dict[str, optax.Schedule]
+    batches: Callable[[int, int], Iterator[Any]]
+    to_views: Callable[[Any], list[jax.Array]]
+    init: Callable[[], step.TrainState]
+    knn: Knn | None
+
+
+def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
+    """The parts of a run on the mesh (None: all devices); opens the data, trains nothing.
+
+    Raises:
+      UserError: a key is unknown, a value impossible, or the data cannot be used.
+    """
+    config_lib.check(config)
+    mesh = mesh or mesh_lib.make_mesh()
+    mesh_lib.check_batch_size('batch_size', config.batch_size, mesh)
+    recipe = errors.build('augment', Recipe, config.augment).for_channels(config.data.channels)
+    method = build_method(config)
+    source = sources.open_source(config.data.source, config.data.tfds_data_dir)
+    order = Order(config.seed, len(source), config.batch_size)
+    tx, rates = errors.build(
+        'optim',
+        optim.make,
+        config.optim,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        steps_per_epoch=order.steps_per_epoch,
+    )
+    batches, to_views = _input(source, order, (recipe, recipe), config.data.channels, mesh)
+    shape = (recipe.size, recipe.size, config.data.channels)
+    init = functools.partial(step.init_state, method, tx, config.seed, shape)
+    knn = _knn(config, method, recipe, mesh)
+    return Run(mesh, order, recipe, method, tx, rates, batches, to_views, init, knn)
+
+
+def build_method(config: ConfigDict) -> Method:
+    """The method on its backbone, BN synchronised over the data axis."""
+    backbone = errors.build('model', resnet.make, config.model, axis_name=mesh_lib.DATA)
+    arguments = config.method.to_dict()
+    name = arguments.pop('name')
+    errors.check_choice('method.name', name, METHODS)
+    return errors.build('method', METHODS[name], arguments, backbone=backbone)
+
+
+def _input(
+    source: sources.Source | sources.ArraySource,
+    order: Order,
+    recipes: tuple[Recipe, ...],
+    channels: int,
+    mesh: Mesh,
+) -> tuple[Callable[[int, int], Iterator[Any]], Callable[[Any], list[jax.Array]]]:
+    local = mesh_lib.process_slice(order.batch_size)
+    if isinstance(source, sources.ArraySource):
+        resident.check_images(source, channels)
+        images = mesh_lib.replicate(source.images, mesh)
+        with_images = resident.gatherer(images, NamedSharding(mesh, P(mesh_lib.DATA)))
+
+        def from_device(start: int, stop: int) -> Iterator[Any]:
+            batches = resident.train_batches(order, recipes, start=start, stop=stop, local=local)
+            return map(with_images, mesh_lib.prefetch(batches, mesh))
+
+        return from_device, functools.partial(resident.to_views, recipes=recipes)
+
+    def from_host(start: int, stop: int) -> Iterator[Any]:
+        batches = host.train_batches(
+            source, order, recipes, channels=channels, start=start, stop=stop, local=local
+        )
+        return mesh_lib.prefetch(batches, mesh)
+
+    return from_host, functools.partial(host.to_views, recipes=recipes)
+
+
+def _knn(config: ConfigDict, method: Method, recipe: Recipe, mesh: Mesh) -> Knn | None:
+    if not config.eval.train and not config.eval.test:
+        return None
+    train, test = (
+        sources.open_source(spec, config.data.tfds_data_dir)
+        for spec in (config.eval.train, config.eval.test)
+    )
+    backbone = method.network.backbone
+    return Knn(
+        train,
+        test,
+        lambda state, images: backbone.apply(checkpoint.encoder_variables(state), images),
+        mesh,
+        recipe=recipe,
+        channels=config.data.channels,
+        resize=config.eval.resize,
+        batch_size=config.eval.batch_size,
+        k=config.eval.k,
+        temperature=config.eval.temperature,
+    )
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+    """Trains to the last epoch, going on from the latest checkpoint in `workdir`.
+
+    Raises:
+      UserError: the configuration, the data or the workdir cannot be used.
+      SystemExit: with 143 after SIGTERM, when all is saved.
+    """
+    parts = build(config)
+    train_step = step.make_train_step(parts.method, parts.tx, parts.mesh, parts.to_views)
+    say(
+        f'{config.method.name} on {config.model.name}: {parts.order.size} images of '
+        f'{config.data.source}, {config.epochs} epochs of {parts.order.steps_per_epoch} steps, '
+        f'batch {config.batch_size} on {parts.mesh.size} x {jax.devices()[0].device_kind}'
+    )
+    if config.dry_run:
+        say(summary.dry_run(train_step, parts.init, next(parts.batches(0, 1)), parts.mesh))
+        return
+    with (
+        contextlib.closing(checkpoint.Checkpoints(workdir, config)) as checkpoints,
+        contextlib.closing(
+            writers.Writers(
+                workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step
+            )
+        ) as log,
+    ):
+        state = mesh_lib.replicate(parts.init(), parts.mesh)
+        say(summary.parameters(state.params))
+        baselines = {}
+        if parts.knn and config.eval.baselines:
+            baselines['raw pixels'] = parts.knn.pixels()
+            baselines['random initialisation'] = parts.knn(state)
+        if checkpoints.latest_step:
+            state = checkpoints.restore(state)
+            say(f'resuming from step {int(state.step)} in {workdir}')
+        else:
+            log.views(summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipe))
+            if baselines:
+                log.scalars(0, {'eval/knn_top1': baselines['random initialisation']})
+        say(f'everything goes to {workdir}; curves: tensorboard --logdir {workdir}')
+        state = _train(config, parts, train_step, state, checkpoints, log)
+        if parts.knn:
+            top1 = _evaluate(parts.knn, state, log)
+            if baselines:
+                say(summary.table(baselines | {'after training': top1}))
+
+
+def _train(
+    config: ConfigDict,
+    parts: Run,
+    train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, dict[str, jax.Array]]],
+    state: step.TrainState,
+    checkpoints: checkpoint.Checkpoints,
+    log: writers.Writers,
+) -> step.TrainState:
+    start, last = int(state.step), config.epochs * parts.order.steps_per_epoch
+
+    def due(every: int) -> bool:
+        return number % max(every, 1) == 0 or number == last
+
+    clock = writers.Clock(last)
+    with checkpoint.Sigterm() as sigterm:
+        for number, batch in enumerate(clock.timed(parts.batches(start, last)), start + 1):
+            state, metrics = train_step(state, batch)
+            if number == start + 1:
+                jax.block_until_ready(metrics)
+                clock.start(number)  # compiled by now
+            elif due(config.log.every_steps):
+                rates = {name: rate(number - 1) for name, rate in parts.rates.items()}
+                log.training(number, metrics | rates, clock, config.batch_size)
+            leaving = sigterm.received or checkpoints.preempted(number)
+            if leaving or due(parts.order.steps(config.checkpoint.every_epochs)):
+                with clock.pause(state):
+                    checkpoints.save(state)
+            if leaving:
+                say(f'asked to end: step {number} is saved; the same command goes on from it')
+                raise SystemExit(143)
+            if (
+                parts.knn
+                and number < last
+                and due(parts.order.steps(config.eval.every_epochs))
+            ):
+                with clock.pause(state):
+                    _evaluate(parts.knn, state, log)
+    return state
+
+
+def _evaluate(knn: Knn, state: step.TrainState, log: writers.Writers) -> float:
+    top1 = knn(state)
+    log.scalars(int(state.step), {'eval/knn_top1': top1})
+    say(f'step {int(state.step)}  kNN top-1 {top1:.4f}')
+    return top1

@@ -1,0 +1,83 @@
+"""What a run shows of itself: parameters, memory, views, the final table."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float
+
+from simsiam_jax.data.recipe import Recipe
+from simsiam_jax.training.mesh import DATA
+from simsiam_jax.training.step import TrainState
+
+
+def parameters(params: dict[str, Any]) -> str:
+    """One line: the number of parameters, in all and by part."""
+    counts = {part: parameter_overview.count_parameters(tree) for part, tree in params.items()}
+    parts = ', '.join(f'{part} {count:,}' for part, count in counts.items())
+    return f'{sum(counts.values()):,} parameters: {parts}'
+
+
+def dry_run(
+    train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: Mesh
+) -> str:
+    """Every parameter's shape, the batch, and the memory that a step takes on each device.
+
+    Compiles the step and runs nothing.
+    """
+    replicated = NamedSharding(mesh, P())
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), jax.eval_shape(init)
+    )
+    memory = train_step.lower(state, batch).compile().memory_analysis()
+    gib = 2**30
+    lines = [
+        parameter_overview.get_parameter_overview(state.params, include_stats=False),
+        parameters(state.params),
+        *(
+            f'batch{jax.tree_util.keystr(path)}: {x.dtype} {list(x.shape)}'
+            for path, x in jax.tree_util.tree_leaves_with_path(batch)
+        ),
+        f'memory a device: state and batch {memory.argument_size_in_bytes / gib:.2f} GiB, '
+        f'activations {memory.temp_size_in_bytes / gib:.2f} GiB '
+        f'(as compiled for {mesh.devices.flat[0].device_kind})',
+    ]
+    return '\n'.join(lines)
+
+
+def view_grid(
+    batch: Any, to_views: Callable[[Any], list[jax.Array]], recipe: Recipe, images: int = 16
+) -> Float[np.ndarray, 'H W 3']:
+    """The views of some images, two images a row, values in [0, 1].
+
+    Small ones are enlarged to about 64 pixels; of images that are not RGB the first channel
+    is shown.
+    """
+    replicated = NamedSharding(jax.tree.leaves(batch)[0].sharding.mesh, P())
+    first = jax.jit(
+        lambda batch: to_views(jax.tree.map(lambda x: x[:images], batch)), out_shardings=replicated
+    )(batch)
+    enlarge = max(1, 64 // recipe.size)
+    pictures = []
+    for view in first:
+        picture = np.asarray(view) * np.asarray(recipe.std) + np.asarray(recipe.mean)
+        if picture.shape[-1] != 3:
+            picture = np.repeat(picture[..., :1], 3, axis=-1)
+        picture = picture.repeat(enlarge, 1).repeat(enlarge, 2)
+        pictures.append(np.pad(picture, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=1))
+    pairs = np.pad(np.concatenate(pictures, 2), ((0, 0), (2, 2), (4, 4), (0, 0)), constant_values=1)
+    left, right = np.concatenate(pairs[0::2]), np.concatenate(pairs[1::2][: len(pairs[0::2])])
+    if len(left) > len(right):  # an odd number of images
+        right = np.pad(right, ((0, len(left) - len(right)), (0, 0), (0, 0)), constant_values=1)
+    return np.concatenate([left, right], 1).clip(0, 1)
+
+
+def table(top1: dict[str, float]) -> str:
+    """kNN top-1 by name, aligned."""
+    width = max(map(len, top1))
+    rows = [f'  {name:<{width}}  {value:.4f}' for name, value in top1.items()]
+    return '\n'.join(['kNN top-1', *rows])

@@ -1,0 +1,1 @@
+"""How a step runs: mesh, step, optimiser, checkpoints, measures, logs."""

@@ -1,0 +1,148 @@
+"""Checkpoints by Orbax: the whole state for resuming, the encoder alone for everybody else."""
+
+import json
+import pathlib
+import signal
+from types import FrameType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from ml_collections import ConfigDict
+
+from simsiam_jax import config as config_lib
+from simsiam_jax import errors
+from simsiam_jax.models import resnet
+from simsiam_jax.training.step import TrainState
+
+FOLDER = 'checkpoints'
+
+
+def encoder_variables(state: TrainState) -> dict[str, Any]:
+    """The backbone's {'params', 'batch_stats'}."""
+    return {
+        'params': state.params['backbone'],
+        'batch_stats': state.batch_stats['backbone'],
+    }
+
+
+class Checkpoints:
+    """The checkpoints of a run: WORKDIR/checkpoints/STEP/{state,encoder,meta}.
+
+    Saving is asynchronous; close() waits for it. The configuration is kept beside them, in
+    WORKDIR/config.json.
+
+    Raises:
+      UserError: the workdir cannot be written, or holds checkpoints of another configuration.
+    """
+
+    def __init__(self, workdir: str, config: ConfigDict):
+        self._config = json.loads(json.dumps(config.to_dict()))
+        folder = epath.Path(workdir).absolute()
+        try:
+            self._manager = ocp.CheckpointManager(
+                folder / FOLDER,
+                options=ocp.CheckpointManagerOptions(max_to_keep=config.checkpoint.keep),
+            )
+            path = folder / 'config.json'
+            if self.latest_step and path.exists():
+                changed = config_lib.changed(self._config, json.loads(path.read_text()))
+                if changed:
+                    raise errors.UserError(
+                        f'{workdir} holds a run of another configuration: {", ".join(changed)}; '
+                        'take these back or give another --workdir'
+                    )
+            if jax.process_index() == 0:
+                path.write_text(json.dumps(self._config, indent=2) + '\n')
+        except OSError as error:
+            raise errors.UserError(
+                f'workdir {workdir} cannot be written: {error.strerror}; give another --workdir'
+            ) from error
+
+    @property
+    def latest_step(self) -> int:
+        """0 where there is no checkpoint."""
+        return self._manager.latest_step() or 0
+
+    def save(self, state: TrainState) -> None:
+        """Saves the state under its step, unless it is there already."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                encoder=ocp.args.StandardSave(encoder_variables(state)),
+                meta=ocp.args.JsonSave({'step': step, 'config': self._config}),
+            ),
+            force=True,
+        )
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The latest state, of the shapes and on the devices of `state`."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(self.latest_step, args=args)['state']
+
+    def preempted(self, step: int) -> bool:
+        """Whether the scheduler of a multi-process run asked all processes to save now."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+class Sigterm:
+    """Within this context SIGTERM sets `received` instead of ending the process."""
+
+    received = False
+
+    def __enter__(self) -> 'Sigterm':
+        self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+
+def load_encoder(
+    workdir: str | pathlib.Path, step: int | None = None
+) -> tuple[resnet.ResNet, dict[str, Any]]:
+    """The trained backbone of a run, on whatever device there is.
+
+        module, variables = load_encoder('runs/quickstart')
+        features = module.apply(variables, images)  # [B, D] of normalised images [B, H, W, C]
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint; None: the latest.
+
+    Returns:
+      The module, and its {'params', 'batch_stats'} as float32.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
+    folder = epath.Path(workdir).absolute() / FOLDER
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    if not steps or (step is not None and step not in steps):
+        found = f'steps {", ".join(map(str, sorted(steps)))}' if steps else 'none'
+        wanted = 'a checkpoint' if step is None else f'step {step}'
+        raise errors.UserError(
+            f'{wanted} was expected in {folder}, there is: {found}; give the workdir of a '
+            'pre-training run'
+        )
+    item = folder / str(max(steps) if step is None else step)
+    config = json.loads((item / 'meta' / 'metadata').read_text())['config']
+    backbone = resnet.make(**config['model'])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        resnet.abstract_variables(backbone, config['data']['channels']),
+    )
+    return backbone, ocp.StandardCheckpointer().restore(item / 'encoder', abstract)

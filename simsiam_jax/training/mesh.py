@@ -1,0 +1,69 @@
+"""The one data axis, and arrays over it."""
+
+import collections
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from simsiam_jax import errors
+
+DATA = 'data'
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices of all processes, or of those given, along DATA."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
+    """Raises UserError unless every device gets the same, non-empty share of the batch."""
+    if batch_size < 1 or batch_size % mesh.size:
+        lower = batch_size // mesh.size * mesh.size
+        fits = f'{lower} or {lower + mesh.size}' if lower else f'{mesh.size}'
+        raise errors.UserError(
+            f'{key} is {batch_size}, which does not divide over {mesh.size} devices; use {fits}'
+        )
+
+
+def process_slice(batch_size: int) -> slice:
+    """This process's part of a global batch: the parts of all processes concatenate to it."""
+    local = batch_size // jax.process_count()
+    return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+
+
+def shard(batch: Any, mesh: Mesh) -> Any:
+    """Global arrays over DATA from this process's slices (leaves [B / processes, ...])."""
+    sharding = NamedSharding(mesh, P(DATA))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The tree on every device, in buffers of its own (a donated copy leaves `tree` whole)."""
+    sharding = NamedSharding(mesh, P())
+    if jax.process_count() > 1:
+        tree = jax.tree.map(np.asarray, tree)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+    return jax.device_put(tree, sharding, may_alias=False)
+
+
+def shard_global(tree: Any, mesh: Mesh) -> Any:
+    """Global arrays over DATA from leaves that every process has whole."""
+    sharding = NamedSharding(mesh, P(DATA))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree
+    )
+
+
+def prefetch(batches: Iterable[Any], mesh: Mesh, depth: int = 2) -> Iterator[Any]:
+    """Sharded batches, `depth` of them on their way to the devices while one is used."""
+    arriving = (shard(batch, mesh) for batch in batches)
+    queue = collections.deque(itertools.islice(arriving, depth))
+    while queue:
+        yield queue.popleft()
+        queue.extend(itertools.islice(arriving, 1))

@@ -1,0 +1,136 @@
+"""Where measurements go: the terminal, metrics.jsonl, TensorBoard."""
+
+import contextlib
+import datetime
+import json
+import pathlib
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+
+def say(text: str) -> None:
+    """A line on the first host's terminal."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+class Writers:
+    """Measurements into metrics.jsonl and TensorBoard's events, progress to the terminal.
+
+    Every process may call it; only the first one writes.
+
+    Args:
+      workdir: of the run; exists.
+      tensorboard: whether to write events; needs clu and TensorFlow.
+      step: the run goes on from here; lines of later steps are dropped.
+    """
+
+    def __init__(self, workdir: str, *, tensorboard: bool, step: int):
+        self._folder = pathlib.Path(workdir)
+        self._events: Any = None
+        self._first = jax.process_index() == 0
+        if not self._first:
+            return
+        path = self._folder / 'metrics.jsonl'
+        kept = path.read_text().splitlines() if path.exists() else []
+        path.write_text(''.join(line + '\n' for line in kept if _is_up_to(line, step)))
+        if tensorboard:
+            try:
+                from clu import metric_writers
+            except ModuleNotFoundError as error:
+                say(f'no TensorBoard: {error.name} is not installed')
+            else:
+                self._events = metric_writers.SummaryWriter(workdir)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, one point of each curve."""
+        if self._first:
+            rounded = {key: float(f'{value:.7g}') for key, value in values.items()}
+            with (self._folder / 'metrics.jsonl').open('a') as lines:
+                lines.write(json.dumps({'step': step} | rounded) + '\n')
+        if self._events:
+            self._events.write_scalars(step, values)
+            self._events.flush()
+
+    def training(
+        self, step: int, metrics: dict[str, Any], clock: 'Clock', batch_size: int
+    ) -> None:
+        """The metrics of a step, with the rate since the last call, and a line of progress."""
+        values = {key: float(value) for key, value in jax.device_get(metrics).items()}
+        rate, wait = clock.lap(step)
+        values |= {'images_per_second': rate * batch_size, 'data_wait': wait}
+        self.scalars(step, {f'train/{key}': value for key, value in values.items()})
+        say(
+            f'step {step}/{clock.last}  loss {values["loss"]:.4f}  z_std {values["z_std"]:.3f}  '
+            f'lr {values["lr"]:.4g}  {values["images_per_second"]:.0f} images/s  '
+            f'data wait {wait:.0%}  left {clock.left(step)}'
+        )
+
+    def views(self, grid: Float[np.ndarray, 'H W 3']) -> None:
+        """The picture of augmented views, values in [0, 1]: views.png and TensorBoard."""
+        from PIL import Image
+
+        if self._first:
+            picture = Image.fromarray(np.round(grid * 255).astype(np.uint8))
+            picture.save(self._folder / 'views.png')
+        if self._events:
+            self._events.write_images(0, {'views': grid[None]})
+
+    def close(self) -> None:
+        if self._events:
+            self._events.close()
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)['step'] <= step
+    except ValueError:  # a line cut off by a kill
+        return False
+
+
+class Clock:
+    """Rates and time left of a run that ends at step `last`."""
+
+    def __init__(self, last: int):
+        self.last = last
+
+    def start(self, step: int) -> None:
+        """Counts from here: what came before was compilation."""
+        self._begin_step = self._lap_step = step
+        self._begin = self._lap = time.perf_counter()
+        self._waited = 0.0
+
+    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The same batches; the time until each comes counts as waiting for data."""
+        self._waited = 0.0
+        before = time.perf_counter()
+        for batch in batches:
+            self._waited += time.perf_counter() - before
+            yield batch
+            before = time.perf_counter()
+
+    @contextlib.contextmanager
+    def pause(self, state: Any) -> Iterator[None]:
+        """What happens within, once `state` is computed, does not count in the rate."""
+        jax.block_until_ready(state)
+        before = time.perf_counter()
+        yield
+        self._lap += time.perf_counter() - before
+
+    def lap(self, step: int) -> tuple[float, float]:
+        """(steps a second, share of the time spent waiting for data) since the last lap."""
+        now = time.perf_counter()
+        seconds = max(now - self._lap, 1e-9)
+        rate, wait = (step - self._lap_step) / seconds, min(self._waited / seconds, 1.0)
+        self._lap, self._lap_step, self._waited = now, step, 0.0
+        return rate, wait
+
+    def left(self, step: int) -> str:
+        """Time left, h:mm:ss, at the pace of the run so far, evaluations included."""
+        pace = (time.perf_counter() - self._begin) / max(step - self._begin_step, 1)
+        return str(datetime.timedelta(seconds=round(pace * (self.last - step))))
