@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.augment.saturation = config.augment.hue = config.augment.gray = 0.0
     config.augment.blur = 0.0
     config.augment.flip = 0.0  # a mirrored digit is another sign
-    config.augment.mean = (0.3,)
+    config.augment.mean = (0.0,)  # the background stays 0, as the padding is
     config.augment.std = (0.38,)
 
     config.model.name = 'resnet18'

@@ -3,36 +3,35 @@
 python -m simsiam_jax.main --config=configs/imagenet.py --workdir=DIR [--config.key=value ...]
 """
 
-import logging
 import os
 import pathlib
 import sys
+from typing import Any
 
-from absl import app, flags
+import jax
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from simsiam_jax import errors
+from simsiam_jax.tasks import pretrain
+
+TASKS = {'pretrain': pretrain.run}
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints and logs go.')
+_WORKDIR: Any = flags.DEFINE_string('workdir', None, 'Where checkpoints and logs go.')
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; overrides are --config.KEY=VALUE')
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-    import jax
-
-    from simsiam_jax.tasks import pretrain
-
-    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
-    if not jax.config.jax_compilation_cache_dir:
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    logging.set_verbosity(logging.WARNING)
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
         jax.config.update('jax_compilation_cache_dir', str(cache / 'simsiam_jax'))
-    logging.getLogger('absl').setLevel(logging.WARNING)
-    tasks = {'pretrain': pretrain.run}
     try:
-        errors.check_choice('config.task', _CONFIG.value.task, tasks)
-        tasks[_CONFIG.value.task](_CONFIG.value, _WORKDIR.value)
+        errors.check_choice('config.task', config.task, TASKS)
+        TASKS[config.task](config, workdir)
     except errors.UserError as error:
         sys.exit(f'error: {error}')
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
 
 from simsiam_jax.data import ops
@@ -31,13 +32,13 @@ def augment(
 
 
 def centre(
-    images: UInt8[Array, 'B H W C'], size: int, resize: int
+    images: UInt8[Array | np.ndarray, 'B H W C'], size: int, resize: int
 ) -> Float[Array, 'B S S C']:
     """The centre crop of `size` after the shorter side became `resize`; values in [0, 1].
 
     `resize` 0 leaves the images as they are.
     """
-    x = images.astype(jnp.float32) / 255
+    x = jnp.asarray(images, jnp.float32) / 255
     if not resize:
         return x
     height, width = x.shape[1:3]
@@ -55,7 +56,7 @@ def _view(image: UInt8[Array, 'H W C'], params: dict[str, Array], *, recipe: Rec
     x = image.astype(jnp.float32) / 255
     if recipe.rotation:
         x = rotate(x, params['angle'])
-    height, width, channels = x.shape
+    height, width, _ = x.shape
     box = crop_box(params, float(height), float(width), recipe.crop_ratio, jnp)
     x = crop_resize(x, box, recipe.size)
     if recipe.jitter:
@@ -74,15 +75,11 @@ def rotate(x: Image, angle: Float[Array, '']) -> Image:
     dy, dx = jnp.arange(height)[:, None] - y0, jnp.arange(width)[None] - x0
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     coordinates = [y0 + cos * dy - sin * dx, x0 + sin * dy + cos * dx]
-    sampled = functools.partial(
-        jax.scipy.ndimage.map_coordinates, coordinates=coordinates, order=1
-    )
+    sampled = functools.partial(jax.scipy.ndimage.map_coordinates, coordinates=coordinates, order=1)
     return jax.vmap(sampled, in_axes=-1, out_axes=-1)(x)
 
 
-def resize_weights(
-    start: Any, length: Any, size: int, pixels: int
-) -> Float[Array, 'size pixels']:
+def resize_weights(start: Any, length: Any, size: int, pixels: int) -> Float[Array, 'size pixels']:
     """Rows that resize pixels [start, start + length) to `size` ones.
 
     Bilinear, antialiased where it shrinks, as PIL and torchvision do: a triangle of half-width
@@ -97,9 +94,7 @@ def resize_weights(
     return weights / weights.sum(1, keepdims=True)
 
 
-def crop_resize(
-    x: Image, box: tuple[Any, Any, Any, Any], size: int
-) -> Float[Array, 'size size C']:
+def crop_resize(x: Image, box: tuple[Any, Any, Any, Any], size: int) -> Float[Array, 'size size C']:
     """The crop (top, left, height, width), resized, as one product along each axis."""
     top, left, height, width = box
     rows = resize_weights(top, height, size, x.shape[0])
@@ -131,8 +126,9 @@ def blur(x: Image, sigma: Float[Array, '']) -> Image:
     for axis in (0, 1):
         pad = [(BLUR_RADIUS, BLUR_RADIUS) if a == axis else (0, 0) for a in range(3)]
         padded = jnp.pad(x, pad, mode='reflect')
-        x = sum(
+        shifted = (
             kernel[i] * jax.lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis)
             for i in range(len(taps))
         )
+        x = functools.reduce(jnp.add, shifted)
     return x

@@ -6,24 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from simsiam_jax import errors
+from simsiam_jax import errors, tensorflow
 from simsiam_jax.data import device, ops
 from simsiam_jax.data.order import Order
-from simsiam_jax.data.recipe import BLUR_RADIUS, Recipe, crop_box, sample
+from simsiam_jax.data.recipe import BLUR_RADIUS, Recipe, crop_box, plan, sample
 from simsiam_jax.data.sources import Source
-
-
-def _tensorflow() -> Any:
-    try:
-        import tensorflow as tf
-    except ModuleNotFoundError as error:
-        raise errors.UserError(
-            'reading image files needs TensorFlow, which is not installed; pip install tensorflow'
-        ) from error
-    # The accelerators belong to JAX: TensorFlow would take their memory.
-    tf.config.set_visible_devices([], 'GPU')
-    tf.config.set_visible_devices([], 'TPU')
-    return tf
 
 
 def to_views(batch: Sequence[Any], recipes: Sequence[Recipe]) -> list[Any]:
@@ -49,15 +36,12 @@ def train_batches(
     Raises:
       UserError: an image cannot be read or decoded; it is named.
     """
-    tf = _tensorflow()
+    tf = tensorflow.load()
 
-    def images() -> Iterator[tuple[int, list[dict[str, np.ndarray]]]]:
+    def images() -> Iterator[Any]:
         for step in range(start, stop):
-            views = [
-                {k: v[local] for k, v in sample(recipe, order.rng(step, i), order.batch_size).items()}
-                for i, recipe in enumerate(recipes)
-            ]
-            for b, index in enumerate(order.indices(step)[local]):
+            indices, views = plan(order, recipes, step, local)
+            for b, index in enumerate(indices):
                 yield index, tuple({k: v[b] for k, v in view.items()} for view in views)
 
     def spec(recipe: Recipe) -> dict[str, Any]:
@@ -88,16 +72,14 @@ def eval_batches(
       size: side of the crop.
       resize: the shorter side before the crop; 0: images have the crop's size already.
     """
-    tf = _tensorflow()
+    tf = tensorflow.load()
     batches = math.ceil(len(source) / batch_size)
 
     def prepare(index: Any) -> Any:
         image, label = _read(tf, source, tf.minimum(index, len(source) - 1), channels)
         if resize:
             shape = tf.cast(tf.shape(image)[:2], tf.int64)
-            image = tf.image.resize(
-                image, resize * shape // tf.reduce_min(shape), antialias=True
-            )
+            image = tf.image.resize(image, resize * shape // tf.reduce_min(shape), antialias=True)
             # Python's and TensorFlow's round agree: half to even, as torchvision's.
             corner = tf.cast(tf.round((tf.shape(image)[:2] - size) / 2), tf.int32)
             image = image[corner[0] : corner[0] + size, corner[1] : corner[1] + size]
@@ -109,9 +91,7 @@ def eval_batches(
         for batch in range(batches):
             yield from range(batch * batch_size, (batch + 1) * batch_size)[local]
 
-    data = tf.data.Dataset.from_generator(
-        positions, output_signature=tf.TensorSpec((), tf.int64)
-    )
+    data = tf.data.Dataset.from_generator(positions, output_signature=tf.TensorSpec((), tf.int64))
     data = data.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     data = data.batch(local.stop - local.start).prefetch(2)
     starts = iter(range(0, batches * batch_size, batch_size))
@@ -124,7 +104,7 @@ def eval_batches(
 
 def _checked(
     tf: Any, data: Any, source: Source, next_indices: Callable[[], np.ndarray], channels: int
-) -> Iterator[tuple[np.ndarray, ...]]:
+) -> Iterator[Any]:
     """The batches of `data`; where one fails, the image at fault is looked up and named.
 
     `next_indices` gives the images of one batch after the other.

@@ -2,13 +2,15 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Int
 
 from simsiam_jax import errors
+from simsiam_jax.data.order import Order
 
 _TRIES = 10
 
@@ -122,6 +124,17 @@ def sample(recipe: Recipe, rng: np.random.Generator, n: int) -> dict[str, np.nda
     }
 
 
+def plan(
+    order: Order, recipes: Sequence[Recipe], step: int, local: slice
+) -> tuple[Int[np.ndarray, 'B'], list[dict[str, np.ndarray]]]:
+    """The part `local` of a step's batch: indices of the images, and parameters of each view."""
+    views = [
+        sample(recipe, order.rng(step, view), order.batch_size)
+        for view, recipe in enumerate(recipes)
+    ]
+    return order.indices(step)[local], [{k: v[local] for k, v in p.items()} for p in views]
+
+
 def crop_box(
     params: dict[str, Any],
     height: Any,
@@ -139,7 +152,7 @@ def crop_box(
       ratio_range: the recipe's crop_ratio.
       xp: numpy, jax.numpy or tensorflow, whose arrays these are; the boxes are theirs.
     """
-    area: Shaped[Any, '10'] = params['area'] * (height * width)
+    area = params['area'] * (height * width)
     tries_h = xp.round(xp.sqrt(area / params['ratio']))
     tries_w = xp.round(xp.sqrt(area * params['ratio']))
     fits = (tries_h > 0) & (tries_h <= height) & (tries_w > 0) & (tries_w <= width)
@@ -148,7 +161,7 @@ def crop_box(
     low, high = ratio_range
     crop_h = xp.where(found, tries_h[first], xp.minimum(height, xp.round(width / low)))
     crop_w = xp.where(found, tries_w[first], xp.minimum(width, xp.round(height * high)))
-    place: Float[Any, '2'] = xp.where(found, params['position'], 0.5)
+    place = xp.where(found, params['position'], 0.5)
     ends = xp.where(found, 1.0, 0.0)  # a try may start at either end of its slack
 
     def start(position: Any, slack: Any) -> Any:

@@ -10,7 +10,7 @@ from jaxtyping import Array, UInt8
 from simsiam_jax import errors
 from simsiam_jax.data import device
 from simsiam_jax.data.order import Order
-from simsiam_jax.data.recipe import Recipe, sample
+from simsiam_jax.data.recipe import Recipe, plan
 from simsiam_jax.data.sources import ArraySource
 
 
@@ -19,12 +19,8 @@ def train_batches(
 ) -> Iterator[dict[str, Any]]:
     """This process's share of the batches of steps [start, stop): indices and parameters."""
     for step in range(start, stop):
-        views = [
-            sample(recipe, order.rng(step, view), order.batch_size)
-            for view, recipe in enumerate(recipes)
-        ]
-        batch = {'index': order.indices(step), 'views': views}
-        yield jax.tree.map(lambda x: x[local], batch)
+        indices, views = plan(order, recipes, step, local)
+        yield {'index': indices, 'views': views}
 
 
 def eval_batches(

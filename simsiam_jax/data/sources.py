@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from simsiam_jax import errors
+from simsiam_jax import errors, tensorflow
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif')
 
@@ -149,6 +149,7 @@ def _tfds(spec: str, data_dir: str) -> TfdsSource:
     name, _, split = spec.rpartition('/')
     if not name:
         raise errors.UserError(f'source is tfds:{spec!r}; expected tfds:NAME/SPLIT')
+    tensorflow.load()
     import tensorflow_datasets as tfds
 
     try:
@@ -167,7 +168,6 @@ def _tfds(spec: str, data_dir: str) -> TfdsSource:
             f'TFDS could not prepare {name!r} in {builder.data_dir}: {str(error).splitlines()[0]}'
         ) from error
     features = builder.info.features
-    image = features['image']
     decoders = {'image': tfds.decode.SkipDecoding()}
     data = builder.as_data_source(split, decoders=decoders)
     classes = tuple(features['label'].names) if 'label' in features else ()

@@ -88,9 +88,7 @@ class ResNet(nn.Module):
         return self.width * 2 ** (len(self.stages) - 1) * self.block.expansion
 
     @nn.compact
-    def __call__(
-        self, x: Num[Array, 'B H W C'], train: bool = False
-    ) -> Float[Array, 'B D']:
+    def __call__(self, x: Num[Array, 'B H W C'], train: bool = False) -> Float[Array, 'B D']:
         """The feature of a batch of normalised images: mean over positions, float32."""
         norm = functools.partial(
             nn.BatchNorm,
@@ -112,9 +110,7 @@ class ResNet(nn.Module):
         for i, blocks in enumerate(self.stages):
             for j in range(blocks):
                 stride = 2 if i > 0 and j == 0 else 1
-                x = self.block(
-                    self.width * 2**i, stride, conv, norm, name=f'layer{i + 1}_{j}'
-                )(x)
+                x = self.block(self.width * 2**i, stride, conv, norm, name=f'layer{i + 1}_{j}')(x)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 

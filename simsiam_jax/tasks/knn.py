@@ -70,8 +70,9 @@ class Knn:
         mesh_lib.check_batch_size('eval.batch_size', batch_size, mesh)
         self.train, self.test, self.mesh = train, test, mesh
         self.k, self.temperature = k, temperature
-        self._images = {
+        self._images: dict[str, Any] = {
             'batch_size': batch_size,
+            'local': mesh_lib.process_slice(batch_size),
             'size': recipe.size,
             'resize': resize,
             'channels': channels,
@@ -121,11 +122,10 @@ class Knn:
         return np.concatenate(features)[:n], np.concatenate(labels)[:n]
 
     def _batches(self, source: Source | ArraySource) -> Iterator[tuple[Array, Array]]:
-        eval_batches = (
-            resident.eval_batches if isinstance(source, ArraySource) else host.eval_batches
-        )
-        local = mesh_lib.process_slice(self._images['batch_size'])
-        batches = eval_batches(source, **self._images, local=local)
+        if isinstance(source, ArraySource):
+            batches = resident.eval_batches(source, **self._images)
+        else:
+            batches = host.eval_batches(source, **self._images)
         gather = jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(self.mesh, P()))
         for images, labels in mesh_lib.prefetch(batches, self.mesh):
             yield images, gather(labels)

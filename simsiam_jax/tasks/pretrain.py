@@ -214,11 +214,7 @@ def _train(
             if leaving:
                 say(f'asked to end: step {number} is saved; the same command goes on from it')
                 raise SystemExit(143)
-            if (
-                parts.knn
-                and number < last
-                and due(parts.order.steps(config.eval.every_epochs))
-            ):
+            if parts.knn and number < last and due(parts.order.steps(config.eval.every_epochs)):
                 with clock.pause(state):
                     _evaluate(parts.knn, state, log)
     return state

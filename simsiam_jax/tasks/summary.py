@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
 from simsiam_jax.data.recipe import Recipe
-from simsiam_jax.training.mesh import DATA
 from simsiam_jax.training.step import TrainState
 
 
@@ -22,9 +21,7 @@ def parameters(params: dict[str, Any]) -> str:
     return f'{sum(counts.values()):,} parameters: {parts}'
 
 
-def dry_run(
-    train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: Mesh
-) -> str:
+def dry_run(train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: Mesh) -> str:
     """Every parameter's shape, the batch, and the memory that a step takes on each device.
 
     Compiles the step and runs nothing.

@@ -2,14 +2,18 @@
 
 from typing import Any
 
-import jax
 import optax
 
 from simsiam_jax import errors
 
 
 def cosine_schedule(
-    base: float, *, epochs: int, steps_per_epoch: int, warmup_epochs: int = 0, by_epoch: bool = False
+    base: float,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: int = 0,
+    by_epoch: bool = False,
 ) -> optax.Schedule:
     """Linear warm-up from 0, then cosine to 0 at the end of the last epoch.
 
@@ -74,8 +78,5 @@ def make(
     return tx, {'lr': schedule, 'lr_predictor': optax.constant_schedule(base)}
 
 
-def _labels(params: dict[str, Any]) -> dict[str, Any]:
-    return {
-        part: jax.tree.map(lambda _: 'constant' if part == 'predictor' else 'decayed', tree)
-        for part, tree in params.items()
-    }
+def _labels(params: dict[str, Any]) -> dict[str, str]:
+    return {part: 'constant' if part == 'predictor' else 'decayed' for part in params}

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from simsiam_jax import errors, tensorflow
+
 
 def say(text: str) -> None:
     """A line on the first host's terminal."""
@@ -41,9 +43,10 @@ class Writers:
         path.write_text(''.join(line + '\n' for line in kept if _is_up_to(line, step)))
         if tensorboard:
             try:
+                tensorflow.load()
                 from clu import metric_writers
-            except ModuleNotFoundError as error:
-                say(f'no TensorBoard: {error.name} is not installed')
+            except (errors.UserError, ModuleNotFoundError) as error:
+                say(f'no TensorBoard: {error}')
             else:
                 self._events = metric_writers.SummaryWriter(workdir)
 
@@ -57,9 +60,7 @@ class Writers:
             self._events.write_scalars(step, values)
             self._events.flush()
 
-    def training(
-        self, step: int, metrics: dict[str, Any], clock: 'Clock', batch_size: int
-    ) -> None:
+    def training(self, step: int, metrics: dict[str, Any], clock: 'Clock', batch_size: int) -> None:
         """The metrics of a step, with the rate since the last call, and a line of progress."""
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
         rate, wait = clock.lap(step)

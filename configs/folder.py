@@ -1,0 +1,33 @@
+"""SimSiam on a folder of your own images, labels not needed.
+
+The paper's recipe at batch 256, which one GPU holds, with ResNet-50 and 224 pixels. Not a setting
+of the paper: it trained on ImageNet only.
+
+    python -m simsiam_jax.main --config=configs/folder.py --workdir=DIR \
+        --config.data.source=folder:/data/images
+
+Grey-scale images: --config.data.channels=1 '--config.augment.mean=(0.5,)'
+'--config.augment.std=(0.25,)'. Few images want more epochs, small ones a smaller
+--config.augment.size and --config.model.stem=cifar. With labelled folders (one subfolder a class)
+kNN accuracy is measured along the way: --config.eval.train=folder:/data/labelled/train
+--config.eval.test=folder:/data/labelled/test.
+"""
+
+from ml_collections import ConfigDict
+
+from simsiam_jax import config as config_lib
+
+
+def get_config() -> ConfigDict:
+    config = config_lib.default()
+    config.batch_size = 256
+    config.epochs = 200
+
+    config.data.source = 'folder:'
+
+    config.eval.train = ''
+    config.eval.test = ''
+    config.eval.k = 20
+
+    config.log.every_steps = 10
+    return config

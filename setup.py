@@ -1,0 +1,41 @@
+from setuptools import find_packages, setup
+
+setup(
+    name='simsiam_jax',
+    version='0.1.0',
+    description='SimSiam self-supervised pre-training in JAX and Flax',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=find_packages(include=['simsiam_jax*']),
+    package_data={'simsiam_jax': ['py.typed']},
+    install_requires=[
+        'absl-py',
+        'array_record',
+        'clu',
+        'etils[epath]',
+        'flax>=0.12',
+        'jax>=0.10.2',
+        'jaxtyping',
+        'ml-collections',
+        'numpy',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.8',
+        'pillow',
+        'scikit-learn',
+        'tensorboard',  # clu needs it and does not say so
+        'tensorflow>=2.21',
+        'tensorflow-datasets>=4.9.10',
+    ],
+    extras_require={
+        'cuda': ['jax[cuda12]'],
+        'tpu': ['jax[tpu]'],
+        'test': [
+            'beartype',
+            'importlib_resources',  # TFDS needs it to write array_record and does not say so
+            'mypy',
+            'pytest',
+            'pytest-xdist',
+            'ruff',
+        ],
+    },
+)

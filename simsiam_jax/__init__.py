@@ -1,0 +1,5 @@
+"""SimSiam self-supervised pre-training in JAX and Flax."""
+
+from simsiam_jax.training.checkpoint import load_encoder
+
+__all__ = ['load_encoder']
