@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
 
     config.augment.size = 8
     config.augment.crop_scale = (0.6, 1.0)
+    config.augment.crop_ratio = (0.9, 1.1)
     config.augment.rotation = 15.0
     config.augment.saturation = config.augment.hue = config.augment.gray = 0.0
     config.augment.blur = 0.0
@@ -33,12 +34,13 @@ def get_config() -> ConfigDict:
     config.model.stem = 'cifar'
     config.model.width_multiplier = 0.25
     config.model.stages = (1, 1, 1)
+    config.model.zero_init_residual = False  # so small a net learns better with its blocks on
     config.model.dtype = 'float32'
 
     config.method.dim = 128
     config.method.predictor_width = 32
 
-    config.optim.learning_rate = 0.4
+    config.optim.learning_rate = 0.8
     config.optim.weight_decay = 5e-4
 
     config.eval.train = 'digits/train'

@@ -1,7 +1,5 @@
 """Every key of a run, with its default: SimSiam's ImageNet baseline."""
 
-from collections.abc import Mapping
-
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
@@ -43,6 +41,7 @@ def default() -> ConfigDict:
     config.model.stem = 'imagenet'
     config.model.width_multiplier = 1.0
     config.model.stages = ()  # (): the name's own
+    config.model.zero_init_residual = True
     config.model.dtype = 'bfloat16'
 
     config.method = ConfigDict()  # methods/NAME.py
@@ -85,10 +84,6 @@ def default() -> ConfigDict:
     return config
 
 
-# Keys under these do not change what is learnt: a run may be resumed with others.
-FREE = ('dry_run', 'eval', 'checkpoint', 'log')
-
-
 def check(config: ConfigDict) -> None:
     """Raises UserError for keys that nothing reads or that are missing, by their names.
 
@@ -108,17 +103,3 @@ def _check(given: ConfigDict, known: ConfigDict, prefix: str) -> None:
             raise errors.UserError(f'key config.{prefix}{key} is missing')
         if isinstance(value, ConfigDict) and key != 'method':
             _check(given[key], value, f'{prefix}{key}.')
-
-
-def changed(given: Mapping, saved: Mapping, prefix: str = '') -> list[str]:
-    """Names, old and new values of the keys that differ, FREE ones aside."""
-    differences = []
-    for key in sorted(set(given) | set(saved)):
-        new, old = given.get(key), saved.get(key)
-        if new == old or (not prefix and key in FREE):
-            continue
-        if isinstance(new, Mapping) and isinstance(old, Mapping):
-            differences += changed(new, old, f'{prefix}{key}.')
-        else:
-            differences.append(f'{prefix}{key} ({old!r} -> {new!r})')
-    return differences

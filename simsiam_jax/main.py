@@ -36,6 +36,17 @@ def main(argv: list[str]) -> None:
         sys.exit(f'error: {error}')
 
 
-if __name__ == '__main__':
+def _parse(argv: list[str]) -> list[str]:
     flags.mark_flags_as_required(['config', 'workdir'])
-    app.run(main)
+    try:
+        rest = flags.FLAGS(argv)
+        _ = _CONFIG.value.task  # a file that cannot be loaded is only told of when it is used
+    # An unknown key is an AttributeError or KeyError of the configuration's own library.
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+        text = str(error).rpartition('UserError: ')[2].replace('\\n', ' ').replace("\\'", "'")
+        sys.exit(f'error: {" ".join(text.split())}')
+    return rest
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=_parse)

@@ -49,10 +49,12 @@ def centre(
         start = round((resized - size) / 2)
         return resize_weights(0.0, float(length), resized, length)[start : start + size]
 
-    return jnp.einsum('bhwc,yh,xw->byxc', x, weights(height), weights(width))
+    return jnp.einsum('bhwc,yh,xw->byxc', x, weights(height), weights(width), precision='highest')
 
 
-def _view(image: UInt8[Array, 'H W C'], params: dict[str, Array], *, recipe: Recipe) -> Image:
+def _view(
+    image: UInt8[Array, 'H W C'], params: dict[str, Array], *, recipe: Recipe
+) -> Float[Array, 'S S C']:
     x = image.astype(jnp.float32) / 255
     if recipe.rotation:
         x = rotate(x, params['angle'])

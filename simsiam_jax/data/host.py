@@ -1,5 +1,6 @@
 """The input pipeline in tf.data: read, decode, crop, resize, colour; uint8 out."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from simsiam_jax import errors, tensorflow
 from simsiam_jax.data import device, ops
 from simsiam_jax.data.order import Order
-from simsiam_jax.data.recipe import BLUR_RADIUS, Recipe, crop_box, plan, sample
+from simsiam_jax.data.recipe import BLUR_RADIUS, Recipe, check_resize, crop_box, plan, sample
 from simsiam_jax.data.sources import Source
 
 
@@ -37,6 +38,7 @@ def train_batches(
       UserError: an image cannot be read or decoded; it is named.
     """
     tf = tensorflow.load()
+    _check_channels(channels)
 
     def images() -> Iterator[Any]:
         for step in range(start, stop):
@@ -57,7 +59,8 @@ def train_batches(
     data = data.map(make_views, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     data = data.batch(local.stop - local.start, drop_remainder=True).prefetch(2)
     steps = iter(range(start, stop))
-    for batch in _checked(tf, data, source, lambda: order.indices(next(steps))[local], channels):
+    examine = functools.partial(_examine, tf, source, channels=channels)
+    for batch in _checked(tf, data, lambda: order.indices(next(steps))[local], examine):
         yield list(batch)
 
 
@@ -71,14 +74,20 @@ def eval_batches(
     Args:
       size: side of the crop.
       resize: the shorter side before the crop; 0: images have the crop's size already.
+
+    Raises:
+      UserError: an image cannot be read or decoded, or has another size and `resize` is 0; it
+        is named.
     """
     tf = tensorflow.load()
+    _check_channels(channels)
+    check_resize(size, resize)
     batches = math.ceil(len(source) / batch_size)
 
     def prepare(index: Any) -> Any:
         image, label = _read(tf, source, tf.minimum(index, len(source) - 1), channels)
         if resize:
-            shape = tf.cast(tf.shape(image)[:2], tf.int64)
+            shape = tf.shape(image)[:2]
             image = tf.image.resize(image, resize * shape // tf.reduce_min(shape), antialias=True)
             # Python's and TensorFlow's round agree: half to even, as torchvision's.
             corner = tf.cast(tf.round((tf.shape(image)[:2] - size) / 2), tf.int32)
@@ -99,15 +108,28 @@ def eval_batches(
     def indices() -> np.ndarray:
         return np.minimum((next(starts) + np.arange(batch_size))[local], len(source) - 1)
 
-    yield from _checked(tf, data, source, indices, channels)
+    examine = functools.partial(_examine, tf, source, channels=channels, size=0 if resize else size)
+    yield from _checked(tf, data, indices, examine)
+
+
+def _check_channels(channels: int) -> None:
+    if channels not in (1, 3, 4):
+        raise errors.UserError(
+            f'config.data.channels is {channels}; image files are read as 1 (gray), 3 (RGB) or '
+            '4 (with alpha)'
+        )
 
 
 def _checked(
-    tf: Any, data: Any, source: Source, next_indices: Callable[[], np.ndarray], channels: int
+    tf: Any,
+    data: Any,
+    next_indices: Callable[[], np.ndarray],
+    examine: Callable[[int], None],
 ) -> Iterator[Any]:
     """The batches of `data`; where one fails, the image at fault is looked up and named.
 
-    `next_indices` gives the images of one batch after the other.
+    `next_indices` gives the images of one batch after the other; `examine` raises UserError for
+    one at fault.
     """
     iterator = data.as_numpy_iterator()
     while True:
@@ -115,25 +137,34 @@ def _checked(
             batch = next(iterator)
         except StopIteration:
             return
-        except tf.errors.OpError as error:
+        except tf.errors.OpError:
             for index in next_indices():
-                try:
-                    _decode(tf, source.read(index)[0], channels)
-                except (tf.errors.OpError, OSError) as reason:
-                    line = str(getattr(reason, 'message', reason)).splitlines()[0]
-                    raise errors.UserError(
-                        f'cannot read image {source.name(index)}: {line}; '
-                        'mend it or take it out of the source'
-                    ) from error
+                examine(int(index))
             raise
         next_indices()
         yield batch
 
 
+def _examine(tf: Any, source: Source, index: int, *, channels: int, size: int = 0) -> None:
+    """Raises UserError where the image cannot be had, or is not `size` x `size`."""
+    try:
+        height, width, _ = _decode(tf, source.read(index)[0], channels).shape
+    except Exception as error:  # its batch has failed, so whatever this is, it is the reason
+        line = (str(getattr(error, 'message', error)) or type(error).__name__).splitlines()[0]
+        raise errors.UserError(
+            f'cannot read image {source.name(index)}: {line}; mend it or take it out of the source'
+        ) from error
+    if size and (height, width) != (size, size):
+        raise errors.UserError(
+            f'image {source.name(index)} is {height}x{width}, config.augment.size is {size} and '
+            'config.eval.resize 0 (no resize); set config.eval.resize'
+        )
+
+
 def _read(tf: Any, source: Source, index: Any, channels: int) -> tuple[Any, Any]:
     """A decoded image, float32 [H, W, C] in 0..255, and its label."""
     encoded, label = tf.numpy_function(
-        lambda i: _labelled(source, i), [index], (tf.string, tf.int64), stateful=False
+        lambda i: _labelled(source, int(i)), [index], (tf.string, tf.int64), stateful=False
     )
     label = tf.ensure_shape(label, ())
     return tf.cast(_decode(tf, tf.ensure_shape(encoded, ()), channels), tf.float32), label
@@ -211,9 +242,9 @@ def jitter(tf: Any, x: Any, factors: Any, order: Any) -> Any:
 
 
 def blur(tf: Any, x: Any, sigma: Any) -> Any:
-    """Gaussian blur of 13 taps, reflected at the border."""
+    """Gaussian blur of 13 taps, reflected at the border; sigma 0 leaves the image as it is."""
     taps = tf.range(-BLUR_RADIUS, BLUR_RADIUS + 1, dtype=tf.float32)
-    kernel = tf.exp(-0.5 * tf.square(taps / sigma))
+    kernel = tf.exp(-0.5 * tf.square(taps / tf.maximum(sigma, 1e-2)))
     kernel = kernel / tf.reduce_sum(kernel)
     channels = x.shape[-1]
     for axis in (0, 1):

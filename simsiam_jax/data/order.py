@@ -28,6 +28,10 @@ class Order:
     batch_size: int
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise errors.UserError(f'seed is {self.seed}; expected 0 or more')
+        if self.batch_size < 1:
+            raise errors.UserError(f'batch_size is {self.batch_size}; expected 1 or more')
         if self.batch_size > self.size:
             raise errors.UserError(
                 f'batch_size is {self.batch_size}, but the training source has only '

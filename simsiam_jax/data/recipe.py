@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -56,14 +57,22 @@ class Recipe:
                 raise errors.UserError(
                     f'augment.{key} is {getattr(self, key)}; expected a probability from 0 to 1'
                 )
-        for key in ('crop_scale', 'crop_ratio', 'blur_sigma'):
-            low, high = getattr(self, key)
-            if not 0 < low <= high:
+        for key, most in (('crop_scale', 1), ('crop_ratio', math.inf), ('blur_sigma', math.inf)):
+            pair = getattr(self, key)
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
                 raise errors.UserError(
-                    f'augment.{key} is ({low}, {high}); expected 0 < low <= high'
+                    f'augment.{key} is {pair}; expected (low, high) with 0 < low <= high'
+                    + (' <= 1' if most == 1 else '')
                 )
+        for key in ('brightness', 'contrast', 'saturation', 'rotation'):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise errors.UserError(f'augment.{key} is {getattr(self, key)}; expected 0 or more')
         if not 0 <= self.hue <= 0.5:
             raise errors.UserError(f'augment.hue is {self.hue}; expected 0 to 0.5 turns')
+        if self.size < 1:
+            raise errors.UserError(f'augment.size is {self.size}; expected 1 pixel or more')
+        if min(self.std, default=0) <= 0:
+            raise errors.UserError(f'augment.std is {self.std}; expected figures above 0')
         if self.blur and self.size <= BLUR_RADIUS:
             raise errors.UserError(
                 f'augment.size is {self.size}: too small for a blur, which reaches '
@@ -122,6 +131,15 @@ def sample(recipe: Recipe, rng: np.random.Generator, n: int) -> dict[str, np.nda
         'sigma': np.where(chance(recipe.blur), uniform(*recipe.blur_sigma), 0).astype(np.float32),
         'flip': chance(recipe.flip),
     }
+
+
+def check_resize(size: int, resize: int) -> None:
+    """Raises UserError where the centre crop of `size` is not inside images resized so."""
+    if resize and resize < size:
+        raise errors.UserError(
+            f'config.eval.resize is {resize}, below config.augment.size {size}; set it to {size} '
+            'or more, or to 0 where the images have that size already'
+        )
 
 
 def plan(

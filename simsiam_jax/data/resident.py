@@ -10,7 +10,7 @@ from jaxtyping import Array, UInt8
 from simsiam_jax import errors
 from simsiam_jax.data import device
 from simsiam_jax.data.order import Order
-from simsiam_jax.data.recipe import Recipe, plan
+from simsiam_jax.data.recipe import Recipe, check_resize, plan
 from simsiam_jax.data.sources import ArraySource
 
 
@@ -28,13 +28,16 @@ def eval_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Centre crops [B, S, S, C] in [0, 1] and labels [B] of every image, in order.
 
-    The last batch is filled up with copies of the last image. Arguments as in data.host.
+    The last batch is filled up with copies of the last image, labelled -1. Arguments as in
+    data.host.
     """
+    check_resize(size, resize)
     check_images(source, channels, 0 if resize else size)
     for start in range(0, len(source), batch_size):
-        index = np.minimum((start + np.arange(batch_size))[local], len(source) - 1)
+        position = (start + np.arange(batch_size))[local]
+        index = np.minimum(position, len(source) - 1)
         images = device.centre(source.images[index], size, resize)
-        yield np.asarray(images), source.labels[index]
+        yield np.asarray(images), np.where(position < len(source), source.labels[index], -1)
 
 
 def check_images(source: ArraySource, channels: int, size: int = 0) -> None:

@@ -1,8 +1,10 @@
 """A view's way through the network: backbone, projector, predictor."""
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Num
 
 
 @flax.struct.dataclass
@@ -10,14 +12,14 @@ class Outputs:
     """What the network makes of one view.
 
     Attributes:
-      feature: the backbone's pooled output, what is evaluated and transferred.
-      z: the projector's output.
-      p: the predictor's output, z itself where there is no predictor.
+      feature: [B, C], the backbone's pooled output, what is evaluated and transferred.
+      z: [B, D], the projector's output.
+      p: [B, D], the predictor's output, z itself where there is no predictor.
     """
 
-    feature: Float[Array, 'B C']
-    z: Float[Array, 'B D']
-    p: Float[Array, 'B D']
+    feature: Any
+    z: Any
+    p: Any
 
 
 class Network(nn.Module):

@@ -3,7 +3,7 @@ explicit symmetric padding, fan-out initialisation, and the last BN scale of eve
 block at zero (SimSiam, section 3)."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +23,7 @@ class BasicBlock(nn.Module):
     stride: int
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    last_scale: nn.initializers.Initializer
 
     expansion = 1
 
@@ -31,7 +32,7 @@ class BasicBlock(nn.Module):
         y = self.conv(self.channels, 3, self.stride, name='conv1')(x)
         y = nn.relu(self.norm(name='bn1')(y))
         y = self.conv(self.channels, 3, name='conv2')(y)
-        y = self.norm(name='bn2', scale_init=nn.initializers.zeros)(y)
+        y = self.norm(name='bn2', scale_init=self.last_scale)(y)
         return nn.relu(y + _shortcut(self, x, y))
 
 
@@ -42,6 +43,7 @@ class Bottleneck(nn.Module):
     stride: int
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    last_scale: nn.initializers.Initializer
 
     expansion = 4
 
@@ -52,7 +54,7 @@ class Bottleneck(nn.Module):
         y = self.conv(self.channels, 3, self.stride, name='conv2')(y)
         y = nn.relu(self.norm(name='bn2')(y))
         y = self.conv(self.channels * self.expansion, 1, name='conv3')(y)
-        y = self.norm(name='bn3', scale_init=nn.initializers.zeros)(y)
+        y = self.norm(name='bn3', scale_init=self.last_scale)(y)
         return nn.relu(y + _shortcut(self, x, y))
 
 
@@ -71,6 +73,7 @@ class ResNet(nn.Module):
       block: BasicBlock or Bottleneck.
       stem: 'imagenet' (7x7 stride 2, then 3x3 max-pool stride 2) or 'cifar' (3x3 stride 1).
       width: channels of the first stage; they double from stage to stage.
+      zero_init_residual: the last BN scale of every block starts at 0, its output at x.
       dtype: of the computation; parameters and BN statistics are float32 always.
       axis_name: mesh axis over which BN is synchronised in training, None for a single device.
     """
@@ -79,6 +82,7 @@ class ResNet(nn.Module):
     block: type[BasicBlock] | type[Bottleneck]
     stem: str = 'imagenet'
     width: int = 64
+    zero_init_residual: bool = True
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -99,6 +103,8 @@ class ResNet(nn.Module):
             axis_name=self.axis_name,
         )
         conv = functools.partial(_conv, dtype=self.dtype)
+        zero = self.zero_init_residual
+        last_scale = nn.initializers.zeros if zero else nn.initializers.ones
         x = x.astype(self.dtype)
         if self.stem == 'imagenet':
             x = conv(self.width, 7, 2, name='conv1')(x)
@@ -110,7 +116,9 @@ class ResNet(nn.Module):
         for i, blocks in enumerate(self.stages):
             for j in range(blocks):
                 stride = 2 if i > 0 and j == 0 else 1
-                x = self.block(self.width * 2**i, stride, conv, norm, name=f'layer{i + 1}_{j}')(x)
+                x = self.block(
+                    self.width * 2**i, stride, conv, norm, last_scale, name=f'layer{i + 1}_{j}'
+                )(x)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
@@ -141,7 +149,8 @@ def make(
     *,
     stem: str = 'imagenet',
     width_multiplier: float = 1.0,
-    stages: tuple[int, ...] = (),
+    stages: Sequence[int] = (),
+    zero_init_residual: bool = True,
     dtype: str = 'float32',
     axis_name: str | None = None,
 ) -> ResNet:
@@ -164,6 +173,7 @@ def make(
         block=block,
         stem=stem,
         width=width,
+        zero_init_residual=zero_init_residual,
         dtype=jnp.dtype(dtype),
         axis_name=axis_name,
     )

@@ -62,6 +62,11 @@ class Knn:
                     f'config.eval.{key} has no labels, which kNN needs; give a folder with one '
                     "subfolder a class, or '' for no evaluation"
                 )
+        if k < 1 or temperature <= 0:
+            raise errors.UserError(
+                f'config.eval.k is {k} and temperature {temperature}; expected k >= 1 and a '
+                'temperature above 0'
+            )
         if train.classes != test.classes:
             raise errors.UserError(
                 f'config.eval.train has {len(train.classes)} classes and config.eval.test '

@@ -60,14 +60,16 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
     config_lib.check(config)
     mesh = mesh or mesh_lib.make_mesh()
     mesh_lib.check_batch_size('batch_size', config.batch_size, mesh)
-    recipe = errors.build('augment', Recipe, config.augment).for_channels(config.data.channels)
+    recipe = errors.build('augment', Recipe, config.augment.to_dict()).for_channels(
+        config.data.channels
+    )
     method = build_method(config)
     source = sources.open_source(config.data.source, config.data.tfds_data_dir)
     order = Order(config.seed, len(source), config.batch_size)
     tx, rates = errors.build(
         'optim',
         optim.make,
-        config.optim,
+        config.optim.to_dict(),
         batch_size=config.batch_size,
         epochs=config.epochs,
         steps_per_epoch=order.steps_per_epoch,
@@ -81,7 +83,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
 
 def build_method(config: ConfigDict) -> Method:
     """The method on its backbone, BN synchronised over the data axis."""
-    backbone = errors.build('model', resnet.make, config.model, axis_name=mesh_lib.DATA)
+    backbone = errors.build('model', resnet.make, config.model.to_dict(), axis_name=mesh_lib.DATA)
     arguments = config.method.to_dict()
     name = arguments.pop('name')
     errors.check_choice('method.name', name, METHODS)
@@ -119,6 +121,11 @@ def _input(
 def _knn(config: ConfigDict, method: Method, recipe: Recipe, mesh: Mesh) -> Knn | None:
     if not config.eval.train and not config.eval.test:
         return None
+    if not config.eval.train or not config.eval.test:
+        raise errors.UserError(
+            f'config.eval.train is {config.eval.train!r} and config.eval.test '
+            f'{config.eval.test!r}; give both for kNN, or neither'
+        )
     train, test = (
         sources.open_source(spec, config.data.tfds_data_dir)
         for spec in (config.eval.train, config.eval.test)
@@ -155,14 +162,13 @@ def run(config: ConfigDict, workdir: str) -> None:
     if config.dry_run:
         say(summary.dry_run(train_step, parts.init, next(parts.batches(0, 1)), parts.mesh))
         return
-    with (
-        contextlib.closing(checkpoint.Checkpoints(workdir, config)) as checkpoints,
-        contextlib.closing(
-            writers.Writers(
-                workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step
-            )
-        ) as log,
-    ):
+    with contextlib.ExitStack() as stack:
+        checkpoints = checkpoint.Checkpoints(workdir, config.to_dict(), keep=config.checkpoint.keep)
+        stack.callback(checkpoints.close)
+        log = writers.Writers(
+            workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step
+        )
+        stack.callback(log.close)
         state = mesh_lib.replicate(parts.init(), parts.mesh)
         say(summary.parameters(state.params))
         baselines = {}

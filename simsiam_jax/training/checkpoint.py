@@ -3,20 +3,22 @@
 import json
 import pathlib
 import signal
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from ml_collections import ConfigDict
 
-from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.models import resnet
 from simsiam_jax.training.step import TrainState
 
 FOLDER = 'checkpoints'
+
+# Parts of a configuration that do not change what is learnt: a run may go on with others.
+FREE = ('dry_run', 'eval', 'checkpoint', 'log')
 
 
 def encoder_variables(state: TrainState) -> dict[str, Any]:
@@ -37,17 +39,17 @@ class Checkpoints:
       UserError: the workdir cannot be written, or holds checkpoints of another configuration.
     """
 
-    def __init__(self, workdir: str, config: ConfigDict):
-        self._config = json.loads(json.dumps(config.to_dict()))
+    def __init__(self, workdir: str, config: Mapping[str, Any], *, keep: int):
+        self._config = json.loads(json.dumps(config))  # as it comes back from a file
         folder = epath.Path(workdir).absolute()
         try:
             self._manager = ocp.CheckpointManager(
                 folder / FOLDER,
-                options=ocp.CheckpointManagerOptions(max_to_keep=config.checkpoint.keep),
+                options=ocp.CheckpointManagerOptions(max_to_keep=keep),
             )
             path = folder / 'config.json'
             if self.latest_step and path.exists():
-                changed = config_lib.changed(self._config, json.loads(path.read_text()))
+                changed = _changed(self._config, json.loads(path.read_text()))
                 if changed:
                     raise errors.UserError(
                         f'{workdir} holds a run of another configuration: {", ".join(changed)}; '
@@ -92,6 +94,20 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _changed(given: Mapping[str, Any], saved: Mapping[str, Any], prefix: str = '') -> list[str]:
+    """Names, old and new values of the keys that differ, FREE ones aside."""
+    differences = []
+    for key in sorted(set(given) | set(saved)):
+        new, old = given.get(key), saved.get(key)
+        if new == old or (not prefix and key in FREE):
+            continue
+        if isinstance(new, Mapping) and isinstance(old, Mapping):
+            differences += _changed(new, old, f'{prefix}{key}.')
+        else:
+            differences.append(f'{prefix}{key} ({old!r} -> {new!r})')
+    return differences
 
 
 class Sigterm:

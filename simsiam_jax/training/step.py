@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.models.network import Outputs
@@ -25,11 +25,12 @@ class TrainState:
     """All that training changes; randomness comes from the step, so none is kept here.
 
     Attributes:
+      step: int32, the steps taken.
       target: the momentum network's {'params', 'batch_stats'}; None where the method has none.
       memory: the method's own state.
     """
 
-    step: Int[Array, '']
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: Any

@@ -1,0 +1,383 @@
+"""The augmentation of both back ends against torchvision's figures (figures/augmentation.py)."""
+
+import functools
+import io
+import itertools
+import pathlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from simsiam_jax import errors, tensorflow
+from simsiam_jax.data import device, host, ops, recipe
+from simsiam_jax.data.order import Order
+from simsiam_jax.data.recipe import Recipe
+
+# The parameters of the figures.
+SIZE = 24
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FACTORS = (0.6, 1.4)
+SHIFTS = (-0.5, -0.1, 0.04, 0.1, 0.3)
+SIGMAS = (0.1, 0.7, 2.0)
+BOXES = ((20, 30, 24, 24), (9, 4, 50, 66), (31, 47, 13, 11), (2, 70, 57, 9), (0, 0, 60, 80))
+RESIZES = (24, 28, 31)
+ANGLES = (15.0, -40.0)
+CHAINS = (
+    ((9, 4, 40, 52), (1.3, 0.7, 1.35, -0.08), (0, 1, 2, 3), False, 0.9, True),
+    ((5, 11, 51, 43), (0.65, 1.38, 0.7, 0.1), (3, 1, 0, 2), False, 1.7, False),
+    ((17, 2, 19, 25), (1.2, 1.25, 0.8, 0.05), (2, 0, 3, 1), True, 0.4, True),
+)
+
+NEUTRAL = (1.0, 1.0, 1.0, 0.0)
+ORDER = np.arange(4, dtype=np.int32)
+RECIPE = Recipe(size=SIZE, mean=MEAN, std=STD)
+
+
+@pytest.fixture(scope='module')
+def figures() -> dict[str, np.ndarray]:
+    return dict(np.load(pathlib.Path(__file__).parent / 'figures' / 'augmentation.npz'))
+
+
+@pytest.fixture(scope='module')
+def photograph(figures) -> np.ndarray:
+    return figures['photograph'].astype(np.float32) / 255
+
+
+@pytest.fixture(scope='module')
+def part(photograph) -> np.ndarray:
+    return photograph[14:38, 24:56]
+
+
+@pytest.fixture(scope='module', params=['device', 'host'])
+def back_end(request) -> types.SimpleNamespace:
+    """jitter, gray, blur, crop, rotate of one back end, on numpy arrays."""
+    f32 = np.float32
+    if request.param == 'device':
+        jitter, blur, rotate = map(jax.jit, (device.jitter, device.blur, device.rotate))
+        crop = jax.jit(device.crop_resize, static_argnums=2)
+        return types.SimpleNamespace(
+            jitter=lambda x, factors, order=ORDER: np.asarray(jitter(x, f32(factors), order)),
+            gray=lambda x: np.asarray(ops.gray(jnp.asarray(x))),
+            blur=lambda x, sigma: np.asarray(blur(x, f32(sigma))),
+            crop=lambda x, box: np.asarray(crop(x, tuple(map(f32, box)), SIZE)),
+            rotate=lambda x, angle: np.asarray(rotate(x, f32(angle))),
+        )
+    tf = tensorflow.load()
+    return types.SimpleNamespace(
+        jitter=lambda x, factors, order=ORDER: host.jitter(
+            tf, tf.constant(x), tf.constant(factors, tf.float32), tf.constant(order)
+        ).numpy(),
+        gray=lambda x: ops.gray(tf.constant(x)).numpy(),
+        blur=lambda x, sigma: host.blur(tf, tf.constant(x), f32(sigma)).numpy(),
+        crop=lambda x, box: host.crop_resize(tf, tf.constant(x), box, SIZE).numpy(),
+        rotate=lambda x, angle: host.rotate(tf, tf.constant(x), f32(angle)).numpy(),
+    )
+
+
+class Pngs:
+    """A source of images in memory, all of one class."""
+
+    classes = ('one',)
+
+    def __init__(self, images: np.ndarray):
+        self.encoded = []
+        for image in images:
+            file = io.BytesIO()
+            PIL.Image.fromarray(image.squeeze()).save(file, 'png')
+            self.encoded.append(file.getvalue())
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        return self.encoded[index], 0
+
+    def name(self, index: int) -> str:
+        return f'png {index}'
+
+
+def close(actual, expected: np.ndarray, steps: float) -> None:
+    """Within so many steps of 1/255; what is stored is 65535ths."""
+    if expected.dtype == np.uint16:
+        expected = expected / 65535
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=steps / 255)
+
+
+@pytest.mark.parametrize('operation', ['brightness', 'contrast', 'saturation', 'hue'])
+def test_colour_operations_are_torchvisions(back_end, figures, part, operation) -> None:
+    place = ('brightness', 'contrast', 'saturation', 'hue').index(operation)
+    values = SHIFTS if operation == 'hue' else FACTORS
+    for value, expected in zip(values, figures[operation], strict=True):
+        factors = [*NEUTRAL[:place], value, *NEUTRAL[place + 1 :]]
+        close(back_end.jitter(part, factors), expected, 0.1)
+        assert np.abs(part - expected / 65535).max() > 4 / 255  # it does something
+
+
+def test_gray_is_torchvisions(back_end, figures, part) -> None:
+    close(back_end.gray(part), figures['gray'][0], 0.1)
+
+
+def test_blur_is_torchvisions(back_end, figures, part) -> None:
+    for sigma, expected in zip(SIGMAS, figures['blur'], strict=True):
+        close(back_end.blur(part, sigma), expected, 0.1)
+
+
+def test_sigma_0_leaves_the_image(back_end, part) -> None:
+    np.testing.assert_array_equal(back_end.blur(part, 0.0), part)
+
+
+def test_crop_is_torchvisions(back_end, figures, photograph) -> None:
+    for box, expected in zip(BOXES, figures['crop'], strict=True):
+        close(back_end.crop(photograph, box), expected, 0.1)
+
+
+def test_rotation_is_torchvisions_the_other_way_round(back_end, figures, part) -> None:
+    # A positive angle turns clockwise here, counter-clockwise there: the range is symmetric.
+    for angle, expected in zip(ANGLES, figures['rotate'], strict=True):
+        close(back_end.rotate(part, -np.radians(angle)), expected, 0.1)
+        turned_back = back_end.rotate(part, np.radians(angle))
+        assert np.abs(turned_back - expected / 65535).max() > 0.2
+
+
+def test_centre_crop_is_torchvisions(figures) -> None:
+    image = figures['photograph']
+    for resize, expected in zip(RESIZES, figures['centre'], strict=True):
+        close(device.centre(image[None], SIZE, resize)[0], expected, 0.1)
+        batches = host.eval_batches(
+            Pngs(image[None]),
+            batch_size=1,
+            channels=3,
+            size=SIZE,
+            resize=resize,
+            local=slice(0, 1),
+        )
+        ((images, _),) = batches
+        close(images[0] / 255, expected, 0.6)  # half a step is the rounding to uint8
+
+
+def crop_parameters(box: tuple[int, ...], height: int, width: int) -> dict[str, np.ndarray]:
+    """What makes recipe.crop_box choose this box."""
+    top, left, h, w = box
+    place = (top + 0.5) / (height - h + 1), (left + 0.5) / (width - w + 1)
+    return {
+        'area': np.full(10, h * w / (height * width), np.float32),
+        'ratio': np.full(10, w / h, np.float32),
+        'position': np.array(place, np.float32),
+    }
+
+
+def test_whole_chain_is_torchvisions(monkeypatch, figures) -> None:
+    image = figures['photograph']
+    cases = [
+        {
+            **crop_parameters(box, *image.shape[:2]),
+            'angle': np.float32(0),
+            'factors': np.array(factors, np.float32),
+            'order': np.array(order, np.int32),
+            'gray': np.bool_(gray),
+            'sigma': np.float32(sigma),
+            'flip': np.bool_(flip),
+        }
+        for box, factors, order, gray, sigma, flip in CHAINS
+    ]
+    params = jax.tree.map(lambda *leaves: np.stack(leaves), *cases)
+    expected = figures['chain']
+    images = np.stack([image] * len(cases))
+
+    views = jax.jit(functools.partial(device.augment, recipe=RECIPE))(images, params)
+    close((views - expected) * STD, np.zeros_like(expected), 0.1)
+
+    indices = np.arange(len(cases))
+    monkeypatch.setattr(host, 'plan', lambda *_: (indices, [params]))
+    (batch,) = host.train_batches(
+        Pngs(images),
+        Order(0, len(cases), len(cases)),
+        (RECIPE,),
+        channels=3,
+        start=0,
+        stop=1,
+        local=slice(0, len(cases)),
+    )
+    (views,) = host.to_views(jax.tree.map(jnp.asarray, batch), (RECIPE,))
+    close((views - expected) * STD, np.zeros_like(expected), 0.6)  # half a step: uint8
+
+
+@pytest.mark.parametrize('channels', [3, 1])
+def test_back_ends_agree_on_a_run(figures, channels) -> None:
+    corners = itertools.product(range(0, 20, 5), range(0, 20, 5))
+    images = np.stack([figures['photograph'][y : y + 44, x : x + 60] for y, x in corners])
+    images = images[..., :channels]
+    flat = (0.4,)
+    views = [
+        Recipe(size=SIZE, rotation=20.0, gray=0.4, blur=0.7, mean=flat, std=flat),
+        Recipe(size=18, crop_scale=(0.05, 0.3), jitter=1.0, hue=0.5, mean=flat, std=flat),
+    ]
+    views = [view.for_channels(channels) for view in views]
+    order = Order(3, len(images), 8)
+    local = slice(0, 8)
+    batches = host.train_batches(
+        Pngs(images), order, views, channels=channels, start=0, stop=2, local=local
+    )
+    augment = [jax.jit(functools.partial(device.augment, recipe=view)) for view in views]
+    for step, batch in enumerate(batches):
+        indices, params = recipe.plan(order, views, step, local)
+        normalised = host.to_views(jax.tree.map(jnp.asarray, batch), views)
+        for ours, theirs, p in zip(augment, normalised, params, strict=True):
+            # Half a step is the host's rounding to uint8.
+            np.testing.assert_allclose(
+                ours(images[indices], p) * flat, theirs * flat, rtol=0, atol=0.6 / 255
+            )
+
+
+def test_5_channels(back_end, photograph) -> None:
+    five = photograph[..., [0, 1, 2, 0, 1]]
+    plain = Recipe(mean=(0.5,), std=(0.5,)).for_channels(5)
+    assert (plain.saturation, plain.hue, plain.gray) == (0, 0, 0)
+    np.testing.assert_array_equal(back_end.jitter(five, (1.0, 1.0, 0.5, 0.2)), five)
+    np.testing.assert_array_equal(back_end.gray(five), five)
+    bright = back_end.jitter(five, (1.5, 1.0, 1.0, 0.0))
+    np.testing.assert_allclose(bright, np.minimum(1.5 * five, 1), rtol=0, atol=1e-6)
+    contrast = back_end.jitter(five, (1.0, 0.5, 1.0, 0.0))
+    np.testing.assert_allclose(contrast, 0.5 * five + 0.5 * five.mean(), rtol=0, atol=1e-5)
+    for operation in (
+        lambda x: back_end.blur(x, 1.0),
+        lambda x: back_end.crop(x, BOXES[1]),
+        lambda x: back_end.rotate(x, 0.3),
+    ):
+        np.testing.assert_allclose(
+            operation(five)[..., :3], operation(photograph), rtol=0, atol=1e-6
+        )
+
+
+def test_1_channel_drops_the_colours(caplog) -> None:
+    one = Recipe(mean=(0.5,), std=(0.5,)).for_channels(1)
+    assert (one.saturation, one.hue, one.gray) == (0, 0, 0)
+    assert (one.brightness, one.contrast, one.blur) == (0.4, 0.4, 0.5)
+    assert 'saturation, hue and gray drop out' in caplog.text
+    assert Recipe().for_channels(3) == Recipe()
+
+
+def crop_boxes(shape: tuple[int, int], params: dict[str, np.ndarray]) -> np.ndarray:
+    height, width = map(float, shape)
+    ratio = Recipe().crop_ratio
+    boxes = jax.vmap(lambda p: recipe.crop_box(p, height, width, ratio, jnp))(params)
+    return np.array(boxes)
+
+
+@pytest.mark.parametrize('shape', [(375, 500), (120, 600), (600, 60)])
+def test_crops_are_distributed_as_torchvisions(figures, shape) -> None:
+    height, width = shape
+    n = 40_000
+    params = recipe.sample(Recipe(), np.random.default_rng(0), n)
+    top, left, h, w = crop_boxes(shape, {k: params[k] for k in ('area', 'ratio', 'position')})
+    assert (h >= 1).all()
+    assert (w >= 1).all()
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + h <= height).all()
+    assert (left + w <= width).all()
+    draws = (
+        h * w / (height * width),
+        np.log(w / h),
+        (top + 0.5) / (height - h + 1),
+        (left + 0.5) / (width - w + 1),
+    )
+    levels = np.linspace(0.05, 0.95, 19)
+    bound = 1.95 * np.sqrt(2 / n)  # Kolmogorov-Smirnov at 0.001; both have n draws
+    for drawn, quantiles in zip(draws, figures[f'quantiles_{height}x{width}'], strict=True):
+        # Where many draws are equal, as in the fallback, a quantile stands for a range of levels.
+        below = np.mean(drawn[:, None] < quantiles - 1e-5, axis=0)
+        up_to = np.mean(drawn[:, None] < quantiles + 1e-5, axis=0)
+        assert (below - levels).max() < bound
+        assert (levels - up_to).max() < bound
+
+
+def test_crop_boxes_of_all_array_modules_are_equal() -> None:
+    tf = tensorflow.load()
+    params = recipe.sample(Recipe(), np.random.default_rng(1), 60)
+    params = {k: params[k] for k in ('area', 'ratio', 'position')}
+    for shape in ((375, 500), (120, 600), (17, 16)):
+        height, width = map(np.float32, shape)
+        boxes = crop_boxes(shape, params).T
+        for i, expected in enumerate(boxes):
+            one = {k: v[i] for k, v in params.items()}
+            for xp, case in ((np, one), (tf, {k: tf.constant(v) for k, v in one.items()})):
+                box = recipe.crop_box(case, height, width, Recipe().crop_ratio, xp)
+                np.testing.assert_array_equal(box, expected)
+
+
+def test_probabilities_and_ranges_of_a_sample() -> None:
+    n = 24_000
+    made = Recipe(jitter=0.7, gray=0.2, blur=0.45, flip=0.3, rotation=10.0)
+    params = recipe.sample(made, np.random.default_rng(0), n)
+    jittered = (params['factors'] != NEUTRAL).any(1)
+    happened = {
+        'jitter': jittered,
+        'gray': params['gray'],
+        'blur': params['sigma'] > 0,
+        'flip': params['flip'],
+    }
+    for key, flags in happened.items():
+        p = getattr(made, key)
+        assert abs(flags.mean() - p) < 4 * np.sqrt(p * (1 - p) / n), key
+    flags = np.stack(list(happened.values())).astype(float)
+    assert np.abs(np.corrcoef(flags) - np.eye(4)).max() < 4 / np.sqrt(n)
+
+    def is_uniform(values: np.ndarray, low: float, high: float) -> None:
+        values = np.sort(values)
+        levels = (np.arange(len(values)) + 0.5) / len(values)
+        gap = np.abs((values - low) / (high - low) - levels).max()
+        assert gap < 1.95 / np.sqrt(len(values))
+
+    for i, x in enumerate((made.brightness, made.contrast, made.saturation)):
+        is_uniform(params['factors'][jittered, i], 1 - x, 1 + x)
+    is_uniform(params['factors'][jittered, 3], -made.hue, made.hue)
+    is_uniform(params['sigma'][happened['blur']], *made.blur_sigma)
+    is_uniform(np.degrees(params['angle']), -10, 10)
+
+    _, counts = np.unique(params['order'], axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert (np.square(counts - n / 24) / (n / 24)).sum() < 49.7  # chi-square, 23, at 0.001
+
+
+def test_a_strength_above_1_stops_at_factor_0() -> None:
+    params = recipe.sample(Recipe(jitter=1.0, brightness=1.5), np.random.default_rng(0), 2000)
+    brightness = params['factors'][:, 0]
+    assert 0 <= brightness.min() < 0.01
+    assert 2.49 < brightness.max() < 2.5
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        {'size': 0, 'blur': 0.0},
+        {'size': 6},
+        {'crop_scale': (0.0, 1.0)},
+        {'crop_scale': (0.5, 0.2)},
+        {'crop_scale': (0.5, 1.5)},
+        {'crop_ratio': (-1.0, 1.0)},
+        {'blur_sigma': (0.0, 2.0)},
+        {'rotation': -5.0},
+        {'jitter': 1.1},
+        {'gray': -0.1},
+        {'blur': float('nan')},
+        {'flip': 2.0},
+        {'brightness': -0.4},
+        {'contrast': float('inf')},
+        {'saturation': -0.1},
+        {'hue': 0.6},
+        {'std': (0.2, 0.0, 0.2)},
+    ],
+)
+def test_a_value_out_of_range_is_named(wrong) -> None:
+    with pytest.raises(errors.UserError, match=rf'^augment\.{next(iter(wrong))} is '):
+        Recipe(**wrong)
+
+
+def test_mean_and_std_must_fit_the_channels() -> None:
+    with pytest.raises(errors.UserError, match=r'augment\.mean has 3 figures .* give 1 or 5'):
+        Recipe().for_channels(5)

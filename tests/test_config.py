@@ -1,0 +1,124 @@
+"""Configurations: all build and step in the abstract; wrong ones fail by name, in one line."""
+
+import importlib.util
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from simsiam_jax import config as config_lib
+from simsiam_jax import errors
+from simsiam_jax.data import sources
+from simsiam_jax.tasks import pretrain
+from simsiam_jax.training import step
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+VARIANTS = ['imagenet', 'imagenet:200ep', 'cifar10', 'folder', 'quickstart']
+
+
+def load(name: str):
+    file, _, variant = name.partition(':')
+    spec = importlib.util.spec_from_file_location(file, CONFIGS / f'{file}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def test_every_config_is_listed_here() -> None:
+    assert {path.stem for path in CONFIGS.glob('*.py')} == {name.split(':')[0] for name in VARIANTS}
+
+
+@pytest.fixture
+def _no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources that are not on this machine, as labelled files that are never read."""
+
+    real = sources.open_source
+
+    def unread(spec: str, data_dir: str = ''):
+        if spec.startswith('digits'):
+            return real(spec)
+        return sources.FileSource([''] * 4096, [i % 2 for i in range(4096)], ('a', 'b'))
+
+    monkeypatch.setattr(sources, 'open_source', unread)
+
+
+@pytest.mark.usefixtures('_no_files')
+@pytest.mark.parametrize('name', VARIANTS)
+def test_config_builds_and_steps(name: str) -> None:
+    config = load(name)
+    parts = pretrain.build(config)
+    size, channels = parts.recipe.size, config.data.channels
+    view = jax.ShapeDtypeStruct((config.batch_size, size, size, channels), np.float32)
+    train_step = step.make_train_step(parts.method, parts.tx, parts.mesh)
+    before = jax.eval_shape(parts.init)
+    after, metrics = jax.eval_shape(train_step, before, [view, view])
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), after
+    )
+    assert {'loss', 'z_std'} <= set(metrics)
+    assert all(x.dtype == np.float32 for x in jax.tree.leaves((after.params, metrics)))
+
+
+def test_imagenet_is_the_papers_baseline() -> None:
+    config = load('imagenet')
+    assert (config.model.name, config.augment.size) == ('resnet50', 224)
+    assert (config.batch_size, config.epochs, config.optim.learning_rate) == (512, 100, 0.05)
+    assert config.optim.constant_predictor
+    assert load('imagenet:200ep').epochs == 200
+    folder = load('imagenet:400ep,folder:/data')
+    assert folder.epochs == 400
+    assert folder.data.source == folder.eval.train == 'folder:/data/train'
+    assert folder.eval.test == 'folder:/data/val'
+
+
+def test_docstrings_give_the_command_and_the_papers_figure() -> None:
+    for path in CONFIGS.glob('*.py'):
+        text = path.read_text()
+        assert f'python -m simsiam_jax.main --config=configs/{path.name}' in text
+        assert re.search(r'68\.1 %|91\.8 %|[Nn]ot (a\s+setting\s+of|from)\s+the\s+paper', text), (
+            path
+        )
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'method.stop_gradiant': True}, r'method\.stop_gradiant.*stop_gradient'),
+        ({'optim.learning_rat': 0.1}, r'optim\.learning_rat.*learning_rate'),
+        ({'lr': 0.1}, r'config\.lr'),
+        ({'method.name': 'simsaim'}, r"'simsaim'.*simsiam"),
+        ({'model.name': 'resnet51'}, r"'resnet51'.*resnet50"),
+        ({'model.stem': 'imagnet'}, r"'imagnet'.*imagenet"),
+        ({'model.dtype': 'float16'}, r"model\.dtype is 'float16'"),
+        ({'batch_size': 100}, r'batch_size is 100.*8 devices; use 96 or 104'),
+        ({'batch_size': 8000}, r'batch_size is 8000.*only 1437 images'),
+        ({'optim.warmup_epochs': 100}, r'warmup_epochs is 100.*epochs = 100'),
+        ({'augment.mean': (0.1, 0.2)}, r'augment\.mean has 2 figures.*1 channel'),
+        ({'data.channels': 3}, r'data\.channels is 3.*have 1'),
+        ({'data.source': 'folder:/no/such'}, r'/no/such does not exist'),
+        ({'eval.test': ''}, r'eval\.test'),
+        ({'eval.k': 0}, r'eval\.k is 0'),
+        ({'augment.size': 16}, r'images are 8x8.*config\.eval\.resize'),
+    ],
+)
+def test_wrong_values_say_what_to_do(change: dict, message: str) -> None:
+    config = load('quickstart')
+    with config.unlocked():
+        config.update_from_flattened_dict(change)
+
+    def start() -> None:
+        pretrain.build(config).knn.pixels()  # some is only seen at the first evaluation
+
+    with pytest.raises(errors.UserError, match=message) as caught:
+        start()
+    assert '\n' not in str(caught.value)
+
+
+def test_missing_key_is_named() -> None:
+    config = load('quickstart')
+    with config.unlocked():
+        del config.optim.momentum
+    with pytest.raises(errors.UserError, match=r'config\.optim\.momentum is missing'):
+        config_lib.check(config)

@@ -1,0 +1,55 @@
+"""Learning, measured on real images: the method works, and collapses where the paper says."""
+
+import importlib.util
+import pathlib
+
+import jax
+import pytest
+
+from simsiam_jax.tasks import pretrain
+from simsiam_jax.training import mesh as mesh_lib
+from simsiam_jax.training import step
+
+CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'quickstart.py'
+
+
+def learn(*, stop_gradient: bool, epochs: int = 30) -> dict[str, float]:
+    spec = importlib.util.spec_from_file_location('quickstart', CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.epochs = epochs
+    config.method.stop_gradient = stop_gradient
+    parts = pretrain.build(config, mesh_lib.make_mesh(jax.devices()[:1]))
+    state = mesh_lib.replicate(parts.init(), parts.mesh)
+    random = parts.knn(state)
+    train_step = step.make_train_step(parts.method, parts.tx, parts.mesh, parts.to_views)
+    lowest = 0.0
+    for batch in parts.batches(0, epochs * parts.order.steps_per_epoch):
+        state, metrics = train_step(state, batch)
+        lowest = min(lowest, float(metrics['loss']))
+    return {
+        'random': random,
+        'knn': parts.knn(state),
+        'z_std': float(metrics['z_std']),
+        'lowest': lowest,
+    }
+
+
+@pytest.fixture(scope='module')
+def healthy() -> dict[str, float]:
+    return learn(stop_gradient=True)
+
+
+def test_knn_rises_above_the_random_network(healthy: dict[str, float]) -> None:
+    assert healthy['knn'] > 0.93
+    assert healthy['knn'] > healthy['random'] + 0.1
+
+
+def test_without_stop_gradient_it_collapses(healthy: dict[str, float]) -> None:
+    collapsed = learn(stop_gradient=False)
+    assert collapsed['lowest'] < -0.98
+    assert healthy['lowest'] > -0.95
+    assert healthy['z_std'] > 0.95
+    assert collapsed['z_std'] < healthy['z_std'] - 0.1
+    assert collapsed['knn'] < healthy['knn'] - 0.02

@@ -1,0 +1,220 @@
+"""Runs as a user starts them: whole, resumed, interrupted, and with bad input."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+import simsiam_jax
+from simsiam_jax import errors
+from simsiam_jax.data import sources
+from simsiam_jax.tasks import pretrain
+from simsiam_jax.training import checkpoint
+from simsiam_jax.training import mesh as mesh_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+KEYS = {'loss', 'z_std', 'lr', 'lr_predictor', 'images_per_second', 'data_wait'}
+SHORT = [
+    '--config.epochs=4',
+    '--config.model.width_multiplier=0.125',
+    '--config.log.tensorboard=False',
+    '--config.log.every_steps=1',
+    '--config.eval.every_epochs=2',
+    '--config.checkpoint.every_epochs=1',
+]
+
+
+def start(workdir: pathlib.Path, *flags: str, config: str = 'quickstart') -> subprocess.Popen:
+    command = [sys.executable, '-m', 'simsiam_jax.main', f'--config=configs/{config}.py']
+    return subprocess.Popen(
+        [*command, f'--workdir={workdir}', *flags],
+        cwd=ROOT,
+        env=os.environ | {'XLA_FLAGS': '', 'PYTHONUNBUFFERED': '1'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(workdir: pathlib.Path, *flags: str, config: str = 'quickstart') -> tuple[int, str]:
+    process = start(workdir, *flags, config=config)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def lines(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def stored(workdir: pathlib.Path, step: int) -> list[np.ndarray]:
+    tree = ocp.StandardCheckpointer().restore(workdir / 'checkpoints' / str(step) / 'state')
+    return jax.tree.leaves(tree)
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
+    """A whole short run, and what it printed."""
+    workdir = tmp_path_factory.mktemp('straight')
+    code, output = finish(workdir, *SHORT)
+    assert code == 0, output
+    return workdir, output
+
+
+def test_a_run_shows_and_writes_what_it_does(straight: tuple[pathlib.Path, str]) -> None:
+    workdir, output = straight
+    assert 'step 44/44  loss -0.' in output
+    assert 'images/s' in output
+    assert 'left 0:00:00' in output
+    for row in ('raw pixels', 'random initialisation', 'after training'):
+        assert row in output.split('kNN top-1\n')[-1]
+    measured = lines(workdir)
+    training = [line for line in measured if 'train/loss' in line]
+    assert [line['step'] for line in training] == list(range(2, 45))
+    assert {key.removeprefix('train/') for key in training[0]} == KEYS | {'step'}
+    assert training[0]['train/lr'] == pytest.approx(0.4)
+    evaluated = {
+        line['step']: line['eval/knn_top1'] for line in measured if 'eval/knn_top1' in line
+    }
+    assert set(evaluated) == {0, 22, 44}
+    assert f'after training         {evaluated[44]:.4f}' in output
+    with Image.open(workdir / 'views.png') as views:
+        assert views.size[0] > 100
+    assert np.std(np.asarray(Image.open(workdir / 'views.png'))) > 30
+    assert json.loads((workdir / 'config.json').read_text())['epochs'] == 4
+
+
+def test_interrupted_and_resumed_runs_end_with_the_same_bytes(
+    straight: tuple[pathlib.Path, str], tmp_path: pathlib.Path
+) -> None:
+    process = start(tmp_path, *SHORT)
+    deadline = time.time() + 200
+    metrics = tmp_path / 'metrics.jsonl'
+    while time.time() < deadline and process.poll() is None:
+        if metrics.exists() and '"step": 15' in metrics.read_text():
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 143, output
+    reached = max(map(int, os.listdir(tmp_path / 'checkpoints')))
+    assert 15 <= reached < 44
+    assert f'step {reached} is saved' in output
+
+    code, output = finish(tmp_path, *SHORT)
+    assert code == 0, output
+    assert f'resuming from step {reached}' in output
+    for resumed, whole in zip(stored(tmp_path, 44), stored(straight[0], 44), strict=True):
+        assert np.asarray(resumed).tobytes() == np.asarray(whole).tobytes()
+    losses = [
+        [(line['step'], line['train/loss']) for line in lines(run) if 'train/loss' in line]
+        for run in (tmp_path, straight[0])
+    ]
+    assert losses[0] == [pair for pair in losses[1] if pair[0] != reached + 1]
+
+    code, output = finish(tmp_path, *SHORT, '--config.optim.momentum=0.8', '--config.seed=1')
+    assert code == 1
+    assert 'optim.momentum (0.9 -> 0.8), seed (0 -> 1)' in output.splitlines()[-1]
+    assert 'Traceback' not in output
+
+
+def test_load_encoder_gives_the_backbone_alone(straight: tuple[pathlib.Path, str]) -> None:
+    workdir, _ = straight
+    module, variables = simsiam_jax.load_encoder(workdir)
+    images = sources.open_source('digits/test').images[:4].astype(np.float32) / 255
+    features = module.apply(variables, images)
+    assert features.shape == (4, module.features) == (4, 32)
+    assert set(variables) == {'params', 'batch_stats'}
+    assert np.std(np.asarray(features)) > 1e-3
+    module, older = simsiam_jax.load_encoder(str(workdir), step=33)
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(older), jax.tree.leaves(variables), strict=True)
+    )
+    with pytest.raises(errors.UserError, match=r'step 7 was expected.*steps 33, 44'):
+        simsiam_jax.load_encoder(workdir, step=7)
+    with pytest.raises(errors.UserError, match='workdir of a pre-training run'):
+        simsiam_jax.load_encoder(workdir / 'nothing')
+
+
+def test_checkpoint_restores_on_other_numbers_of_devices(
+    straight: tuple[pathlib.Path, str], tmp_path: pathlib.Path
+) -> None:
+    workdir, _ = straight
+    copy = shutil.copytree(workdir, tmp_path / 'copy')
+    saved = json.loads((copy / 'config.json').read_text())
+    config = ConfigDict(saved)
+    parts = pretrain.build(config)
+    assert parts.mesh.size == 8  # one device saved it
+    checkpoints = checkpoint.Checkpoints(str(copy), saved, keep=2)
+    state = checkpoints.restore(mesh_lib.replicate(parts.init(), parts.mesh))
+    checkpoints.close()
+    for restored, whole in zip(jax.tree.leaves(state), stored(workdir, 44), strict=True):
+        assert len(restored.sharding.device_set) == 8
+        np.testing.assert_array_equal(restored, whole)
+
+
+def test_dry_run_prints_shapes_parameters_and_memory(tmp_path: pathlib.Path) -> None:
+    code, output = finish(tmp_path / 'dry', '--config.dry_run=True')
+    assert code == 0, output
+    assert 'projector/fc1/kernel' in output
+    assert "batch['image']: uint8 [128, 8, 8, 1]" in output
+    assert 'GiB' in output
+    assert not (tmp_path / 'dry').exists()
+
+
+def test_a_folder_of_images_trains_without_labels(tmp_path: pathlib.Path) -> None:
+    images = sources.open_source('digits').images[:40]
+    folder = tmp_path / 'images' / 'deep'
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(np.repeat(image, 5, axis=0).repeat(4, axis=1)[..., 0]).save(
+            folder / f'{i}.png'
+        )
+    code, output = finish(
+        tmp_path / 'run',
+        f'--config.data.source=folder:{tmp_path / "images"}',
+        '--config.batch_size=16',
+        '--config.epochs=1',
+        '--config.augment.size=16',
+        '--config.log.every_steps=1',
+        '--config.model.name=resnet18',
+        '--config.model.stages=(1, 1)',
+        '--config.model.width_multiplier=0.125',
+        '--config.method.dim=16',
+        config='folder',
+    )
+    assert code == 0, output
+    assert 'step 2/2  loss -' in output
+    assert (tmp_path / 'run' / 'checkpoints' / '2' / 'encoder').is_dir()
+    assert list((tmp_path / 'run').glob('events.out.tfevents.*'))
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--config.data.source=folder:/no/such/place'], '/no/such/place does not exist'),
+        (['--config.epoch=3'], 'epoch'),
+        (['--config.optim.learning_rat=3'], 'learning_rat'),
+        (['--config.batch_size=5000'], 'batch_size is 5000'),
+        (['--config.task=pretrian'], "'pretrian'; did you mean pretrain?"),
+        (['--workdir=/dev/null/x'], 'workdir /dev/null/x cannot be written'),
+    ],
+)
+def test_bad_input_ends_in_one_clear_line(
+    flags: list[str], message: str, tmp_path: pathlib.Path
+) -> None:
+    code, output = finish(tmp_path, *flags)
+    assert code == 1
+    assert 'Traceback' not in output
+    assert message in output.strip().splitlines()[-1]

@@ -1,0 +1,198 @@
+"""SimSiam against PyTorch: tests/figures/simsiam.py wrote the figures."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from simsiam_jax.methods import simsiam
+from simsiam_jax.models import resnet
+from simsiam_jax.training import mesh as meshes
+from simsiam_jax.training import optim, step
+
+FIGURES = pathlib.Path(__file__).parent / 'figures' / 'simsiam.npz'
+STEMS = {'resnet50': 'imagenet', 'resnet18': 'cifar'}
+STAGES = {'resnet50': (1, 2), 'resnet18': (1, 1)}
+SIZES = {'resnet50': 32, 'resnet18': 8}
+SEEDS = {'resnet50': 14, 'resnet18': 12}
+BATCH, EPOCHS, STEPS_PER_EPOCH = 8, 3, 2
+LEAVES = {'running_mean': 'mean', 'running_var': 'var', 'bias': 'bias'}
+
+
+@pytest.fixture(scope='module', params=['resnet50', 'resnet18'])
+def network(request):
+    return request.param
+
+
+@pytest.fixture(scope='module')
+def figures(network):
+    with np.load(FIGURES) as file:
+        return {name.split('/')[1]: file[name] for name in file if name.startswith(network)}
+
+
+def make_method(network, axis_name=None):
+    backbone = resnet.make(
+        network,
+        stem=STEMS[network],
+        width_multiplier=4 / 64,
+        stages=STAGES[network],
+        axis_name=axis_name,
+    )
+    return simsiam.make(backbone, dim=16, predictor_width=8)
+
+
+def make_views(network, step):
+    """As in figures/simsiam.py."""
+    size = SIZES[network]
+    raw = np.random.PCG64([SEEDS[network], step]).random_raw(2 * BATCH * size * size * 3 // 8)
+    x = raw.astype('<u8').view(np.uint8).reshape(2, BATCH, size, size, 3).astype(np.float32)
+    x = x / 128 - 1
+    return list(x + x[:, :, :1, :1])
+
+
+def to_flax(record):
+    """Flax's tree from a record of PyTorch's arrays: OIHW -> HWIO, [out, in] -> [in, out]."""
+    flat = {}
+    for name in record.dtype.names:
+        *path, leaf = name.split('.')
+        array = record[name].astype(np.float32)
+        if leaf == 'weight':
+            leaf = 'scale' if array.ndim == 1 else 'kernel'
+            array = array.transpose((2, 3, 1, 0)) if array.ndim == 4 else array.T
+        flat[*path, LEAVES.get(leaf, leaf)] = array
+    return traverse_util.unflatten_dict(flat)
+
+
+def init_stats(figures):
+    """Means 0 and variances 1, as both libraries start."""
+    flat = traverse_util.flatten_dict(to_flax(figures['statistics']))
+    start = {path: np.full_like(x, path[-1] == 'var') for path, x in flat.items()}
+    return traverse_util.unflatten_dict(start)
+
+
+def assert_close(actual, expected, name):
+    """To 1e-4 of each entry or of the array's largest.
+
+    The entries of one array are sums over the same batch, of terms about as large as the
+    largest entry: where they cancel, the rounding that is left has the size of the terms.
+    """
+    np.testing.assert_allclose(
+        actual, expected, rtol=1e-4, atol=1e-4 * np.max(np.abs(expected)), err_msg=name
+    )
+
+
+def assert_trees_close(actual, expected):
+    actual, expected = traverse_util.flatten_dict(actual), traverse_util.flatten_dict(expected)
+    assert actual.keys() == expected.keys()
+    for path, array in actual.items():
+        assert_close(array, expected[path], '/'.join(path))
+
+
+def assert_statistics_close(actual, figures, name, updates):
+    """Running statistics after so many updates from mean 0 and variance 1.
+
+    PyTorch's running variance averages unbiased variances, Flax's biased ones: over n values
+    the first are n/(n-1) times the second, the 1 at the start is the same for both.
+    """
+    counts = {tuple(n.split('.')): figures['counts'][n] for n in figures['counts'].dtype.names}
+    start = 0.9**updates
+    converted = {}
+    for (*path, leaf), x in traverse_util.flatten_dict(actual).items():
+        if leaf == 'var':
+            n = counts[tuple(path)]
+            x = start + (x - start) * n / (n - 1)
+        converted[*path, leaf] = x
+    assert_trees_close(traverse_util.unflatten_dict(converted), to_flax(figures[name]))
+
+
+@pytest.fixture(scope='module')
+def first_step(network, figures):
+    method = make_method(network)
+
+    def loss_fn(params, views):
+        outputs, batch_stats = step.forward(method.network, params, init_stats(figures), views)
+        loss, _, _ = method.loss(outputs, outputs, None)
+        return loss, (outputs, batch_stats)
+
+    grad_fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    return grad_fn(to_flax(figures['weights']), make_views(network, 0))
+
+
+@pytest.mark.parametrize('name', ['feature', 'z', 'p'])
+def test_outputs(figures, first_step, name):
+    (_, (outputs, _)), _ = first_step
+    for i, view in enumerate(outputs, 1):
+        assert_close(getattr(view, name), figures[f'{name}{i}'], f'{name}{i}')
+
+
+def test_loss(figures, first_step):
+    (loss, _), _ = first_step
+    # Of the cosines whose mean it is, in [-1, 1]: the mean itself is near 0.
+    np.testing.assert_allclose(loss, figures['losses'][0], rtol=1e-4, atol=1e-6)
+
+
+def test_gradients(figures, first_step):
+    _, gradients = first_step
+    assert_trees_close(gradients, to_flax(figures['gradients']))
+
+
+def test_running_statistics(figures, first_step):
+    (_, (_, batch_stats)), _ = first_step
+    assert_statistics_close(batch_stats, figures, 'statistics', updates=2)
+
+
+@pytest.fixture(scope='module')
+def trained(network, figures):
+    """Losses and state after the six steps, on one device."""
+    mesh = meshes.make_mesh(jax.devices()[:1])
+    method = make_method(network, meshes.DATA)
+    tx, _ = optim.make(
+        batch_size=BATCH,
+        epochs=EPOCHS,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        learning_rate=1.6,
+        momentum=0.9,
+        weight_decay=1e-4,
+        by_epoch=True,
+        constant_predictor=True,
+    )
+    params = jax.tree.map(jnp.asarray, to_flax(figures['weights']))
+    state = step.TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=init_stats(figures),
+        opt_state=tx.init(params),
+        target=None,
+        memory=None,
+    )
+    state = meshes.replicate(state, mesh)
+    train_step = step.make_train_step(method, tx, mesh)
+    losses = []
+    for i in range(EPOCHS * STEPS_PER_EPOCH):
+        state, metrics = train_step(state, meshes.shard(make_views(network, i), mesh))
+        losses.append(float(metrics['loss']))
+    return losses, state
+
+
+def test_losses_of_training(figures, trained):
+    losses, _ = trained
+    np.testing.assert_allclose(losses, figures['losses'], rtol=1e-4, atol=1e-6)
+
+
+def test_trained_weights(figures, trained):
+    """What six steps changed, not the weights: beside them a wrong weight decay is lost."""
+    _, state = trained
+    start = to_flax(figures['weights'])
+    expected = jax.tree.map(np.subtract, to_flax(figures['trained_weights']), start)
+    assert_trees_close(jax.tree.map(np.subtract, jax.device_get(state.params), start), expected)
+
+
+def test_trained_statistics(figures, trained):
+    _, state = trained
+    updates = 2 * EPOCHS * STEPS_PER_EPOCH
+    assert_statistics_close(
+        jax.device_get(state.batch_stats), figures, 'trained_statistics', updates=updates
+    )
