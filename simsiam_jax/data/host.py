@@ -56,7 +56,7 @@ def train_batches(
 
     signature = (tf.TensorSpec((), tf.int64), tuple(spec(recipe) for recipe in recipes))
     data = tf.data.Dataset.from_generator(images, output_signature=signature)
-    data = data.map(make_views, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    data = _map(tf, data, make_views)
     data = data.batch(local.stop - local.start, drop_remainder=True).prefetch(2)
     steps = iter(range(start, stop))
     examine = functools.partial(_examine, tf, source, channels=channels)
@@ -101,7 +101,7 @@ def eval_batches(
             yield from range(batch * batch_size, (batch + 1) * batch_size)[local]
 
     data = tf.data.Dataset.from_generator(positions, output_signature=tf.TensorSpec((), tf.int64))
-    data = data.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    data = _map(tf, data, prepare)
     data = data.batch(local.stop - local.start).prefetch(2)
     starts = iter(range(0, batches * batch_size, batch_size))
 
@@ -110,6 +110,12 @@ def eval_batches(
 
     examine = functools.partial(_examine, tf, source, channels=channels, size=0 if resize else size)
     yield from _checked(tf, data, indices, examine)
+
+
+def _map(tf: Any, data: Any, function: Callable[..., Any]) -> Any:
+    # No Python control flow hangs on a tensor, and AutoGraph is slow to find that out.
+    function = tf.autograph.experimental.do_not_convert(function)
+    return data.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def _check_channels(channels: int) -> None:

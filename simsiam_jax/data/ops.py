@@ -30,8 +30,11 @@ def shift_hue(rgb: Any, turns: Any, xp: ModuleType) -> Any:
     value = xp.maximum(xp.maximum(r, g), b)
     chroma = value - xp.minimum(xp.minimum(r, g), b)
     safe = xp.where(chroma > 0, chroma, 1.0)
+    # Not `value == r`: a compiler may round r otherwise where it computes it a second time.
     sector = xp.where(
-        value == r, (g - b) / safe, xp.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
+        (r >= g) & (r >= b),
+        (g - b) / safe,
+        xp.where(g >= b, 2 + (b - r) / safe, 4 + (r - g) / safe),
     )
     sector = sector + 6 * turns
 

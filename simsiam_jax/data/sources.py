@@ -113,7 +113,7 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
         return _digits(spec.removeprefix('digits').lstrip('/'))
     if kind in FORMS:
         hint = f'expected {FORMS[kind]}'
-    elif pathlib.Path(spec).is_dir():
+    elif spec and pathlib.Path(spec).is_dir():
         hint = f'did you mean folder:{spec}?'
     elif close := difflib.get_close_matches(kind, FORMS, n=1):
         hint = f'did you mean {FORMS[close[0]]}?'
@@ -209,10 +209,10 @@ def _tfds(spec: str, data_dir: str) -> TfdsSource:
             f'--dataset_version_dir={builder.data_dir} --out_file_format=array_record) or set '
             'config.data.tfds_data_dir to a folder where TFDS may prepare the data anew'
         )
-    features = builder.info.features
+    features = dict(builder.info.features.items())
     if not isinstance(features.get('image'), tfds.features.Image):
         raise errors.UserError(
-            f'TFDS dataset {name} has no images; its features are {", ".join(features)}'
+            f'TFDS dataset {name} has no feature image; its features are {", ".join(features)}'
         )
     with _one_line(f'source is tfds:{spec}'):
         if not builder.info.splits[split].num_examples:

@@ -16,7 +16,7 @@ import torch
 import torchvision
 from sklearn.datasets import load_sample_image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
-from torchvision.transforms import functional as F  # noqa: N812
+from torchvision.transforms import functional as F
 
 SIZE = 24  # of the crops
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -17,7 +17,7 @@ from torch import nn
 
 BATCH = 8
 EPOCHS, STEPS_PER_EPOCH = 3, 2
-RATE = 1.6 * BATCH / 256
+RATE = 0.32 * BATCH / 256
 DIM, PREDICTOR_WIDTH = 16, 8
 
 
@@ -217,9 +217,12 @@ def pack(arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 def main() -> None:
     torch.set_num_threads(1)
+    # Where rounding moves a ReLU's input across 0 or the choice of a max-pool, the gradients
+    # jump, and six steps multiply that. Small images and these seeds keep clear of it: noise of
+    # 1e-6 on the inputs of all ReLUs moves no trained weight by more than 1e-4 of its change.
     networks = {
-        'resnet50': (ResNet(bottleneck, (1, 2), 'imagenet', width=4), 14, 32),
-        'resnet18': (ResNet(basic, (1, 1), 'cifar', width=4), 12, 8),
+        'resnet50': (ResNet(bottleneck, (1, 1), 'imagenet', width=4), 66, 32),
+        'resnet18': (ResNet(basic, (1, 1), 'cifar', width=4), 13, 8),
     }
     everything = {
         f'{network}/{name}': value

@@ -1,0 +1,505 @@
+"""Order and sources of the images, and what the two pipelines make of them."""
+
+import io
+import itertools
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from simsiam_jax import errors, tensorflow
+from simsiam_jax.data import host, resident, sources
+from simsiam_jax.data.order import Order
+from simsiam_jax.data.recipe import Recipe
+
+N = 14  # images
+BATCH = 4
+WHOLE = slice(0, BATCH)
+RECIPES = (Recipe(size=12, mean=(0.5,), std=(0.5,)), Recipe(size=8, jitter=0.0, gray=0.0, blur=0.0))
+
+
+def encode(image: np.ndarray, kind: str = 'png', mode: str = '') -> bytes:
+    file = io.BytesIO()
+    picture = PIL.Image.fromarray(image)
+    (picture.convert(mode) if mode else picture).save(file, kind)
+    return file.getvalue()
+
+
+def gradient(height: int, width: int, blue: int = 0) -> np.ndarray:
+    """An RGB image without detail, which JPEG hardly changes."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([y * 255 // height, x * 255 // width, np.full_like(x, blue)], -1).astype(
+        np.uint8
+    )
+
+
+@pytest.fixture(scope='module')
+def photographs() -> np.ndarray:
+    figures = np.load(pathlib.Path(__file__).parent / 'figures' / 'augmentation.npz')
+    return np.stack([figures['photograph'][i : i + 30, i : i + 40] for i in range(N)])
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, photographs) -> pathlib.Path:
+    root = tmp_path_factory.mktemp('images')
+    for i, image in enumerate(photographs):
+        (root / f'{i:02}.png').write_bytes(encode(image))
+    return root
+
+
+@pytest.fixture(scope='module')
+def source(folder) -> sources.Source:
+    return sources.open_source(f'folder:{folder}')
+
+
+def touch(root: pathlib.Path, *names: str) -> pathlib.Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b'')
+    return root
+
+
+def names(source: sources.Source, root: pathlib.Path) -> list[str]:
+    return [os.path.relpath(source.name(i), root) for i in range(len(source))]
+
+
+def labels(source: sources.Source) -> list[int]:
+    return [source.read(i)[1] for i in range(len(source))]
+
+
+def test_every_epoch_is_another_permutation() -> None:
+    order = Order(seed=0, size=12, batch_size=3)
+    epochs = [np.concatenate([order.indices(4 * e + b) for b in range(4)]) for e in range(5)]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
+    other = Order(seed=1, size=12, batch_size=3)
+    epochs.append(np.concatenate([other.indices(b) for b in range(4)]))
+    for one, two in itertools.combinations(epochs, 2):
+        assert (one != two).any()
+    again = Order(seed=0, size=12, batch_size=3)
+    np.testing.assert_array_equal(again.indices(17), order.indices(17))
+
+
+def test_an_epoch_drops_what_fills_no_batch() -> None:
+    order = Order(seed=0, size=11, batch_size=3)
+    assert order.steps_per_epoch == 3
+    assert order.steps(1.5) == 4
+    epoch = np.concatenate([order.indices(b) for b in range(3)])
+    assert len(np.unique(epoch)) == 9
+
+
+def test_steps_and_views_draw_from_streams_of_their_own() -> None:
+    keys = itertools.product((0, 1), (0, 1, 2), (0, 1))
+    draws = [Order(seed, 12, 3).rng(step, view).random() for seed, step, view in keys]
+    assert len(set(draws)) == 12
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ((0, 5, 6), r'batch_size is 6, but the training source has only 5 images'),
+        ((0, 5, 0), r'batch_size is 0; expected 1 or more'),
+        ((-1, 5, 5), r'seed is -1; expected 0 or more'),
+    ],
+)
+def test_an_impossible_order_is_refused(arguments, message) -> None:
+    with pytest.raises(errors.UserError, match=message):
+        Order(*arguments)
+
+
+def train(source, start: int, stop: int, local: slice = WHOLE) -> list:
+    """[step][view] of uint8 views."""
+    order = Order(0, len(source), BATCH)
+    return list(
+        host.train_batches(source, order, RECIPES, channels=3, start=start, stop=stop, local=local)
+    )
+
+
+@pytest.fixture(scope='module')
+def run(source) -> list:
+    return train(source, 0, 5)  # three steps an epoch: goes into the second
+
+
+def assert_equal(one, two) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_a_run_repeats_byte_for_byte(source, run) -> None:
+    assert_equal(train(source, 0, 5), run)
+    assert [view.shape for view in run[0]] == [(4, 12, 12, 3), (4, 8, 8, 3)]
+    assert all(view.dtype == np.uint8 for view in run[0])
+    assert (run[0][0] != run[3][0]).any()
+
+
+def test_a_resumed_run_goes_on_byte_for_byte(source, run) -> None:
+    assert_equal(train(source, 2, 5), run[2:])
+
+
+def test_the_parts_of_two_hosts_make_the_batch(source, run) -> None:
+    parts = [train(source, 0, 2, local) for local in (slice(0, 2), slice(2, 4))]
+    joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), *parts)
+    assert_equal(joined, run[:2])
+
+
+def resident_batches(start: int, stop: int, local: slice = WHOLE) -> list:
+    order = Order(0, N, BATCH)
+    return list(resident.train_batches(order, RECIPES, start=start, stop=stop, local=local))
+
+
+def test_a_resident_run_repeats_resumes_and_splits() -> None:
+    run = resident_batches(0, 5)
+    assert_equal(resident_batches(0, 5), run)
+    assert_equal(resident_batches(2, 5), run[2:])
+    parts = [resident_batches(0, 5, local) for local in (slice(0, 2), slice(2, 4))]
+    assert_equal(jax.tree.map(lambda a, b: np.concatenate([a, b]), *parts), run)
+
+
+def test_resident_images_go_with_their_indices(photographs) -> None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with_images = resident.gatherer(jnp.asarray(photographs), sharding)
+    (batch,) = resident_batches(1, 2)
+    gathered = with_images(jax.device_put(batch, sharding))
+    np.testing.assert_array_equal(gathered['image'], photographs[batch['index']])
+    assert_equal(gathered['views'], batch['views'])
+
+
+def evaluate(module, source, resize: int, local: slice = WHOLE, size: int = 12):
+    batches = module.eval_batches(
+        source, batch_size=BATCH, channels=3, size=size, resize=resize, local=local
+    )
+    images, batch_labels = zip(*batches, strict=True)
+    return np.concatenate(images), np.concatenate(batch_labels)
+
+
+@pytest.fixture(scope='module')
+def labelled(folder, source) -> sources.FileSource:
+    return sources.FileSource(source.paths, list(range(N)), tuple('abcdefghijklmn'))
+
+
+def test_evaluation_takes_every_image_once(labelled, photographs) -> None:
+    held = sources.ArraySource(photographs, np.arange(N), labelled.classes)
+    images, batch_labels = evaluate(host, labelled, 16)
+    assert images.shape == (16, 12, 12, 3)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(batch_labels, [*range(N), -1, -1])
+    np.testing.assert_array_equal(images[N:], images[[N - 1] * 2])
+    assert len(np.unique(images[:N], axis=0)) == N
+
+    floats, resident_labels = evaluate(resident, held, 16)
+    np.testing.assert_array_equal(resident_labels, batch_labels)
+    np.testing.assert_allclose(floats, images / 255, rtol=0, atol=0.6 / 255)  # uint8: half a step
+
+    for module, whole in ((host, labelled), (resident, held)):
+        parts = [evaluate(module, whole, 16, local) for local in (slice(0, 1), slice(1, 4))]
+        of_two = [a.reshape(4, -1, 12, 12, 3) for a, _ in parts]
+        joined = np.concatenate(of_two, axis=1).reshape(16, 12, 12, 3)
+        np.testing.assert_array_equal(joined, images if module is host else floats)
+
+
+def test_evaluation_without_resize_takes_images_as_they_are(tmp_path) -> None:
+    image = gradient(12, 12)
+    (tmp_path / 'a.png').write_bytes(encode(image))
+    images, _ = evaluate(host, sources.open_source(f'folder:{tmp_path}'), 0)
+    np.testing.assert_array_equal(images[0], image)
+    held = sources.ArraySource(image[None], np.zeros(1, int), ('one',))
+    floats, _ = evaluate(resident, held, 0)
+    np.testing.assert_allclose(floats[0], image / 255, rtol=1e-6)
+
+
+def test_evaluation_names_what_does_not_fit(labelled, photographs) -> None:
+    held = sources.ArraySource(photographs, np.arange(N), labelled.classes)
+    with pytest.raises(errors.UserError, match=r'00\.png is 30x40, .*size is 12 .*eval\.resize'):
+        evaluate(host, labelled, 0)
+    with pytest.raises(errors.UserError, match=r'images are 30x40, .*size is 12 .*eval\.resize'):
+        evaluate(resident, held, 0)
+    for module, source in ((host, labelled), (resident, held)):
+        with pytest.raises(errors.UserError, match=r'eval\.resize is 11, below .*size 12'):
+            evaluate(module, source, 11)
+
+
+def test_channels_that_do_not_fit_are_refused(source, photographs) -> None:
+    held = sources.ArraySource(photographs, np.arange(N), ())
+    with pytest.raises(errors.UserError, match=r'channels is 1, but the images have 3'):
+        resident.check_images(held, 1)
+    batches = host.eval_batches(
+        source, batch_size=BATCH, channels=5, size=12, resize=16, local=WHOLE
+    )
+    with pytest.raises(errors.UserError, match=r'channels is 5; .* 1 \(gray\), 3 \(RGB\)'):
+        next(batches)
+
+
+def read_files(tmp_path, files: dict[str, bytes], channels: int, size: int = 64) -> np.ndarray:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    source = sources.open_source(f'folder:{tmp_path}')
+    batches = host.eval_batches(
+        source,
+        batch_size=len(files),
+        channels=channels,
+        size=size,
+        resize=0,
+        local=slice(0, len(files)),
+    )
+    ((images, _),) = batches
+    return images
+
+
+def test_png_and_jpeg_of_all_kinds(tmp_path) -> None:
+    image = gradient(64, 64, 90)
+    files = {
+        'a.png': encode(image),
+        'b.JPEG': encode(image, 'jpeg'),
+        'c.jpg': encode(image, 'jpeg', 'L'),
+        'd.jpg': encode(image, 'jpeg', 'CMYK'),
+        'e.png': encode(image, 'png', 'RGBA'),
+        'f.jpg': encode(image, 'png'),  # ImageNet has one such
+        'g.gif': encode(image, 'gif', 'L'),
+        'h.bmp': encode(image, 'bmp'),
+    }
+    png, jpeg, gray, cmyk, rgba, misnamed, gif, bmp = read_files(tmp_path, files, 3).astype(int)
+    for exact in (png, rgba, misnamed, bmp):
+        np.testing.assert_array_equal(exact, image)
+    for lossy in (jpeg, cmyk):
+        print(np.abs(lossy - image).max(), np.abs(lossy - image).mean())
+        assert np.abs(lossy - image).max() <= 16
+        assert np.abs(lossy - image).mean() < 3
+    luminance = np.asarray(PIL.Image.fromarray(image).convert('L')).astype(int)[..., None]
+    assert np.abs(gray - luminance).max() <= 8
+    np.testing.assert_array_equal(gif, np.broadcast_to(luminance, gif.shape))
+
+
+def test_files_as_gray_images(tmp_path) -> None:
+    image = gradient(64, 64, 90)
+    files = {'a.png': encode(image), 'b.jpg': encode(image, 'jpeg'), 'c.png': encode(image[..., 0])}
+    png, jpeg, gray = read_files(tmp_path, files, 1).astype(int)
+    luminance = np.asarray(PIL.Image.fromarray(image).convert('L')).astype(int)[..., None]
+    assert np.abs(png - luminance).max() <= 1
+    assert np.abs(jpeg - luminance).max() <= 8
+    np.testing.assert_array_equal(gray, image[..., :1])
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        encode(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8), 'jpeg')[:900],
+        encode(gradient(20, 20))[:60],
+        b'<html>not found</html>',
+        b'',
+        None,
+    ],
+    ids=['jpeg cut off', 'png cut off', 'no image', 'empty', 'missing'],
+)
+def test_an_image_that_cannot_be_read_is_named(tmp_path, photographs, content) -> None:
+    for i in range(6):
+        (tmp_path / f'{i}.png').write_bytes(encode(photographs[i]))
+    source = sources.open_source(f'folder:{tmp_path}')
+    bad = tmp_path / '4.png'
+    bad.unlink() if content is None else bad.write_bytes(content)
+    with pytest.raises(errors.UserError, match=r'^cannot read image .*/4\.png: ') as caught:
+        evaluate(host, source, 16)
+    assert '\n' not in str(caught.value)
+
+
+def test_training_names_an_image_that_cannot_be_read(tmp_path, photographs) -> None:
+    for i in range(6):
+        (tmp_path / f'{i}.png').write_bytes(encode(photographs[i]))
+    (tmp_path / '4.png').write_bytes(b'<html>not found</html>')
+    source = sources.open_source(f'folder:{tmp_path}')
+    epoch = host.train_batches(
+        source, Order(0, 6, 3), RECIPES[1:], channels=3, start=0, stop=2, local=slice(0, 3)
+    )
+    with pytest.raises(errors.UserError, match=r'^cannot read image .*/4\.png: '):
+        list(epoch)
+
+
+def test_subfolders_are_classes(tmp_path) -> None:
+    touch(tmp_path, 'dog/x/1.png', 'cat/2.JPG', 'dog/0.jpeg', 'cat/notes.txt', 'empty.txt')
+    source = sources.open_source(f'folder:{tmp_path}')
+    assert source.classes == ('cat', 'dog')
+    assert names(source, tmp_path) == ['cat/2.JPG', 'dog/0.jpeg', 'dog/x/1.png']
+    assert labels(source) == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    'files',
+    [('a.png', 'b.png'), ('all/a.png', 'all/b.png'), ('all/x/a.png', 'all/y/b.png')],
+    ids=['no subfolder', 'one subfolder', 'one subfolder with subfolders'],
+)
+def test_a_folder_without_classes(tmp_path, files) -> None:
+    source = sources.open_source(f'folder:{touch(tmp_path, *files)}/')
+    assert names(source, tmp_path) == list(files)
+    assert source.classes == ()
+    assert labels(source) == [-1, -1]
+
+
+def test_images_beside_subfolders_mean_no_classes(tmp_path) -> None:
+    source = sources.open_source(f'folder:{touch(tmp_path, "a/1.png", "b/2.png", "3.png")}')
+    assert source.classes == ()
+    assert labels(source) == [-1, -1, -1]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path) -> None:
+    far = touch(tmp_path / 'far', 'deep/1.png')
+    root = touch(tmp_path / 'root', 'a/0.png', 'a/.hidden.png', '.cache/2.png')
+    (root / 'b').symlink_to(far)
+    (root / 'a' / 'up').symlink_to(root)
+    (far / 'round').symlink_to(far)
+    (root / 'a' / 'link.png').symlink_to(far / 'deep' / '1.png')
+    source = sources.open_source(f'folder:{root}')
+    assert names(source, root) == ['a/0.png', 'a/link.png', 'b/deep/1.png']
+    assert source.classes == ('a', 'b')
+
+
+def test_files_are_relative_to_their_list(tmp_path) -> None:
+    touch(tmp_path, 'x/a.png', 'b.png')
+    (tmp_path / 'list.txt').write_text(f'x/a.png\n\n  {tmp_path}/b.png  \n')
+    source = sources.open_source(f'files:{tmp_path}/list.txt')
+    assert names(source, tmp_path) == ['x/a.png', 'b.png']
+    assert source.classes == ()
+    assert labels(source) == [-1, -1]
+
+
+def test_digits_split_into_train_and_test() -> None:
+    whole, train, test = (
+        sources.open_source(spec) for spec in ('digits', 'digits/train', 'digits/test')
+    )
+    assert len(whole) == len(train) + len(test) == 1797
+    assert train.images.shape[1:] == (8, 8, 1)
+    assert train.images.max() == 255
+    assert train.classes == test.classes == tuple('0123456789')
+    pictures = {image.tobytes() for image in train.images}
+    assert not any(image.tobytes() in pictures for image in test.images)
+
+
+@pytest.mark.parametrize(
+    ('spec', 'message'),
+    [
+        ('folder:{tmp}/none', r'image folder .*/none does not exist'),
+        ('folder:{tmp}', r'image folder .* holds no images; expected \.jpg'),
+        ('folder:', r"source is 'folder:'; expected folder:DIR"),
+        ('foldr:{tmp}', r"source is 'foldr:.*'; did you mean folder:DIR\?"),
+        ('{tmp}', r"source is '(.*)'; did you mean folder:\1\?"),
+        ('digits/tets', r"source is 'digits/tets'; did you mean digits/test\?"),
+        ('', r"source is ''; expected one of tfds:NAME/SPLIT, folder:DIR, files:LIST, digits"),
+        ('files:{tmp}/none', r'list of images .*/none does not exist'),
+        ('files:{tmp}/empty.txt', r'list of images .* is empty'),
+        ('files:{tmp}/binary.txt', r'list of images .* is not text'),
+        ('tfds:cifar10', r'source is tfds:cifar10; expected tfds:NAME/SPLIT'),
+    ],
+)
+def test_a_source_that_is_none_is_explained(tmp_path, spec, message) -> None:
+    (tmp_path / 'empty.txt').write_text('\n')
+    (tmp_path / 'binary.txt').write_bytes(b'\xff\xd8\xff')
+    with pytest.raises(errors.UserError, match=message):
+        sources.open_source(spec.format(tmp=tmp_path))
+
+
+@pytest.fixture(scope='module')
+def tfds():
+    tensorflow.load()
+    return pytest.importorskip('tensorflow_datasets')
+
+
+@pytest.fixture(scope='module')
+def tfds_dir(tmp_path_factory, tfds, photographs) -> str:
+    """Data sets: tiny and plain (array_record; with labels and without), records (TFRecord)."""
+    root = str(tmp_path_factory.mktemp('tfds'))
+    image = tfds.features.Image(shape=(None, None, 3), encoding_format='png')
+    label = tfds.features.ClassLabel(names=['cat', 'dog', 'eel'])
+    rows = [{'image': x, 'label': i % 3} for i, x in enumerate(photographs)]
+    for name, features, file_format in (
+        ('tiny', {'image': image, 'label': label}, 'array_record'),
+        ('plain', {'image': image}, 'array_record'),
+        ('words', {'text': tfds.features.Text()}, 'array_record'),
+        ('records', {'image': image, 'label': label}, 'tfrecord'),
+    ):
+        examples = [{k: row.get(k, 'text') for k in features} for row in rows]
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=name,
+            version='1.0.0',
+            features=tfds.features.FeaturesDict(features),
+            split_datasets={'train': list(enumerate(examples))},
+            data_dir=root,
+            file_format=file_format,
+            disable_shuffling=True,
+        )
+    return root
+
+
+def test_tfds_is_read_by_index(tfds_dir, photographs, source, run) -> None:
+    whole = sources.open_source('tfds:tiny/train', tfds_dir)
+    assert len(whole) == N
+    assert whole.classes == ('cat', 'dog', 'eel')
+    assert labels(whole) == [i % 3 for i in range(N)]
+    assert whole.name(3) == 'tfds:tiny/train[3]'
+    encoded, _ = whole.read(5)
+    np.testing.assert_array_equal(PIL.Image.open(io.BytesIO(encoded)), photographs[5])
+    assert_equal(train(whole, 0, 2), run[:2])
+
+    half, rest = (
+        sources.open_source(f'tfds:tiny/{split}', tfds_dir)
+        for split in ('train[:50%]', 'train[50%:]')
+    )
+    assert len(half) == len(rest) == N // 2
+    assert labels(half) + labels(rest) == labels(whole)
+    assert rest.read(0) == whole.read(N // 2)
+
+
+def test_tfds_without_labels(tfds_dir) -> None:
+    plain = sources.open_source('tfds:plain:1.0.0/train', tfds_dir)
+    assert plain.classes == ()
+    assert labels(plain) == [-1] * N
+
+
+@pytest.mark.parametrize(
+    ('spec', 'message'),
+    [
+        ('tiny/trian', r"source is tfds:tiny/trian: Unknown split 'trian'.*\['train'\]"),
+        ('tiny/train[', r'source is tfds:tiny/train\[: Error parsing split'),
+        ('tiny/train[:0]', r'source is tfds:tiny/train\[:0\]: the split is empty'),
+        ('imagenet2021/train', r'no dataset imagenet2021; did you mean imagenet2012\?'),
+        ('qqqqqqqqqqqqqqqq/train', r'no dataset q+; tfds\.list_builders\(\) lists its names'),
+        ('cifar10/none/train', r'TFDS cannot open cifar10/none: .*BuilderConfig none not found'),
+        ('cifar10:0.0.1/train', r'TFDS cannot open cifar10:0\.0\.1: .* only: '),
+        ('no such/train', r'TFDS cannot open no such: '),
+        ('words/train', r'TFDS dataset words has no feature image; its features are text'),
+        (
+            'records/train',
+            r'/records/1\.0\.0 holds tfrecord files, .* tfds convert_format '
+            r'--dataset_version_dir=\S*/records/1\.0\.0 --out_file_format=array_record\) or set '
+            r'config\.data\.tfds_data_dir',
+        ),
+        (
+            'imagenet2012/train',
+            r'could not prepare imagenet2012 .*/downloads/manual does not exist .* '
+            r'ILSVRC2012_img_train\.tar .*register',
+        ),
+    ],
+)
+def test_tfds_failures_take_one_line(tfds_dir, spec, message) -> None:
+    with pytest.raises(errors.UserError, match=message) as caught:
+        sources.open_source(f'tfds:{spec}', tfds_dir)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_failed_download_takes_one_line(tmp_path, tfds) -> None:
+    class Unreachable(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version('1.0.0')
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({'image': tfds.features.Image()})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {'train': dl_manager.download('http://127.0.0.1:9/images.zip')}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    with pytest.raises(errors.UserError, match=r'could not prepare unreachable in .*: ') as caught:
+        sources.open_source('tfds:unreachable/train', str(tmp_path))
+    assert '\n' not in str(caught.value)
