@@ -51,4 +51,5 @@ def get_config() -> ConfigDict:
     config.eval.baselines = True
 
     config.checkpoint.every_epochs = 40
+    config.log.every_steps = 110
     return config

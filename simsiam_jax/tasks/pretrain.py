@@ -171,6 +171,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         stack.callback(log.close)
         state = mesh_lib.replicate(parts.init(), parts.mesh)
         say(summary.parameters(state.params))
+        log.text('parameters.txt', summary.overview(state.params))
         baselines = {}
         if parts.knn and config.eval.baselines:
             baselines['raw pixels'] = parts.knn.pixels()

@@ -14,6 +14,11 @@ from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.training.step import TrainState
 
 
+def overview(params: dict[str, Any]) -> str:
+    """A table of every parameter's shape."""
+    return parameter_overview.get_parameter_overview(params, include_stats=False)
+
+
 def parameters(params: dict[str, Any]) -> str:
     """One line: the number of parameters, in all and by part."""
     counts = {part: parameter_overview.count_parameters(tree) for part, tree in params.items()}
@@ -33,7 +38,7 @@ def dry_run(train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: M
     memory = train_step.lower(state, batch).compile().memory_analysis()
     gib = 2**30
     lines = [
-        parameter_overview.get_parameter_overview(state.params, include_stats=False),
+        overview(state.params),
         parameters(state.params),
         *(
             f'batch{jax.tree_util.keystr(path)}: {x.dtype} {list(x.shape)}'

@@ -72,6 +72,11 @@ class Writers:
             f'data wait {wait:.0%}  left {clock.left(step)}'
         )
 
+    def text(self, name: str, text: str) -> None:
+        """A text file in the workdir."""
+        if self._first:
+            (self._folder / name).write_text(text + '\n')
+
     def views(self, grid: Float[np.ndarray, 'H W 3']) -> None:
         """The picture of augmented views, values in [0, 1]: views.png and TensorBoard."""
         from PIL import Image
