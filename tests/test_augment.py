@@ -28,7 +28,7 @@ RESIZES = (24, 28, 31)
 ANGLES = (15.0, -40.0)
 CHAINS = (
     ((9, 4, 40, 52), (1.3, 0.7, 1.35, -0.08), (0, 1, 2, 3), False, 0.9, True),
-    ((5, 11, 51, 43), (0.65, 1.38, 0.7, 0.1), (3, 1, 0, 2), False, 1.7, False),
+    ((5, 11, 51, 43), (0.65, 1.38, 0.7, 0.01), (3, 1, 0, 2), False, 1.7, False),
     ((17, 2, 19, 25), (1.2, 1.25, 0.8, 0.05), (2, 0, 3, 1), True, 0.4, True),
 )
 
@@ -113,17 +113,17 @@ def test_colour_operations_are_torchvisions(back_end, figures, part, operation) 
     values = SHIFTS if operation == 'hue' else FACTORS
     for value, expected in zip(values, figures[operation], strict=True):
         factors = [*NEUTRAL[:place], value, *NEUTRAL[place + 1 :]]
-        close(back_end.jitter(part, factors), expected, 0.1)
+        close(back_end.jitter(part, factors), expected, 0.01)
         assert np.abs(part - expected / 65535).max() > 4 / 255  # it does something
 
 
 def test_gray_is_torchvisions(back_end, figures, part) -> None:
-    close(back_end.gray(part), figures['gray'][0], 0.1)
+    close(back_end.gray(part), figures['gray'][0], 0.01)
 
 
 def test_blur_is_torchvisions(back_end, figures, part) -> None:
     for sigma, expected in zip(SIGMAS, figures['blur'], strict=True):
-        close(back_end.blur(part, sigma), expected, 0.1)
+        close(back_end.blur(part, sigma), expected, 0.01)
 
 
 def test_sigma_0_leaves_the_image(back_end, part) -> None:
@@ -132,13 +132,13 @@ def test_sigma_0_leaves_the_image(back_end, part) -> None:
 
 def test_crop_is_torchvisions(back_end, figures, photograph) -> None:
     for box, expected in zip(BOXES, figures['crop'], strict=True):
-        close(back_end.crop(photograph, box), expected, 0.1)
+        close(back_end.crop(photograph, box), expected, 0.01)
 
 
 def test_rotation_is_torchvisions_the_other_way_round(back_end, figures, part) -> None:
     # A positive angle turns clockwise here, counter-clockwise there: the range is symmetric.
     for angle, expected in zip(ANGLES, figures['rotate'], strict=True):
-        close(back_end.rotate(part, -np.radians(angle)), expected, 0.1)
+        close(back_end.rotate(part, -np.radians(angle)), expected, 0.01)
         turned_back = back_end.rotate(part, np.radians(angle))
         assert np.abs(turned_back - expected / 65535).max() > 0.2
 
@@ -147,7 +147,7 @@ def test_centre_crop_is_torchvisions(figures) -> None:
     image = figures['photograph']
     centre = jax.jit(device.centre, static_argnums=(1, 2))
     for resize, expected in zip(RESIZES, figures['centre'], strict=True):
-        close(centre(image[None], SIZE, resize)[0], expected, 0.1)
+        close(centre(image[None], SIZE, resize)[0], expected, 0.01)
         batches = host.eval_batches(
             Pngs(image[None]),
             batch_size=1,
@@ -157,7 +157,7 @@ def test_centre_crop_is_torchvisions(figures) -> None:
             local=slice(0, 1),
         )
         ((images, _),) = batches
-        close(images[0] / 255, expected, 0.6)  # half a step is the rounding to uint8
+        close(images[0] / 255, expected, 0.51)  # half a step is the rounding to uint8
 
 
 def crop_parameters(box: tuple[int, ...], height: int, width: int) -> dict[str, np.ndarray]:
@@ -190,7 +190,7 @@ def test_whole_chain_is_torchvisions(monkeypatch, figures) -> None:
     images = np.stack([image] * len(cases))
 
     views = jax.jit(functools.partial(device.augment, recipe=RECIPE))(images, params)
-    close((views - expected) * np.array(STD), np.zeros_like(expected), 0.1)
+    close((views - expected) * np.array(STD), np.zeros_like(expected), 0.01)
 
     indices = np.arange(len(cases))
     monkeypatch.setattr(host, 'plan', lambda *_: (indices, [params]))
@@ -204,7 +204,7 @@ def test_whole_chain_is_torchvisions(monkeypatch, figures) -> None:
         local=slice(0, len(cases)),
     )
     (views,) = host.to_views(jax.tree.map(jnp.asarray, batch), (RECIPE,))
-    close((views - expected) * np.array(STD), np.zeros_like(expected), 0.6)  # half a step: uint8
+    close((views - expected) * np.array(STD), np.zeros_like(expected), 0.51)  # half a step: uint8
 
 
 # Without rotation the crop is fused with the colours, where rounding once turned hues.
@@ -215,7 +215,7 @@ def test_back_ends_agree_on_a_run(figures, channels, rotation) -> None:
     images = images[..., :channels]
     view = Recipe(
         size=18,
-        crop_scale=(0.05, 0.6),
+        crop_scale=(0.05, 0.3),
         rotation=rotation,
         jitter=1.0,
         hue=0.5,
@@ -233,7 +233,7 @@ def test_back_ends_agree_on_a_run(figures, channels, rotation) -> None:
         (theirs,) = host.to_views(jax.tree.map(jnp.asarray, batch), (view,))
         ours = augment(images[indices], params)
         # Half a step is the host's rounding to uint8.
-        np.testing.assert_allclose(0.5 * ours, 0.5 * theirs, rtol=0, atol=0.6 / 255)
+        np.testing.assert_allclose(0.5 * ours, 0.5 * theirs, rtol=0, atol=0.51 / 255)
 
 
 def test_5_channels(back_end, photograph) -> None:

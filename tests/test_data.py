@@ -191,7 +191,7 @@ def test_evaluation_takes_every_image_once(labelled, photographs) -> None:
 
     floats, resident_labels = evaluate(resident, held, 16)
     np.testing.assert_array_equal(resident_labels, batch_labels)
-    np.testing.assert_allclose(floats, images / 255, rtol=0, atol=0.6 / 255)  # uint8: half a step
+    np.testing.assert_allclose(floats, images / 255, rtol=0, atol=0.51 / 255)  # uint8: half a step
 
     for module, whole in ((host, labelled), (resident, held)):
         parts = [evaluate(module, whole, 16, local) for local in (slice(0, 1), slice(1, 4))]

@@ -43,7 +43,7 @@ def healthy() -> dict[str, float]:
 
 def test_knn_rises_above_the_random_network(healthy: dict[str, float]) -> None:
     assert healthy['knn'] > 0.93
-    assert healthy['knn'] > healthy['random'] + 0.1
+    assert healthy['knn'] > healthy['random'] + 0.03
 
 
 def test_without_stop_gradient_it_collapses(healthy: dict[str, float]) -> None:

@@ -152,11 +152,12 @@ def test_checkpoint_restores_on_other_numbers_of_devices(
 ) -> None:
     workdir, _ = straight
     copy = shutil.copytree(workdir, tmp_path / 'copy')
-    saved = json.loads((copy / 'config.json').read_text())
-    config = ConfigDict(saved)
-    parts = pretrain.build(config)
+    config = json.loads((copy / 'config.json').read_text())
+    for key in ('crop_scale', 'crop_ratio', 'blur_sigma', 'mean', 'std'):
+        config['augment'][key] = tuple(config['augment'][key])
+    parts = pretrain.build(ConfigDict(config))
     assert parts.mesh.size == 8  # one device saved it
-    checkpoints = checkpoint.Checkpoints(str(copy), saved, keep=2)
+    checkpoints = checkpoint.Checkpoints(str(copy), config, keep=2)
     state = checkpoints.restore(mesh_lib.replicate(parts.init(), parts.mesh))
     checkpoints.close()
     for restored, whole in zip(jax.tree.leaves(state), stored(workdir, 44), strict=True):

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Num
 
 from simsiam_jax import errors
@@ -92,7 +93,9 @@ class ResNet(nn.Module):
         return self.width * 2 ** (len(self.stages) - 1) * self.block.expansion
 
     @nn.compact
-    def __call__(self, x: Num[Array, 'B H W C'], train: bool = False) -> Float[Array, 'B D']:
+    def __call__(
+        self, x: Num[Array | np.ndarray, 'B H W C'], train: bool = False
+    ) -> Float[Array, 'B D']:
         """The feature of a batch of normalised images: mean over positions, float32."""
         norm = functools.partial(
             nn.BatchNorm,
@@ -105,7 +108,7 @@ class ResNet(nn.Module):
         conv = functools.partial(_conv, dtype=self.dtype)
         zero = self.zero_init_residual
         last_scale = nn.initializers.zeros if zero else nn.initializers.ones
-        x = x.astype(self.dtype)
+        x = jnp.asarray(x, self.dtype)
         if self.stem == 'imagenet':
             x = conv(self.width, 7, 2, name='conv1')(x)
             x = nn.relu(norm(name='bn1')(x))
