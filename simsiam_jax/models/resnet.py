@@ -94,7 +94,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Num[Array | np.ndarray, 'B H W C'], train: bool = False
+        self, images: Num[Array | np.ndarray, 'B H W C'], train: bool = False
     ) -> Float[Array, 'B D']:
         """The feature of a batch of normalised images: mean over positions, float32."""
         norm = functools.partial(
@@ -108,7 +108,7 @@ class ResNet(nn.Module):
         conv = functools.partial(_conv, dtype=self.dtype)
         zero = self.zero_init_residual
         last_scale = nn.initializers.zeros if zero else nn.initializers.ones
-        x = jnp.asarray(x, self.dtype)
+        x = jnp.asarray(images, self.dtype)
         if self.stem == 'imagenet':
             x = conv(self.width, 7, 2, name='conv1')(x)
             x = nn.relu(norm(name='bn1')(x))
