@@ -14,6 +14,7 @@ setup(
         'clu',
         'etils[epath]',
         'flax>=0.12',
+        'importlib_resources',  # TFDS needs it to write array_record and does not say so
         'jax>=0.10.2',
         'jaxtyping',
         'ml-collections',
@@ -31,7 +32,6 @@ setup(
         'tpu': ['jax[tpu]'],
         'test': [
             'beartype',
-            'importlib_resources',  # TFDS needs it to write array_record and does not say so
             'mypy',
             'pytest',
             'pytest-xdist',

@@ -2,8 +2,10 @@
 
 import io
 import itertools
+import json
 import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -448,6 +450,21 @@ def test_tfds_is_read_by_index(tfds_dir, photographs, source, run) -> None:
     assert len(half) == len(rest) == N // 2
     assert labels(half) + labels(rest) == labels(whole)
     assert rest.read(0) == whole.read(N // 2)
+
+
+def test_tfds_converted_from_tfrecord(tfds_dir, tmp_path) -> None:
+    # What `tfds convert_format` leaves: both formats, the first still the main one.
+    shutil.copytree(f'{tfds_dir}/records', tmp_path / 'records')
+    version = tmp_path / 'records' / '1.0.0'
+    shutil.copy(
+        f'{tfds_dir}/tiny/1.0.0/tiny-train.array_record-00000-of-00001',
+        version / 'records-train.array_record-00000-of-00001',
+    )
+    info = json.loads((version / 'dataset_info.json').read_text())
+    info['alternativeFileFormats'] = ['array_record']
+    (version / 'dataset_info.json').write_text(json.dumps(info))
+    converted = sources.open_source('tfds:records/train', str(tmp_path))
+    assert labels(converted) == [i % 3 for i in range(N)]
 
 
 def test_tfds_without_labels(tfds_dir) -> None:

@@ -94,9 +94,9 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
     Args:
       spec: 'tfds:NAME/SPLIT' (SPLIT as TFDS writes it, 'train[:90%]'), 'folder:DIR' (searched
         to any depth, hidden files left out; where all images lie in two or more subfolders of
-        DIR, these are the classes),
-        'files:LIST' (a text file, one path a line, relative to its folder) or 'digits',
-        'digits/train', 'digits/test' (scikit-learn's handwritten digits, 8x8).
+        DIR, these are the classes), 'files:LIST' (a text file, one path a line, relative to its
+        folder) or 'digits', 'digits/train', 'digits/test' (scikit-learn's handwritten digits,
+        8x8).
       data_dir: where TFDS keeps its data; '' is its default.
 
     Raises:
