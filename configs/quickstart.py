@@ -15,7 +15,7 @@ from simsiam_jax import config as config_lib
 def get_config() -> ConfigDict:
     config = config_lib.default()
     config.batch_size = 128
-    config.epochs = 160
+    config.epochs = 200
 
     config.data.source = 'digits/train'
     config.data.channels = 1
@@ -45,11 +45,11 @@ def get_config() -> ConfigDict:
 
     config.eval.train = 'digits/train'
     config.eval.test = 'digits/test'
-    config.eval.every_epochs = 40
+    config.eval.every_epochs = 50
     config.eval.resize = 0
     config.eval.k = 20
     config.eval.baselines = True
 
-    config.checkpoint.every_epochs = 40
+    config.checkpoint.every_epochs = 50
     config.log.every_steps = 110
     return config

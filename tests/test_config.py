@@ -94,7 +94,7 @@ def test_docstrings_give_the_command_and_the_papers_figure() -> None:
         ({'model.dtype': 'float16'}, r"model\.dtype is 'float16'"),
         ({'batch_size': 100}, r'batch_size is 100.*8 devices; use 96 or 104'),
         ({'batch_size': 8000}, r'batch_size is 8000.*only 1437 images'),
-        ({'optim.warmup_epochs': 160}, r'warmup_epochs is 160.*epochs = 160'),
+        ({'optim.warmup_epochs': 200}, r'warmup_epochs is 200.*epochs = 200'),
         ({'augment.mean': (0.1, 0.2)}, r'augment\.mean has 2 figures.*1 channel'),
         ({'data.channels': 3}, r'data\.channels is 3.*have 1'),
         ({'data.source': 'folder:/no/such'}, r'/no/such does not exist'),
