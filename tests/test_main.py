@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -145,6 +146,14 @@ def test_load_encoder_gives_the_backbone_alone(straight: tuple[pathlib.Path, str
         simsiam_jax.load_encoder(workdir, step=7)
     with pytest.raises(errors.UserError, match='workdir of a pre-training run'):
         simsiam_jax.load_encoder(workdir / 'nothing')
+
+
+def test_the_readmes_example_runs(
+    straight: tuple[pathlib.Path, str], capsys: pytest.CaptureFixture
+) -> None:
+    code = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
+    exec(code.replace('runs/quickstart', str(straight[0])), {})
+    assert float(capsys.readouterr().out) > 0.7
 
 
 def test_checkpoint_restores_on_other_numbers_of_devices(
