@@ -18,14 +18,18 @@ setup(
         'jax>=0.10.2',
         'jaxtyping',
         'ml-collections',
+        'numba',
         'numpy',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'pillow',
         'scikit-learn',
+        'simplejpeg',
         'tensorboard',  # clu needs it and does not say so
         'tensorflow>=2.21',
         'tensorflow-datasets>=4.9.10',
+        'tifffile',
+        'tqdm',
     ],
     extras_require={
         'cuda': ['jax[cuda12]'],

@@ -6,11 +6,11 @@ of the paper: it trained on ImageNet only.
     python -m simsiam_jax.main --config=configs/folder.py --workdir=DIR \
         --config.data.source=folder:/data/images
 
-Grey-scale images: --config.data.channels=1 '--config.augment.mean=(0.5,)'
-'--config.augment.std=(0.25,)'. Few images want more epochs, small ones a smaller
---config.augment.size and --config.model.stem=cifar. With labelled folders (one subfolder a class)
-kNN accuracy is measured along the way: --config.eval.train=folder:/data/labelled/train
---config.eval.test=folder:/data/labelled/test.
+JPEG, PNG, BMP, GIF, WebP, TIFF and .npy; mean and std are measured on a sample. Grey-scale
+images: --config.data.channels=1, multi-channel ones (TIFF, .npy) their number. Few images want
+more epochs, small ones a smaller --config.augment.size and --config.model.stem=cifar. With
+labelled folders (one subfolder a class) kNN accuracy is measured along the way:
+--config.eval.train=folder:/data/labelled/train --config.eval.test=folder:/data/labelled/test.
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.epochs = 200
 
     config.data.source = 'folder:'
+    config.data.normalize = 'auto'
 
     config.eval.train = ''
     config.eval.test = ''

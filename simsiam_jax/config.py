@@ -18,6 +18,11 @@ def default() -> ConfigDict:
     config.data.source = 'tfds:imagenet2012/train'
     config.data.tfds_data_dir = ''  # '': TFDS's own default
     config.data.channels = 3
+    config.data.on_device = 'colour'  # what is left to the device: none, colour, all (data/host.py)
+    config.data.canvas = 512  # with 'all': images are sent in squares of so many pixels
+    config.data.resident_limit = 2**28  # bytes; a smaller set of equal images stays on the device
+    config.data.normalize = 'given'  # augment.mean and std; 'auto': measured on a sample
+    config.data.max_bad_fraction = 0.01  # of the images may be unreadable
 
     config.augment = ConfigDict()  # data/recipe.py says what each is
     config.augment.size = 224

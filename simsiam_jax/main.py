@@ -6,6 +6,7 @@ python -m simsiam_jax.main --config=configs/imagenet.py --workdir=DIR [--config.
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,14 +18,14 @@ from simsiam_jax.tasks import pretrain
 
 TASKS = {'pretrain': pretrain.run}
 
-_CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
+CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 _WORKDIR: Any = flags.DEFINE_string('workdir', None, 'Where checkpoints and logs go.')
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; overrides are --config.KEY=VALUE')
-    config, workdir = _CONFIG.value, _WORKDIR.value
+    config, workdir = CONFIG.value, _WORKDIR.value
     logging.set_verbosity(logging.WARNING)
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
@@ -36,11 +37,12 @@ def main(argv: list[str]) -> None:
         sys.exit(f'error: {error}')
 
 
-def _parse(argv: list[str]) -> list[str]:
-    flags.mark_flags_as_required(['config', 'workdir'])
+def parse(argv: list[str], required: Sequence[str] = ('config', 'workdir')) -> list[str]:
+    """What is left of the command line; wrong flags end the process with one line."""
+    flags.mark_flags_as_required(required)
     try:
         rest = flags.FLAGS(argv)
-        _ = _CONFIG.value.task  # a file that cannot be loaded is only told of when it is used
+        _ = CONFIG.value.task  # a file that cannot be loaded is only told of when it is used
     # An unknown key is an AttributeError or KeyError of the configuration's own library.
     except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
         text = str(error).rpartition('UserError: ')[2].replace('\\n', ' ').replace("\\'", "'")
@@ -49,4 +51,4 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 if __name__ == '__main__':
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=parse)

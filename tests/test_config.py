@@ -7,10 +7,11 @@ import re
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
-from simsiam_jax.data import sources
+from simsiam_jax.data import files, sources
 from simsiam_jax.tasks import pretrain
 from simsiam_jax.training import step
 
@@ -31,15 +32,17 @@ def test_every_config_is_listed_here() -> None:
 
 
 @pytest.fixture
-def _no_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sources that are not on this machine, as labelled files that are never read."""
+def _no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """Sources that are not on this machine, as one small file many times."""
+    image = str(tmp_path / 'image.png')
+    Image.new('RGB', (4, 4), (255, 0, 51)).save(image)
 
     real = sources.open_source
 
     def unread(spec: str, data_dir: str = ''):
         if spec.startswith('digits'):
             return real(spec)
-        return sources.FileSource([''] * 4096, [i % 2 for i in range(4096)], ('a', 'b'))
+        return files.FileSource([image] * 4096, [i % 2 for i in range(4096)], ('a', 'b'))
 
     monkeypatch.setattr(sources, 'open_source', unread)
 
@@ -49,7 +52,7 @@ def _no_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_config_builds_and_steps(name: str) -> None:
     config = load(name)
     parts = pretrain.build(config)
-    size, channels = parts.recipe.size, config.data.channels
+    size, channels = parts.recipes[0].size, config.data.channels
     view = jax.ShapeDtypeStruct((config.batch_size, size, size, channels), np.float32)
     train_step = step.make_train_step(parts.method, parts.tx, parts.mesh)
     before = jax.eval_shape(parts.init)
@@ -71,6 +74,14 @@ def test_imagenet_is_the_papers_baseline() -> None:
     assert folder.epochs == 400
     assert folder.data.source == folder.eval.train == 'folder:/data/train'
     assert folder.eval.test == 'folder:/data/val'
+
+
+@pytest.mark.usefixtures('_no_files')
+def test_normalisation_is_measured() -> None:
+    config = load('folder')
+    parts = pretrain.build(config)
+    assert config.augment.mean == parts.recipes[0].mean == (1.0, 0.0, 0.2)
+    assert config.augment.std == (pytest.approx(1 / 255, abs=1e-4),) * 3
 
 
 def test_docstrings_give_the_command_and_the_papers_figure() -> None:

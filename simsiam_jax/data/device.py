@@ -24,10 +24,38 @@ def normalise(
 
 
 def augment(
-    images: UInt8[Array, 'B H W C'], params: dict[str, Array], recipe: Recipe
+    images: UInt8[Array, 'B H W C'],
+    params: dict[str, Array],
+    recipe: Recipe,
+    sizes: Float[Array, 'B 2'] | None = None,
 ) -> Float[Array, 'B S S C']:
-    """A normalised view of each image, by the parameters that recipe.sample gave."""
-    views = jax.vmap(functools.partial(_view, recipe=recipe))(images, params)
+    """A normalised view of each image, by the parameters that recipe.sample gave.
+
+    With `sizes`, an image is what lies within its (height, width) from the upper left corner.
+    """
+    if sizes is None:
+        sizes = jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.float32), (len(images), 2))
+
+    def crop(image: Array, size: Array, params: dict[str, Array]) -> Array:
+        x, (height, width) = image.astype(jnp.float32) / 255, size
+        if recipe.rotation:
+            x = rotate(x, params['angle'], height, width)
+        return crop_resize(x, crop_box(params, height, width, recipe.crop_ratio, jnp), recipe.size)
+
+    return _finish(jax.vmap(crop)(images, sizes, params), params, recipe)
+
+
+def colour(
+    crops: UInt8[Array, 'B S S C'], params: dict[str, Array], recipe: Recipe
+) -> Float[Array, 'B S S C']:
+    """A normalised view of each crop: `augment` where the host has made the crops."""
+    return _finish(crops.astype(jnp.float32) / 255, params, recipe)
+
+
+def _finish(
+    x: Float[Array, 'B S S C'], params: dict[str, Array], recipe: Recipe
+) -> Float[Array, 'B S S C']:
+    views = jax.vmap(functools.partial(_colour, recipe=recipe))(x, params)
     return normalise(views, recipe.mean, recipe.std)
 
 
@@ -52,29 +80,20 @@ def centre(
     return jnp.einsum('bhwc,yh,xw->byxc', x, weights(height), weights(width), precision='highest')
 
 
-def _view(
-    image: UInt8[Array, 'H W C'], params: dict[str, Array], *, recipe: Recipe
-) -> Float[Array, 'S S C']:
-    x = image.astype(jnp.float32) / 255
-    if recipe.rotation:
-        x = rotate(x, params['angle'])
-    height, width, _ = x.shape
-    box = crop_box(params, float(height), float(width), recipe.crop_ratio, jnp)
-    x = crop_resize(x, box, recipe.size)
+def _colour(x: Image, params: dict[str, Array], *, recipe: Recipe) -> Image:
     if recipe.jitter:
         x = jitter(x, params['factors'], params['order'])
     if recipe.gray:
-        x = jnp.where(params['gray'], ops.gray(x), x)
+        x = jnp.where(params['gray'], ops.gray(x, jnp), x)
     if recipe.blur:
         x = blur(x, params['sigma'])
     return jnp.where(params['flip'], x[:, ::-1], x)
 
 
-def rotate(x: Image, angle: Float[Array, '']) -> Image:
-    """Turned about the centre by `angle` radians, bilinear, zero outside."""
-    height, width, _ = x.shape
+def rotate(x: Image, angle: Float[Array, ''], height: Any, width: Any) -> Image:
+    """Turned about the centre of `height` x `width` by `angle` radians, bilinear, zero outside."""
     y0, x0 = (height - 1) / 2, (width - 1) / 2
-    dy, dx = jnp.arange(height)[:, None] - y0, jnp.arange(width)[None] - x0
+    dy, dx = jnp.arange(x.shape[0])[:, None] - y0, jnp.arange(x.shape[1])[None] - x0
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     coordinates = [y0 + cos * dy - sin * dx, x0 + sin * dy + cos * dx]
     sampled = functools.partial(jax.scipy.ndimage.map_coordinates, coordinates=coordinates, order=1)
@@ -111,8 +130,8 @@ def jitter(x: Image, factors: Float[Array, '4'], order: Num[Array, '4']) -> Imag
     colour = x.shape[-1] == 3
     operations = [
         lambda x: ops.blend(x, 0.0, brightness, jnp),
-        lambda x: ops.blend(x, ops.gray(x).mean(), contrast, jnp),
-        lambda x: ops.blend(x, ops.gray(x), saturation, jnp) if colour else x,
+        lambda x: ops.blend(x, ops.gray(x, jnp).mean(), contrast, jnp),
+        lambda x: ops.blend(x, ops.gray(x, jnp), saturation, jnp) if colour else x,
         lambda x: ops.shift_hue(x, hue, jnp) if colour else x,
     ]
     for turn in range(4):

@@ -1,19 +1,20 @@
 """Colour operations with torchvision's float semantics, for arrays of JAX and TensorFlow alike.
 
-Images are float32 [..., H, W, C] with values in [0, 1]; `xp` is jax.numpy or tensorflow. What
-tf.image calls by these names differs: it adds brightness, takes contrast by channel, and
-saturates in HSV.
+Images are float32 with values in [0, 1] and their channels along `axis`; `xp` is jax.numpy or
+tensorflow. What tf.image calls by these names differs: it adds brightness, takes contrast by
+channel, and saturates in HSV.
 """
 
 from types import ModuleType
 from typing import Any
 
 
-def gray(rgb: Any) -> Any:
-    """Luminance [..., H, W, 1]; an image that is not RGB is its own."""
-    if rgb.shape[-1] != 3:
-        return rgb
-    return 0.2989 * rgb[..., :1] + 0.587 * rgb[..., 1:2] + 0.114 * rgb[..., 2:]
+def gray(x: Any, xp: ModuleType, axis: int = -1) -> Any:
+    """Luminance, one channel; an image that is not RGB is its own."""
+    if x.shape[axis] != 3:
+        return x
+    r, g, b = xp.unstack(x, axis=axis)
+    return xp.expand_dims(0.2989 * r + 0.587 * g + 0.114 * b, axis)
 
 
 def blend(x: Any, reference: Any, factor: Any, xp: ModuleType) -> Any:
@@ -24,9 +25,9 @@ def blend(x: Any, reference: Any, factor: Any, xp: ModuleType) -> Any:
     return xp.minimum(xp.maximum(factor * x + (1 - factor) * reference, 0.0), 1.0)
 
 
-def shift_hue(rgb: Any, turns: Any, xp: ModuleType) -> Any:
+def shift_hue(rgb: Any, turns: Any, xp: ModuleType, axis: int = -1) -> Any:
     """The hue turned by `turns` of the circle, value and chroma kept."""
-    r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    r, g, b = xp.unstack(rgb, axis=axis)
     value = xp.maximum(xp.maximum(r, g), b)
     chroma = value - xp.minimum(xp.minimum(r, g), b)
     safe = xp.where(chroma > 0, chroma, 1.0)
@@ -42,4 +43,4 @@ def shift_hue(rgb: Any, turns: Any, xp: ModuleType) -> Any:
         k = (n + sector) % 6.0
         return value - chroma * xp.maximum(xp.minimum(xp.minimum(k, 4 - k), 1.0), 0.0)
 
-    return xp.stack([channel(5.0), channel(3.0), channel(1.0)], -1)
+    return xp.stack([channel(5.0), channel(3.0), channel(1.0)], axis)

@@ -1,5 +1,7 @@
 """A small dataset kept whole on the devices: no host work but the parameters, no TensorFlow."""
 
+import concurrent.futures
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ from jaxtyping import Array, UInt8
 from simsiam_jax import errors
 from simsiam_jax.data import device
 from simsiam_jax.data.order import Order
+from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe, check_resize, plan
 from simsiam_jax.data.sources import ArraySource
 
@@ -40,6 +43,31 @@ def eval_batches(
         yield np.asarray(images), np.where(position < len(source), source.labels[index], -1)
 
 
+def load(reader: Reader, limit: int) -> ArraySource | None:
+    """All images of a source in memory.
+
+    None where they take more than `limit` bytes, differ in size, or some cannot be read.
+    """
+    first, _ = reader.read(0)
+    if first is None or first.nbytes * len(reader) > limit:
+        return None
+    images = np.empty((len(reader), *first.shape), np.uint8)
+    labels = np.empty(len(reader), np.int64)
+
+    def put(index: int) -> bool:
+        image, labels[index] = reader.read(index)
+        if image is None or image.shape != first.shape:
+            return False
+        images[index] = image
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        for start in range(0, len(reader), 1024):  # stops soon where sizes differ
+            if not all(threads.map(put, range(start, min(start + 1024, len(reader))))):
+                return None
+    return ArraySource(images, labels, reader.classes)
+
+
 def check_images(source: ArraySource, channels: int, size: int = 0) -> None:
     """Raises UserError where the images have other channels, or another side than `size`."""
     height, width, has = source.images.shape[1:]
@@ -64,11 +92,3 @@ def gatherer(
         return {'image': gather(images, batch['index']), 'views': batch['views']}
 
     return with_images
-
-
-def to_views(batch: dict[str, Any], recipes: Sequence[Recipe]) -> list[Array]:
-    """The normalised views of a batch of images and parameters."""
-    return [
-        device.augment(batch['image'], params, recipe)
-        for params, recipe in zip(batch['views'], recipes, strict=True)
-    ]

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Int
 
 from simsiam_jax import errors
 from simsiam_jax.data import device, host, resident
+from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
-from simsiam_jax.data.sources import ArraySource, Source
+from simsiam_jax.data.sources import ArraySource
 from simsiam_jax.methods.losses import l2_normalise
 from simsiam_jax.training import mesh as mesh_lib
 
@@ -44,8 +45,8 @@ class Knn:
 
     def __init__(
         self,
-        train: Source | ArraySource,
-        test: Source | ArraySource,
+        train: Reader | ArraySource,
+        test: Reader | ArraySource,
         apply: Callable[[Any, Array], Array],
         mesh: Mesh,
         *,
@@ -75,12 +76,12 @@ class Knn:
         mesh_lib.check_batch_size('eval.batch_size', batch_size, mesh)
         self.train, self.test, self.mesh = train, test, mesh
         self.k, self.temperature = k, temperature
+        self._channels = channels
         self._images: dict[str, Any] = {
             'batch_size': batch_size,
             'local': mesh_lib.process_slice(batch_size),
             'size': recipe.size,
             'resize': resize,
-            'channels': channels,
         }
         replicated = jax.sharding.NamedSharding(mesh, P())
 
@@ -117,18 +118,18 @@ class Knn:
         return float(np.mean(predictions == truth))
 
     def _extract(
-        self, source: Source | ArraySource, encode: Callable[..., Array], variables: Any
+        self, source: Reader | ArraySource, encode: Callable[..., Array], variables: Any
     ) -> Features:
         features, labels = [], []
         for images, batch_labels in self._batches(source):
             features.append(np.asarray(encode(variables, images)))
             labels.append(np.asarray(batch_labels))
-        n = len(source)
-        return np.concatenate(features)[:n], np.concatenate(labels)[:n]
+        x, y = np.concatenate(features), np.concatenate(labels)
+        return x[y >= 0], y[y >= 0]  # what fills up batches is labelled -1
 
-    def _batches(self, source: Source | ArraySource) -> Iterator[tuple[Array, Array]]:
+    def _batches(self, source: Reader | ArraySource) -> Iterator[tuple[Array, Array]]:
         if isinstance(source, ArraySource):
-            batches = resident.eval_batches(source, **self._images)
+            batches = resident.eval_batches(source, channels=self._channels, **self._images)
         else:
             batches = host.eval_batches(source, **self._images)
         gather = jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(self.mesh, P()))

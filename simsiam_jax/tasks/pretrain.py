@@ -8,19 +8,19 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
-from simsiam_jax.data import host, resident, sources
+from simsiam_jax.data import host
 from simsiam_jax.data.order import Order
+from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.methods import METHODS
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.models import resnet
-from simsiam_jax.tasks import summary
+from simsiam_jax.tasks import inputs, summary
 from simsiam_jax.tasks.knn import Knn
 from simsiam_jax.training import checkpoint, optim, step, writers
 from simsiam_jax.training import mesh as mesh_lib
@@ -40,8 +40,9 @@ class Run:
     """
 
     mesh: Mesh
+    source: inputs.Source
     order: Order
-    recipe: Recipe
+    recipes: tuple[Recipe, ...]
     method: Method
     tx: optax.GradientTransformation
     rates: dict[str, optax.Schedule]
@@ -54,17 +55,22 @@ class Run:
 def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
     """The parts of a run on the mesh (None: all devices); opens the data, trains nothing.
 
+    With data.normalize 'auto' config.augment's mean and std become the measured ones.
+
     Raises:
       UserError: a key is unknown, a value impossible, or the data cannot be used.
     """
     config_lib.check(config)
     mesh = mesh or mesh_lib.make_mesh()
     mesh_lib.check_batch_size('batch_size', config.batch_size, mesh)
+    method = build_method(config)
+    errors.check_choice('data.normalize', config.data.normalize, ('given', 'auto'))
+    source = inputs.open_source(config.data.source, config.data)
+    if config.data.normalize == 'auto':
+        config.augment.update(inputs.measure_normalisation(source))
     recipe = errors.build('augment', Recipe, config.augment.to_dict()).for_channels(
         config.data.channels
     )
-    method = build_method(config)
-    source = sources.open_source(config.data.source, config.data.tfds_data_dir)
     order = Order(config.seed, len(source), config.batch_size)
     tx, rates = errors.build(
         'optim',
@@ -74,11 +80,13 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
         epochs=config.epochs,
         steps_per_epoch=order.steps_per_epoch,
     )
-    batches, to_views = _input(source, order, (recipe, recipe), config.data.channels, mesh)
+    recipes = (recipe, recipe)
+    batches = inputs.device_batches(source, order, recipes, config.data, mesh)
+    to_views = functools.partial(host.to_views, recipes=recipes)
     shape = (recipe.size, recipe.size, config.data.channels)
     init = functools.partial(step.init_state, method, tx, config.seed, shape)
     knn = _knn(config, method, recipe, mesh)
-    return Run(mesh, order, recipe, method, tx, rates, batches, to_views, init, knn)
+    return Run(mesh, source, order, recipes, method, tx, rates, batches, to_views, init, knn)
 
 
 def build_method(config: ConfigDict) -> Method:
@@ -90,34 +98,6 @@ def build_method(config: ConfigDict) -> Method:
     return errors.build('method', METHODS[name], arguments, backbone=backbone)
 
 
-def _input(
-    source: sources.Source | sources.ArraySource,
-    order: Order,
-    recipes: tuple[Recipe, ...],
-    channels: int,
-    mesh: Mesh,
-) -> tuple[Callable[[int, int], Iterator[Any]], Callable[[Any], list[jax.Array]]]:
-    local = mesh_lib.process_slice(order.batch_size)
-    if isinstance(source, sources.ArraySource):
-        resident.check_images(source, channels)
-        images = mesh_lib.replicate(source.images, mesh)
-        with_images = resident.gatherer(images, NamedSharding(mesh, P(mesh_lib.DATA)))
-
-        def from_device(start: int, stop: int) -> Iterator[Any]:
-            batches = resident.train_batches(order, recipes, start=start, stop=stop, local=local)
-            return map(with_images, mesh_lib.prefetch(batches, mesh))
-
-        return from_device, functools.partial(resident.to_views, recipes=recipes)
-
-    def from_host(start: int, stop: int) -> Iterator[Any]:
-        batches = host.train_batches(
-            source, order, recipes, channels=channels, start=start, stop=stop, local=local
-        )
-        return mesh_lib.prefetch(batches, mesh)
-
-    return from_host, functools.partial(host.to_views, recipes=recipes)
-
-
 def _knn(config: ConfigDict, method: Method, recipe: Recipe, mesh: Mesh) -> Knn | None:
     if not config.eval.train and not config.eval.test:
         return None
@@ -127,8 +107,7 @@ def _knn(config: ConfigDict, method: Method, recipe: Recipe, mesh: Mesh) -> Knn 
             f'{config.eval.test!r}; give both for kNN, or neither'
         )
     train, test = (
-        sources.open_source(spec, config.data.tfds_data_dir)
-        for spec in (config.eval.train, config.eval.test)
+        inputs.open_source(spec, config.data) for spec in (config.eval.train, config.eval.test)
     )
     backbone = method.network.backbone
     return Knn(
@@ -180,7 +159,9 @@ def run(config: ConfigDict, workdir: str) -> None:
             state = checkpoints.restore(state)
             say(f'resuming from step {int(state.step)} in {workdir}')
         else:
-            log.views(summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipe))
+            log.views(
+                summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipes[0])
+            )
             if baselines:
                 log.scalars(0, {'eval/knn_top1': baselines['random initialisation']})
         say(f'everything goes to {workdir}; curves: tensorboard --logdir {workdir}')
@@ -214,6 +195,8 @@ def _train(
             elif due(config.log.every_steps):
                 rates = {name: rate(number - 1) for name, rate in parts.rates.items()}
                 log.training(number, metrics | rates, clock, config.batch_size)
+                if isinstance(parts.source, Reader):
+                    log.bad_images(parts.source.bad)
             leaving = sigterm.received or checkpoints.preempted(number)
             if leaving or due(parts.order.steps(config.checkpoint.every_epochs)):
                 with clock.pause(state):

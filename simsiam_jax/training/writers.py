@@ -35,6 +35,7 @@ class Writers:
     def __init__(self, workdir: str, *, tensorboard: bool, step: int):
         self._folder = pathlib.Path(workdir)
         self._events: Any = None
+        self._bad = 0
         self._first = jax.process_index() == 0
         if not self._first:
             return
@@ -76,6 +77,14 @@ class Writers:
         """A text file in the workdir."""
         if self._first:
             (self._folder / name).write_text(text + '\n')
+
+    def bad_images(self, bad: dict[str, str]) -> None:
+        """The images that could not be read, with the reason, in bad_images.txt."""
+        if len(bad) > self._bad:
+            self._bad = len(bad)
+            rows = [f'{name}\t{reason}' for name, reason in sorted(bad.items())]
+            self.text('bad_images.txt', '\n'.join(rows))
+            say(f'{len(bad)} images cannot be read and are replaced by others: bad_images.txt')
 
     def views(self, grid: Float[np.ndarray, 'H W 3']) -> None:
         """The picture of augmented views, values in [0, 1]: views.png and TensorBoard."""

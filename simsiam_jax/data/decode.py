@@ -1,0 +1,97 @@
+"""Encoded images to uint8 arrays, without holding Python's lock while it lasts."""
+
+import io
+
+import numpy as np
+import simplejpeg
+from jaxtyping import Num, UInt8
+from PIL import Image
+
+MAX_PIXELS = 2**27
+
+
+def decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
+    """The image of a JPEG, PNG, BMP, GIF (first frame), WebP, TIFF or .npy file.
+
+    Grey images become RGB and the other way round as `channels` wants, alpha is dropped where
+    `channels` has no place for it, 16 bits become 8. TIFF and .npy may have any number of
+    channels, which must then be `channels`; float .npy arrays hold values in [0, 1].
+
+    Raises:
+      ValueError: it is truncated, not an image, or of other channels.
+    """
+    try:
+        return _decode(encoded, channels)
+    except ValueError:
+        raise
+    # Damaged files bring about whatever errors the libraries did not think of.
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
+    if encoded[:3] == b'\xff\xd8\xff' and channels in (1, 3) and _is_turbos(encoded):
+        return simplejpeg.decode_jpeg(
+            encoded, colorspace='GRAY' if channels == 1 else 'RGB', strict=True
+        )
+    if encoded[:6] == b'\x93NUMPY':
+        array = np.load(io.BytesIO(encoded), allow_pickle=False)
+        return _fit(array if array.ndim == 3 else array[..., None], channels)
+    if encoded[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+') and channels not in (1, 3):
+        import tifffile
+
+        array = tifffile.imread(io.BytesIO(encoded))
+        return _fit(array if array.ndim == 3 else array[..., None], channels)
+    return _by_pil(encoded, channels)
+
+
+def _is_turbos(encoded: bytes) -> bool:
+    """Whether simplejpeg reads this JPEG; PIL knows CMYK and odd subsampling better."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        return False
+    _check_pixels(height, width)
+    return colours not in ('CMYK', 'YCCK')
+
+
+def _check_pixels(height: int, width: int) -> None:
+    # A damaged header may promise gigapixels.
+    if height * width > MAX_PIXELS:
+        raise ValueError(f'{height}x{width} is more than {MAX_PIXELS} pixels')
+
+
+def _by_pil(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
+    modes = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+    if channels not in modes:
+        raise ValueError(f'only TIFF and .npy files have {channels} channels')
+    with Image.open(io.BytesIO(encoded)) as image:
+        _check_pixels(image.height, image.width)
+        if image.mode.startswith('I') or image.mode == 'F':
+            array = _to_uint8(np.asarray(image))
+            image = Image.fromarray(array)
+        if channels != 4:
+            image.info.pop('transparency', None)  # PIL warns that it is lost
+        array = np.asarray(image.convert(modes[channels]))
+    return array.reshape(*array.shape[:2], channels)
+
+
+def _fit(array: Num[np.ndarray, '...'], channels: int) -> UInt8[np.ndarray, 'H W C']:
+    if array.ndim != 3 or array.shape[-1] != channels or 0 in array.shape:
+        raise ValueError(f'shape {array.shape}; expected [H, W, {channels}]')
+    return _to_uint8(array)
+
+
+def _to_uint8(array: Num[np.ndarray, '...']) -> UInt8[np.ndarray, '...']:
+    array = array.astype(array.dtype.newbyteorder('='), copy=False)
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all():
+            raise ValueError('it holds values that are not finite')
+        array = np.clip(array.astype(np.float32), 0, 1) * 255
+    elif array.dtype in (np.uint16, np.int32):  # PIL's mode I holds 16 bits
+        array = np.clip(array, 0, 65535) * np.float32(255 / 65535)
+    else:
+        raise ValueError(f'dtype {array.dtype}; expected uint8, uint16 or float')
+    return np.ascontiguousarray(np.round(array).astype(np.uint8))

@@ -1,0 +1,182 @@
+"""Image files: folders of any depth, and lists."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from simsiam_jax import errors, tensorflow
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.npy')
+
+# Listings of this many images and more are remembered.
+_LARGE = 10_000
+
+
+class FileSource:
+    """Image files; a label each, or -1."""
+
+    def __init__(self, paths: list[str], labels: list[int], classes: tuple[str, ...]):
+        self.paths, self.labels, self.classes = paths, labels, classes
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        return _read(self.paths[index]), self.labels[index]
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+
+def open_folder(root: str) -> FileSource:
+    """All images below `root`, hidden files left out; two or more subfolders are the classes.
+
+    `root` may be remote (gs://...).
+
+    Raises:
+      UserError: it is missing, unreadable or holds no images.
+    """
+    if not _remote(root):
+        root = os.path.expanduser(root)
+        if not os.path.isdir(root):
+            raise errors.UserError(f'image folder {root} does not exist or is not a folder')
+    try:
+        paths = _list_remote(root) if _remote(root) else _list_cached(root)
+    except OSError as error:
+        raise errors.UserError(f'image folder {root} cannot be read: {error}') from error
+    if not paths:
+        raise errors.UserError(
+            f'image folder {root} holds no images; expected {", ".join(EXTENSIONS)} at any depth'
+        )
+    below = len(os.path.join(root, ''))
+    tops = [path[below:].rpartition(os.sep)[0].partition(os.sep)[0] for path in paths]
+    # One subfolder names no classes, and images beside the subfolders belong to none of them.
+    labelled = len(set(tops)) > 1 and '' not in tops
+    return _labelled(paths, tops if labelled else None)
+
+
+def open_list(path: str) -> FileSource:
+    """The images of a list: one path a line, or path[,label] where it ends in .csv.
+
+    Paths are relative to the list's folder.
+
+    Raises:
+      UserError: it is missing, empty or not such a list.
+    """
+    path = path if _remote(path) else os.path.expanduser(path)
+    if not _remote(path) and not os.path.isfile(path):
+        raise errors.UserError(f'list of images {path} does not exist or is not a file')
+    try:
+        text = _read(path).decode()
+    except UnicodeDecodeError as error:
+        raise errors.UserError(
+            f'list of images {path} is not text; expected one path a line'
+        ) from error
+    except OSError as error:
+        raise errors.UserError(f'list of images {path} cannot be read: {error}') from error
+    rows = [[line.strip()] for line in text.splitlines()]
+    if path.endswith('.csv'):
+        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text))]
+        rows = rows[1:] if rows and rows[0][:1] == ['path'] else rows
+    rows = [row for row in rows if row and row[0]]
+    if not rows:
+        raise errors.UserError(f'list of images {path} is empty; expected one path a line')
+    width = len(rows[0])
+    for number, row in enumerate(rows, 1):
+        if len(row) != width or width > 2:
+            raise errors.UserError(
+                f'list of images {path}: image {number} has {len(row)} fields; expected path or '
+                'path,label, alike in all lines'
+            )
+    folder = os.path.dirname(path)
+    paths = [row[0] if _remote(row[0]) else os.path.join(folder, row[0]) for row in rows]
+    return _labelled(paths, [row[1] for row in rows] if width == 2 else None)
+
+
+def _labelled(paths: list[str], names: list[str] | None) -> FileSource:
+    if names is None:
+        return FileSource(paths, [-1] * len(paths), ())
+    classes = tuple(sorted(set(names)))
+    number = {name: i for i, name in enumerate(classes)}
+    return FileSource(paths, [number[name] for name in names], classes)
+
+
+def _remote(path: str) -> bool:
+    return '://' in path
+
+
+def _read(path: str) -> bytes:
+    if not _remote(path):
+        return pathlib.Path(path).read_bytes()
+    tf = tensorflow.load()
+    try:
+        with tf.io.gfile.GFile(path, 'rb') as file:
+            return file.read()
+    except tf.errors.OpError as error:
+        raise OSError(error.message) from error
+
+
+def _list_remote(root: str) -> list[str]:
+    tf = tensorflow.load()
+    try:
+        return sorted(
+            os.path.join(folder, name)
+            for folder, _, names in tf.io.gfile.walk(root)
+            for name in tqdm(names, 'listing images', unit='file', delay=3, disable=None)
+            if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
+        )
+    except tf.errors.OpError as error:
+        raise OSError(error.message) from error
+
+
+def _list_cached(root: str) -> list[str]:
+    """The images below `root`, sorted; of a large folder remembered until one in it changes."""
+    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
+    key = hashlib.sha256(os.path.realpath(root).encode()).hexdigest()[:32]
+    cache = home / 'simsiam_jax' / 'listings' / key
+    if cache.is_file():
+        header, *names = cache.read_text('utf-8', 'surrogateescape').split('\0')
+        # Adding or taking out a file changes its folder's time.
+        if all(_time(os.path.join(root, f)) == t for f, t in json.loads(header).items()):
+            return [os.path.join(root, name) for name in names]
+    folders: dict[str, int] = {}
+    walk = tqdm(_walk(root, folders), 'listing images', unit=' images', delay=3, disable=None)
+    paths = sorted(walk)
+    if len(paths) >= _LARGE:
+        names = [os.path.relpath(path, root) for path in paths]
+        header = json.dumps({os.path.relpath(f, root): t for f, t in folders.items()})
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile('wb', dir=cache.parent, delete=False) as file:
+            file.write('\0'.join([header, *names]).encode('utf-8', 'surrogateescape'))
+        os.replace(file.name, cache)  # never seen half-written
+    return paths
+
+
+def _time(folder: str) -> int | None:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _walk(folder: str, times: dict[str, int], above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The images at any depth; links are followed, but not round in a circle."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    times[folder] = os.stat(folder).st_mtime_ns
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith('.'):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path, times, (*above, real))
+            elif entry.name.lower().endswith(EXTENSIONS):
+                yield entry.path

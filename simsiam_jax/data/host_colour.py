@@ -1,0 +1,76 @@
+"""The colour operations, blur and flip in TensorFlow, compiled; images are [C, H, W] here.
+
+XLA is several times faster on a CPU where the colour planes lie apart.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from simsiam_jax.data import ops
+from simsiam_jax.data.recipe import BLUR_RADIUS, Recipe
+
+PACKED = 11
+
+
+def pack(params: dict[str, np.ndarray]) -> np.ndarray:
+    """One view's colour parameters as float32 [PACKED]."""
+    rest = (params['gray'], params['sigma'], params['flip'])
+    return np.concatenate([params['factors'], params['order'], rest]).astype(np.float32)
+
+
+def colour(tf: Any, crop: Any, packed: Any, recipe: Recipe) -> Any:
+    """The uint8 view [S, S, C] of a uint8 crop; the same operations as data.device.colour."""
+
+    @tf.function(jit_compile=True, autograph=False)
+    def compiled(crop: Any, packed: Any) -> Any:
+        x = tf.cast(tf.transpose(crop, (2, 0, 1)), tf.float32) / 255
+        if recipe.jitter:
+            x = jitter(tf, x, packed[:4], tf.cast(packed[4:8], tf.int32))
+        if recipe.gray:
+            x = tf.cond(packed[8] > 0, lambda: ops.gray(x, tf, 0) + tf.zeros_like(x), lambda: x)
+        if recipe.blur:
+            x = blur(tf, x, packed[9])
+        x = tf.cast(tf.round(x * 255), tf.uint8)
+        x = tf.cond(packed[10] > 0, lambda: x[:, :, ::-1], lambda: x)
+        return tf.transpose(x, (1, 2, 0))
+
+    return compiled(crop, packed)
+
+
+def jitter(tf: Any, x: Any, factors: Any, order: Any) -> Any:
+    """Brightness, contrast, saturation and hue by `factors`, in the given order."""
+    brightness, contrast, saturation, hue = tf.unstack(factors)
+    rgb = x.shape[0] == 3
+
+    def operations(x: Any) -> list[Any]:
+        return [
+            lambda: ops.blend(x, 0.0, brightness, tf),
+            lambda: ops.blend(x, tf.reduce_mean(ops.gray(x, tf, 0)), contrast, tf),
+            lambda: ops.blend(x, ops.gray(x, tf, 0), saturation, tf) if rgb else x,
+            lambda: ops.shift_hue(x, hue, tf, 0) if rgb else x,
+        ]
+
+    for turn in range(4):
+        x = tf.switch_case(order[turn], operations(x))
+    return x
+
+
+def blur(tf: Any, x: Any, sigma: Any) -> Any:
+    """Gaussian blur of up to 13 taps, reflected at the border; sigma 0 leaves the image as it is.
+
+    Beyond three sigmas the taps are left out: a difference of a quarter of 1/255.
+    """
+
+    def blurred(radius: int) -> Any:
+        taps = tf.range(-radius, radius + 1, dtype=tf.float32)
+        kernel = tf.exp(-0.5 * tf.square(taps / tf.maximum(sigma, 1e-2)))
+        kernel = tf.unstack(kernel / tf.reduce_sum(kernel))
+        y = tf.pad(x, [[0, 0], [radius, radius], [0, 0]], mode='REFLECT')
+        y = tf.add_n([k * y[:, i : i + x.shape[1]] for i, k in enumerate(kernel)])
+        y = tf.pad(y, [[0, 0], [0, 0], [radius, radius]], mode='REFLECT')
+        return tf.add_n([k * y[:, :, i : i + x.shape[2]] for i, k in enumerate(kernel)])
+
+    branches = [lambda: x, *(lambda r=r: blurred(r) for r in range(1, BLUR_RADIUS + 1))]
+    reach = tf.cast(tf.math.ceil(3 * sigma), tf.int32)
+    return tf.switch_case(tf.minimum(reach, BLUR_RADIUS), branches)

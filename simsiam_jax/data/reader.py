@@ -1,0 +1,78 @@
+"""Decoded images by index, from sources with images that cannot be read."""
+
+import threading
+
+import numpy as np
+from jaxtyping import UInt8
+
+from simsiam_jax import errors
+from simsiam_jax.data.decode import decode
+from simsiam_jax.data.sources import Source
+
+Image = UInt8[np.ndarray, 'H W C']
+
+
+class Reader:
+    """Reads a source's images; safe to call from many threads.
+
+    Args:
+      channels: of the images.
+      max_bad_fraction: of the source; where more cannot be read, reading ends.
+
+    Attributes:
+      bad: name -> reason of the images that could not be read so far.
+      error: what ended the reading; TensorFlow hides it in an error of its own.
+    """
+
+    def __init__(self, source: Source, channels: int, max_bad_fraction: float = 0.01):
+        self.source, self.channels = source, channels
+        self.bad: dict[str, str] = {}
+        self.error: errors.UserError | None = None
+        self._max_bad = max_bad_fraction * len(source)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    def read(self, index: int) -> tuple[Image | None, int]:
+        """The image, None where it is bad, and its label.
+
+        Raises:
+          UserError: too many images are bad.
+        """
+        try:
+            encoded, label = self.source.read(index)
+            return decode(encoded, self.channels), label
+        # Whatever a damaged file or a vanished disk brings about must not end a run of days.
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            self._note(self.source.name(index), reason)
+            return None, -1
+
+    def image(self, index: int) -> Image:
+        """The image, or where it is bad the next good one: the same in every run."""
+        for neighbour in range(index, index + len(self)):
+            image, _ = self.read(neighbour % len(self))
+            if image is not None:
+                return image
+        raise self._end('none of the images can be read')
+
+    def _note(self, name: str, reason: str) -> None:
+        with self._lock:
+            self.bad[name] = reason
+            count = len(self.bad)
+        if count > self._max_bad:
+            raise self._end(
+                f'{count} of {len(self)} images cannot be read, more than '
+                f'config.data.max_bad_fraction allows; the last: {name}: {reason}'
+            )
+
+    def _end(self, message: str) -> errors.UserError:
+        self.error = errors.UserError(
+            f'{message}; mend them, take them out of the source or raise the fraction'
+        )
+        return self.error

@@ -1,0 +1,151 @@
+"""Splits of TFDS datasets, read by index."""
+
+import contextlib
+import difflib
+import os
+import struct
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from simsiam_jax import errors, tensorflow
+
+
+class TfdsSource:
+    """A split of a TFDS dataset in array_record files, which can be read by index."""
+
+    def __init__(self, data: Any, classes: tuple[str, ...], name: str):
+        self.data, self.classes, self._name = data, classes, name
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        record = self.data[int(index)]
+        return record['image'], int(record['label']) if self.classes else -1
+
+    def name(self, index: int) -> str:
+        return f'{self._name}[{index}]'
+
+
+class TfRecordSource:
+    """A split in TFRecord files: the places of the records are looked up once, when it is opened.
+
+    Args:
+      shards: (file, first record, number of records) of each file of the split.
+    """
+
+    def __init__(self, shards: list[tuple[str, int, int]], classes: tuple[str, ...]):
+        self.classes = classes
+        self._files = [file for file, _, _ in shards]
+        offsets, numbers = [], []
+        for number, (file, skip, take) in enumerate(
+            tqdm(shards, 'indexing TFRecord files', unit='file', delay=3, disable=None)
+        ):
+            offsets.append(_offsets(file)[skip : skip + take])
+            numbers.append(np.full(len(offsets[-1]), number))
+        self._offsets, self._numbers = np.concatenate(offsets), np.concatenate(numbers)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        tf = tensorflow.load()
+        with open(self._files[self._numbers[index]], 'rb') as file:
+            file.seek(self._offsets[index])
+            (length,) = struct.unpack('<Q4x', file.read(12))
+            feature = tf.train.Example.FromString(file.read(length)).features.feature
+        label = feature['label'].int64_list.value[0] if self.classes else -1
+        return feature['image'].bytes_list.value[0], label
+
+    def name(self, index: int) -> str:
+        return f'{self._files[self._numbers[index]]} at byte {self._offsets[index]}'
+
+
+def _offsets(path: str) -> np.ndarray:
+    """Where each record begins: 8 bytes of length, 4 of its checksum, the data, 4 of checksum."""
+    offsets, at, size = [], 0, os.path.getsize(path)
+    with open(path, 'rb') as file:
+        while at < size:
+            offsets.append(at)
+            header = file.read(8)
+            if len(header) < 8:
+                raise errors.UserError(f'{path} is truncated; prepare the dataset again')
+            at += 16 + struct.unpack('<Q', header)[0]
+            file.seek(at)
+    if at > size:
+        raise errors.UserError(f'{path} is truncated; prepare the dataset again')
+    return np.array(offsets, np.int64)
+
+
+def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
+    """The split of 'NAME/SPLIT'; array_record or TFRecord files, prepared where they are not there.
+
+    Raises:
+      UserError: in every way that TFDS may fail.
+    """
+    name, _, split = spec.rpartition('/')
+    if not name or not split:
+        raise errors.UserError(f'source is tfds:{spec}; expected tfds:NAME/SPLIT')
+    tensorflow.load()
+    with _one_line('TFDS cannot be imported'):
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core.download import downloader
+    builder = _builder(tfds, name, data_dir)
+    # Ten retries, its own number, take over three minutes to say that there is no network.
+    downloader.MAX_RETRIES = 3
+    with _one_line(f'TFDS could not prepare {name} in {builder.data_dir}'):
+        builder.download_and_prepare(
+            file_format='array_record',
+            # What TFDS hosts ready-made is TFRecord.
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
+    formats = sorted(f.value for f in builder.info.available_file_formats())
+    features = dict(builder.info.features.items())
+    if not isinstance(features.get('image'), tfds.features.Image):
+        raise errors.UserError(
+            f'TFDS dataset {name} has no feature image; its features are {", ".join(features)}'
+        )
+    with _one_line(f'source is tfds:{spec}'):
+        if not builder.info.splits[split].num_examples:
+            raise ValueError('the split is empty')
+        label = features.get('label')
+        classes = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+        if 'array_record' in formats:
+            decoders = {'image': tfds.decode.SkipDecoding()}
+            data = builder.as_data_source(split, decoders=decoders, file_format='array_record')
+            return TfdsSource(data, classes, f'tfds:{spec}')
+        if 'tfrecord' not in formats:
+            raise ValueError(f'{", ".join(formats)} files; expected array_record or tfrecord')
+        shards = [
+            (s.filename, s.skip, s.examples_in_shard if s.take < 0 else s.take)
+            for s in builder.info.splits[split].file_instructions
+        ]
+        return TfRecordSource(shards, classes)
+
+
+def _builder(tfds: Any, name: str, data_dir: str) -> Any:
+    with _one_line(f'TFDS cannot open {name}'):
+        try:
+            # No file_format here: TFDS then rejects data converted to array_record afterwards.
+            return tfds.builder(name, data_dir=data_dir or None)
+        except tfds.core.DatasetNotFoundError:
+            known = tfds.list_builders(with_community_datasets=False)
+            close = difflib.get_close_matches(name.partition('/')[0], known, n=1)
+            hint = f'did you mean {close[0]}?' if close else 'tfds.list_builders() lists its names'
+            raise errors.UserError(f'TFDS knows no dataset {name}; {hint}') from None
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turns any error into a UserError: TFDS and its builders fail in too many ways to list."""
+    try:
+        yield
+    except errors.UserError:
+        raise
+    except Exception as error:
+        reason = textwrap.shorten(str(error), 500) or type(error).__name__
+        raise errors.UserError(f'{what}: {reason}') from error

@@ -1,0 +1,82 @@
+"""From a configuration's data section to batches on the devices."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from simsiam_jax import errors
+from simsiam_jax.data import host, resident, sources
+from simsiam_jax.data.order import Order
+from simsiam_jax.data.reader import Reader
+from simsiam_jax.data.recipe import Recipe
+from simsiam_jax.training import mesh as mesh_lib
+
+Source = sources.ArraySource | Reader
+
+
+def open_source(spec: str, data: ConfigDict) -> Source:
+    """The source: whole in memory where it fits data.resident_limit, else read as it is used."""
+    source = sources.open_source(spec, data.tfds_data_dir)
+    if isinstance(source, sources.ArraySource):
+        return source
+    reader = Reader(source, data.channels, data.max_bad_fraction)
+    return resident.load(reader, data.resident_limit) or reader
+
+
+def measure_normalisation(source: Source, sample: int = 1000) -> dict[str, tuple[float, ...]]:
+    """mean and std by channel of values in [0, 1], over images spread evenly over the source."""
+    indices = np.linspace(0, len(source) - 1, min(sample, len(source))).astype(int)
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
+    for index in indices:
+        image = source.image(int(index)) if isinstance(source, Reader) else source.images[index]
+        pixels = image.reshape(-1, image.shape[-1]) / 255
+        count, total = count + len(pixels), total + pixels.sum(0)
+        squares = squares + np.square(pixels).sum(0)
+    mean = total / count
+    # Constant images have no scale of their own.
+    std = np.maximum(np.sqrt(np.maximum(squares / count - mean**2, 0)), 1 / 255)
+    return {'mean': tuple(mean.round(4).tolist()), 'std': tuple(std.round(4).tolist())}
+
+
+def device_batches(
+    source: Source,
+    order: Order,
+    recipes: tuple[Recipe, ...],
+    data: ConfigDict,
+    mesh: Mesh,
+) -> Callable[[int, int], Iterator[Any]]:
+    """(start, stop) -> the batches of these steps, on their way to the devices; for host.to_views.
+
+    `data` is the section of the configuration.
+    """
+    errors.check_choice('data.on_device', data.on_device, host.ON_DEVICE)
+    local = mesh_lib.process_slice(order.batch_size)
+    if isinstance(source, sources.ArraySource):
+        resident.check_images(source, data.channels)
+        images = mesh_lib.replicate(source.images, mesh)
+        with_images = resident.gatherer(images, NamedSharding(mesh, P(mesh_lib.DATA)))
+
+        def from_device(start: int, stop: int) -> Iterator[Any]:
+            batches = resident.train_batches(order, recipes, start=start, stop=stop, local=local)
+            return map(with_images, mesh_lib.prefetch(batches, mesh))
+
+        return from_device
+
+    def from_host(start: int, stop: int) -> Iterator[Any]:
+        batches = host.train_batches(
+            source,
+            order,
+            recipes,
+            on_device=data.on_device,
+            canvas=data.canvas,
+            start=start,
+            stop=stop,
+            local=local,
+        )
+        return mesh_lib.prefetch(batches, mesh)
+
+    return from_host

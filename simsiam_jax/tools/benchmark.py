@@ -1,0 +1,106 @@
+"""Measures what limits a run.
+
+python -m simsiam_jax.tools.benchmark input --config=configs/imagenet.py [--config.key=value ...]
+
+prints, for each value of config.data.on_device, the images a second that this host makes ready,
+in all and a CPU-second, and the bytes it sends an image; beside them the decoding alone and what
+the training step takes on the devices here.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from simsiam_jax import errors, main
+from simsiam_jax.data import host
+from simsiam_jax.data.reader import Reader
+from simsiam_jax.tasks import inputs, pretrain
+from simsiam_jax.training import mesh as mesh_lib
+from simsiam_jax.training import step
+
+_BATCHES = flags.DEFINE_integer('batches', 6, 'Batches to measure, after two to warm up.')
+_STEP = flags.DEFINE_boolean('step', True, 'Measure the training step too.')
+
+
+def rates(batches: Iterator[Any], batch_size: int, count: int) -> tuple[float, float, Any]:
+    """(images a second, images a CPU-second, a batch); the first two batches do not count."""
+    for _ in range(2):
+        next(batches)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        batch = next(batches)
+    images = batch_size * count
+    return images / (time.perf_counter() - wall), images / (time.process_time() - cpu), batch
+
+
+def measure_input(config: ConfigDict, count: int, with_step: bool) -> None:
+    """Prints the table.
+
+    Raises:
+      UserError: the configuration's source is in memory, so that the host has nothing to do.
+    """
+    with config.unlocked():
+        config.data.resident_limit = 0
+    parts = pretrain.build(config)
+    if not isinstance(parts.source, Reader):
+        raise errors.UserError(
+            f'{config.data.source} is kept whole on the device: there is no host input to measure'
+        )
+    rows: list[tuple[str, float | None, float | None, float | None]] = []
+    begin, decoded = time.process_time(), min(config.batch_size, 256)
+    for index in parts.order.indices(0)[:decoded]:
+        parts.source.image(int(index))
+    rows.append(('decode alone', None, decoded / (time.process_time() - begin), None))
+    for on_device in host.ON_DEVICE:
+        config.data.on_device = on_device
+        batches = inputs.device_batches(
+            parts.source, parts.order, parts.recipes, config.data, parts.mesh
+        )(0, count + 2)
+        wall, cpu, batch = rates(batches, config.batch_size, count)
+        sent = sum(x.nbytes for x in jax.tree.leaves(batch)) / config.batch_size
+        rows.append((on_device, wall, cpu, sent))
+    print(f'{"on_device":14}{"images/s":>10}{"a CPU-second":>14}{"bytes an image":>16}')
+    for name, *figures in rows:
+        print(
+            f'{name:14}{_number(figures[0]):>10}{_number(figures[1]):>14}{_number(figures[2]):>16}'
+        )
+    if with_step:
+        rate = _step_rate(parts, batch, config.batch_size)
+        print(f'the step takes {rate:.0f} images/s on {parts.mesh.size} x {_kind(parts.mesh)}')
+
+
+def _number(value: float | None) -> str:
+    return '-' if value is None else f'{value:,.0f}'
+
+
+def _kind(mesh: jax.sharding.Mesh) -> str:
+    return mesh.devices.flat[0].device_kind
+
+
+def _step_rate(parts: pretrain.Run, batch: Any, batch_size: int, steps: int = 3) -> float:
+    train_step = step.make_train_step(parts.method, parts.tx, parts.mesh, parts.to_views)
+    state, _ = train_step(mesh_lib.replicate(parts.init(), parts.mesh), batch)
+    jax.block_until_ready(state)
+    begin = time.perf_counter()
+    for _ in range(steps):
+        state, _ = train_step(state, batch)
+    jax.block_until_ready(state)
+    return batch_size * steps / (time.perf_counter() - begin)
+
+
+def run(argv: list[str]) -> None:
+    commands: dict[str, Callable[[ConfigDict, int, bool], None]] = {'input': measure_input}
+    try:
+        errors.check_choice('the command', argv[1] if len(argv) > 1 else '', commands)
+        commands[argv[1]](main.CONFIG.value, _BATCHES.value, _STEP.value)
+    except errors.UserError as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    app.run(run, flags_parser=lambda argv: main.parse(argv, required=['config']))
