@@ -20,7 +20,8 @@ def default() -> ConfigDict:
     config.data.channels = 3
     config.data.on_device = 'colour'  # what is left to the device: none, colour, all (data/host.py)
     config.data.canvas = 512  # with 'all': images are sent in squares of so many pixels
-    config.data.resident_limit = 2**28  # bytes; a smaller set of equal images stays on the device
+    config.data.backend = 'auto'  # host: tf.data; resident: whole on the device; auto: if it fits
+    config.data.resident_limit = 2**28  # bytes of all images, which must be equal in size
     config.data.normalize = 'given'  # augment.mean and std; 'auto': measured on a sample
     config.data.max_bad_fraction = 0.01  # of the images may be unreadable
 

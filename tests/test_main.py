@@ -194,10 +194,14 @@ def test_a_folder_of_images_trains_without_labels(tmp_path: pathlib.Path) -> Non
         Image.fromarray(np.repeat(image, 5, axis=0).repeat(4, axis=1)[..., 0]).save(
             folder / f'{i}.png'
         )
+    (folder / 'broken.png').write_bytes(b'\x89PNG\r\n\x1a\n and no more')
     code, output = finish(
         tmp_path / 'run',
         f'--config.data.source=folder:{tmp_path / "images"}',
-        '--config.batch_size=16',
+        '--config.data.backend=host',
+        '--config.data.max_bad_fraction=0.1',
+        '--config.data.channels=1',
+        '--config.batch_size=20',
         '--config.epochs=1',
         '--config.augment.size=16',
         '--config.log.every_steps=1',
@@ -211,6 +215,8 @@ def test_a_folder_of_images_trains_without_labels(tmp_path: pathlib.Path) -> Non
     assert 'step 2/2  loss -' in output
     assert (tmp_path / 'run' / 'checkpoints' / '2' / 'encoder').is_dir()
     assert list((tmp_path / 'run').glob('events.out.tfevents.*'))
+    assert str(folder / 'broken.png') in (tmp_path / 'run' / 'bad_images.txt').read_text()
+    assert '1 images cannot be read' in output
 
 
 @pytest.mark.parametrize(

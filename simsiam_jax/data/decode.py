@@ -5,7 +5,7 @@ import io
 import numpy as np
 import simplejpeg
 from jaxtyping import Num, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 2**27
 
@@ -18,12 +18,14 @@ def decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
     channels, which must then be `channels`; float .npy arrays hold values in [0, 1].
 
     Raises:
-      ValueError: it is truncated, not an image, or of other channels.
+      ValueError: it is damaged, not an image, of other channels or over MAX_PIXELS.
     """
     try:
         return _decode(encoded, channels)
     except ValueError:
         raise
+    except UnidentifiedImageError as error:
+        raise ValueError('no image of a known format') from error
     # Damaged files bring about whatever errors the libraries did not think of.
     except Exception as error:
         raise ValueError(str(error) or type(error).__name__) from error
@@ -68,11 +70,12 @@ def _by_pil(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
     with Image.open(io.BytesIO(encoded)) as image:
         _check_pixels(image.height, image.width)
         if image.mode.startswith('I') or image.mode == 'F':
-            array = _to_uint8(np.asarray(image))
-            image = Image.fromarray(array)
+            whole: Image.Image = Image.fromarray(_to_uint8(np.asarray(image)))
+        else:
+            whole = image
         if channels != 4:
-            image.info.pop('transparency', None)  # PIL warns that it is lost
-        array = np.asarray(image.convert(modes[channels]))
+            whole.info.pop('transparency', None)  # PIL warns that it is lost
+        array = np.asarray(whole.convert(modes[channels]))
     return array.reshape(*array.shape[:2], channels)
 
 

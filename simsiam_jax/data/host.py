@@ -84,8 +84,11 @@ def train_batches(
         shapes += [(host_colour.PACKED,)] * len(recipes)
         types += [tf.float32] * len(recipes)
 
+    blank = tuple(np.zeros(s, t.as_numpy_dtype) for s, t in zip(shapes, types, strict=True))
+    load_or_blank = _unless_error(load, blank)
+
     def make(position: Any) -> Any:
-        arrays = tf.numpy_function(load, [position], types, stateful=False)
+        arrays = tf.numpy_function(load_or_blank, [position], types, stateful=False)
         arrays = [tf.ensure_shape(a, s) for a, s in zip(arrays, shapes, strict=True)]
         if on_device != 'none':
             return tuple(arrays)
@@ -97,7 +100,7 @@ def train_batches(
 
     data = tf.data.Dataset.range(start * batch_size, stop * batch_size)
     data = _batched(tf, data, make, batch_size)
-    for step, arrays in enumerate(_checked(tf, data, reader), start):
+    for step, arrays in enumerate(_checked(data, reader), start):
         if on_device == 'none':
             yield {'crops': list(arrays)}
         elif on_device == 'colour':
@@ -140,15 +143,19 @@ def eval_batches(
             raise reader.error
         return _centre(image, size, resize), np.int64(label)
 
+    load_or_blank = _unless_error(load, (black, np.int64(-1)))
+
     def make(index: Any) -> Any:
-        image, label = tf.numpy_function(load, [index], (tf.uint8, tf.int64), stateful=False)
+        image, label = tf.numpy_function(
+            load_or_blank, [index], (tf.uint8, tf.int64), stateful=False
+        )
         return tf.ensure_shape(image, black.shape), tf.ensure_shape(label, ())
 
     def positions() -> np.ndarray:
         return np.arange(batches * batch_size).reshape(batches, batch_size)[:, local].ravel()
 
     data = tf.data.Dataset.from_tensor_slices(positions())
-    yield from _checked(tf, _batched(tf, data, make, local.stop - local.start), reader)
+    yield from _checked(_batched(tf, data, make, local.stop - local.start), reader)
 
 
 def _batched(tf: Any, data: Any, function: Callable[..., Any], batch_size: int) -> Any:
@@ -158,11 +165,26 @@ def _batched(tf: Any, data: Any, function: Callable[..., Any], batch_size: int) 
     return data.batch(batch_size, drop_remainder=True).prefetch(2)
 
 
-def _checked(tf: Any, data: Any, reader: Reader) -> Iterator[Any]:
-    try:
-        yield from data.as_numpy_iterator()
-    except tf.errors.OpError as error:
-        raise reader.error or error from error
+def _unless_error(load: Callable[[Any], Any], blank: Any) -> Callable[[Any], Any]:
+    """`load`, with `blank` for what it raises: reader.error ends the run, see _checked.
+
+    TensorFlow would print the traceback.
+    """
+
+    def load_or_blank(position: Any) -> Any:
+        try:
+            return load(position)
+        except errors.UserError:
+            return blank
+
+    return load_or_blank
+
+
+def _checked(data: Any, reader: Reader) -> Iterator[Any]:
+    for arrays in data.as_numpy_iterator():
+        if reader.error:
+            raise reader.error
+        yield arrays
 
 
 def _once(function: Callable[[int], Any]) -> Callable[[int], Any]:
@@ -176,7 +198,7 @@ def _once(function: Callable[[int], Any]) -> Callable[[int], Any]:
     return locked
 
 
-def _crop(image: np.ndarray, params: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
+def _crop(image: np.ndarray, params: dict[str, Any], recipe: Recipe) -> np.ndarray:
     if recipe.rotation:
         image = geometry.rotate(image, float(params['angle']))
     shape = np.float32(image.shape[0]), np.float32(image.shape[1])

@@ -13,7 +13,7 @@ from simsiam_jax.data.recipe import BLUR_RADIUS, Recipe
 PACKED = 11
 
 
-def pack(params: dict[str, np.ndarray]) -> np.ndarray:
+def pack(params: dict[str, Any]) -> np.ndarray:
     """One view's colour parameters as float32 [PACKED]."""
     rest = (params['gray'], params['sigma'], params['flip'])
     return np.concatenate([params['factors'], params['order'], rest]).astype(np.float32)

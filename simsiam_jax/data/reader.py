@@ -21,7 +21,7 @@ class Reader:
 
     Attributes:
       bad: name -> reason of the images that could not be read so far.
-      error: what ended the reading; TensorFlow hides it in an error of its own.
+      error: what ended the reading; it is raised where TensorFlow cannot hide it.
     """
 
     def __init__(self, source: Source, channels: int, max_bad_fraction: float = 0.01):

@@ -19,12 +19,25 @@ Source = sources.ArraySource | Reader
 
 
 def open_source(spec: str, data: ConfigDict) -> Source:
-    """The source: whole in memory where it fits data.resident_limit, else read as it is used."""
+    """The source: whole in memory, or read as it is used, as `data.backend` says.
+
+    Raises:
+      UserError: there is no such source, or 'resident' is asked for and cannot be.
+    """
+    errors.check_choice('data.backend', data.backend, ('auto', 'resident', 'host'))
     source = sources.open_source(spec, data.tfds_data_dir)
     if isinstance(source, sources.ArraySource):
         return source
     reader = Reader(source, data.channels, data.max_bad_fraction)
-    return resident.load(reader, data.resident_limit) or reader
+    if data.backend == 'host':
+        return reader
+    images = resident.load(reader, data.resident_limit)
+    if images is None and data.backend == 'resident':
+        raise errors.UserError(
+            f'data.backend is resident, but the images of {spec} differ in size, cannot all be '
+            f'read or take more than data.resident_limit = {data.resident_limit} bytes; use auto'
+        )
+    return images or reader
 
 
 def measure_normalisation(source: Source, sample: int = 1000) -> dict[str, tuple[float, ...]]:

@@ -44,8 +44,7 @@ def measure_input(config: ConfigDict, count: int, with_step: bool) -> None:
     Raises:
       UserError: the configuration's source is in memory, so that the host has nothing to do.
     """
-    with config.unlocked():
-        config.data.resident_limit = 0
+    config.data.backend = 'host'
     parts = pretrain.build(config)
     if not isinstance(parts.source, Reader):
         raise errors.UserError(

@@ -1,0 +1,101 @@
+"""Image files: lists with labels, remembered listings, remote folders; TFRecord by index."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simsiam_jax import errors, tensorflow
+from simsiam_jax.data import files, tfds_source
+from simsiam_jax.data.decode import decode
+from simsiam_jax.data.sources import open_source
+
+
+def save(path: pathlib.Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (4, 4), (value, 0, 0)).save(path)
+
+
+def test_csv_gives_labels(tmp_path: pathlib.Path) -> None:
+    for i in range(3):
+        save(tmp_path / 'images' / f'{i}.png', i)
+    lines = ['path,label', 'images/2.png,dog', '"images/0.png", cat', 'images/1.png,dog']
+    (tmp_path / 'list.csv').write_text('\n'.join(lines))
+    source = open_source(f'files:{tmp_path}/list.csv')
+    assert source.classes == ('cat', 'dog')
+    assert [source.read(i)[1] for i in range(3)] == [1, 0, 1]
+    assert [decode(source.read(i)[0], 3)[0, 0, 0] for i in range(3)] == [2, 0, 1]
+    (tmp_path / 'bare.csv').write_text('images/0.png\nimages/1.png\n')
+    assert open_source(f'files:{tmp_path}/bare.csv').classes == ()
+    (tmp_path / 'uneven.csv').write_text('images/0.png,cat\nimages/1.png\n')
+    with pytest.raises(errors.UserError, match=r'image 2 has 1 fields; expected path'):
+        open_source(f'files:{tmp_path}/uneven.csv')
+
+
+def test_large_listings_are_remembered_until_a_folder_changes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(files, '_LARGE', 3)
+    root = tmp_path / 'images'
+    for i in range(4):
+        save(root / 'a' / f'{i}\n.png', i)  # a newline is a name's right
+    first = files.open_folder(str(root)).paths
+    assert len(first) == 4
+
+    def unexpected(*arguments: object) -> None:
+        raise AssertionError('listed again')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, '_walk', unexpected)
+        assert files.open_folder(str(root)).paths == first
+    os.utime(root / 'a', ns=(0, 0))  # clocks are too coarse to see a change at once
+    save(root / 'a' / 'new.png', 9)
+    assert len(files.open_folder(str(root)).paths) == 5
+
+
+def test_remote_folders_and_lists_are_read_through_tensorflow() -> None:
+    tf = tensorflow.load()
+    for i in range(3):
+        tf.io.gfile.makedirs(f'ram://bucket/{i}')
+        with tf.io.gfile.GFile(f'ram://bucket/{i}/x.npy', 'wb') as file:
+            np.save(file, np.full((2, 2, 1), i, np.uint8))
+    source = open_source('folder:ram://bucket')
+    assert source.classes == ('0', '1', '2')
+    assert [decode(source.read(i)[0], 1)[0, 0, 0] for i in range(3)] == [0, 1, 2]
+    with tf.io.gfile.GFile('ram://bucket/list.txt', 'w') as file:
+        file.write('2/x.npy\n0/x.npy\n')
+    listed = open_source('files:ram://bucket/list.txt')
+    assert [decode(listed.read(i)[0], 1)[0, 0, 0] for i in range(2)] == [2, 0]
+    with pytest.raises(errors.UserError, match=r'ram://nothing/list\.txt cannot be read'):
+        open_source('files:ram://nothing/list.txt')
+
+
+def test_tfrecord_is_read_by_index(tmp_path: pathlib.Path) -> None:
+    tf = tensorflow.load()
+    shards = []
+    for number, count in enumerate((3, 4)):
+        path = str(tmp_path / f'{number}.tfrecord')
+        with tf.io.TFRecordWriter(path) as writer:
+            for i in range(count):
+                value = f'image {number} {i}'.encode() * (i + 1)
+                features = {
+                    'image': tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])),
+                    'label': tf.train.Feature(int64_list=tf.train.Int64List(value=[i])),
+                }
+                example = tf.train.Example(features=tf.train.Features(feature=features))
+                writer.write(example.SerializeToString())
+        shards.append((path, number, 2))  # records 0, 1 of the first, 1, 2 of the second
+    source = tfds_source.TfRecordSource(shards, ('a', 'b', 'c', 'd'))
+    assert [source.read(i) for i in (3, 0, 1, 2)] == [
+        (b'image 1 2' * 3, 2),
+        (b'image 0 0', 0),
+        (b'image 0 1' * 2, 1),
+        (b'image 1 1' * 2, 1),
+    ]
+    with open(shards[0][0], 'r+b') as file:
+        file.truncate(os.path.getsize(shards[0][0]) - 5)
+    with pytest.raises(errors.UserError, match=r'0\.tfrecord is truncated'):
+        tfds_source.TfRecordSource(shards, ())

@@ -1,0 +1,351 @@
+"""Decoding of image files, and what becomes of those that cannot be read."""
+
+import io
+import itertools
+import pathlib
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+import tifffile
+
+from simsiam_jax import errors
+from simsiam_jax.data import files, host, resident
+from simsiam_jax.data.decode import decode
+from simsiam_jax.data.order import Order
+from simsiam_jax.data.reader import Reader
+from simsiam_jax.data.recipe import Recipe
+
+RECIPES = (Recipe(size=8, blur=0.0),)
+
+
+def gradient(height: int = 64, width: int = 48) -> np.ndarray:
+    """An RGB image without detail, which JPEG hardly changes."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([y * 255 // height, x * 255 // width, np.full_like(x, 90)], -1).astype(np.uint8)
+
+
+IMAGE = gradient()
+LUMINANCE = np.asarray(PIL.Image.fromarray(IMAGE).convert('L'))[..., None]
+FIVE = IMAGE[..., [0, 1, 2, 1, 0]]
+
+
+def encode(image: np.ndarray, kind: str = 'png', mode: str = '', **options) -> bytes:
+    file = io.BytesIO()
+    picture = PIL.Image.fromarray(image)
+    (picture.convert(mode) if mode else picture).save(file, kind, **options)
+    return file.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def tiff(array: np.ndarray, **options) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, **options)
+    return file.getvalue()
+
+
+def assert_decodes(encoded: bytes, expected: np.ndarray, atol: int = 0) -> None:
+    image = decode(encoded, expected.shape[-1])
+    assert image.dtype == np.uint8
+    assert image.flags.c_contiguous  # what the compiled geometry takes
+    np.testing.assert_allclose(image.astype(int), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(
+    'encoded',
+    [
+        encode(IMAGE),
+        encode(IMAGE, mode='RGBA'),
+        encode(IMAGE, 'bmp'),
+        encode(IMAGE, 'webp', lossless=True),
+        encode(IMAGE, 'tiff'),
+        encode(IMAGE, 'tiff', compression='tiff_lzw'),
+        tiff(IMAGE, photometric='rgb', byteorder='>'),
+        npy(IMAGE),
+        npy(np.asfortranarray(IMAGE)),
+        npy(IMAGE.astype(np.uint16) * 257),
+        npy(IMAGE.astype('>u2') * 257),
+        npy(IMAGE / np.float32(255)),
+        npy(np.asfortranarray(IMAGE / 255)),
+    ],
+    ids=[
+        'png', 'alpha', 'bmp', 'webp', 'tiff', 'lzw tiff', 'big-endian tiff', 'npy', 'fortran npy',
+        'npy of 16 bits', 'big-endian npy', 'npy of floats', 'fortran npy of floats',
+    ],
+)  # fmt: skip
+def test_files_without_loss(encoded) -> None:
+    assert_decodes(encoded, IMAGE)
+
+
+@pytest.mark.parametrize(
+    'encoded',
+    [encode(LUMINANCE[..., 0]), encode(LUMINANCE[..., 0], 'gif'), encode(IMAGE, mode='LA')],
+    ids=['png', 'gif', 'alpha'],
+)
+@pytest.mark.parametrize('channels', [1, 3])
+def test_gray_files(encoded, channels) -> None:
+    assert_decodes(encoded, np.repeat(LUMINANCE, channels, -1))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'channels'),
+    [*itertools.product(['png', 'tiff', 'big-endian tiff'], [1, 3]), ('png', 4)],
+)
+def test_gray_of_16_bits(kind, channels) -> None:
+    deep = LUMINANCE[..., 0].astype(np.uint16) * 257
+    encoded = encode(deep) if kind == 'png' else tiff(deep, byteorder='>' if 'big' in kind else '<')
+    expected = np.repeat(LUMINANCE, channels, -1)
+    if channels == 4:
+        expected[..., 3] = 255
+    assert_decodes(encoded, expected)
+
+
+def test_colour_files_as_gray_and_with_alpha() -> None:
+    assert_decodes(encode(IMAGE), LUMINANCE)
+    assert_decodes(encode(IMAGE, 'jpeg'), LUMINANCE, atol=8)
+    opaque = np.concatenate([IMAGE, np.full_like(LUMINANCE, 255)], -1)
+    assert_decodes(encode(IMAGE), opaque)
+    assert_decodes(encode(opaque), opaque)
+
+
+def test_lossy_files() -> None:
+    for encoded in (
+        encode(IMAGE, 'jpeg'),
+        encode(IMAGE, 'jpeg', progressive=True),
+        encode(IMAGE, 'jpeg', 'CMYK'),
+        encode(IMAGE, 'webp'),
+    ):
+        assert_decodes(encoded, IMAGE, atol=16)
+        assert np.abs(decode(encoded, 3).astype(int) - IMAGE).mean() < 3
+    for channels in (1, 3):
+        assert_decodes(encode(IMAGE, 'jpeg', 'L'), np.repeat(LUMINANCE, channels, -1), atol=8)
+
+
+def test_palettes() -> None:
+    palette = PIL.Image.fromarray(IMAGE).quantize(64)
+    expected = np.asarray(palette.convert('RGB'))
+    for options in ({}, {'transparency': bytes([0, 128, 255])}):
+        file = io.BytesIO()
+        palette.save(file, 'png', **options)
+        assert_decodes(file.getvalue(), expected)
+
+
+def test_the_first_frame_of_a_gif() -> None:
+    frames = [PIL.Image.fromarray(x[..., 0]) for x in (LUMINANCE, 255 - LUMINANCE)]
+    file = io.BytesIO()
+    frames[0].save(file, 'gif', save_all=True, append_images=frames[1:])
+    assert_decodes(file.getvalue(), np.repeat(LUMINANCE, 3, -1))
+
+
+@pytest.mark.parametrize(
+    'encoded',
+    [
+        tiff(FIVE, photometric='minisblack', planarconfig='contig'),
+        tiff(FIVE.astype(np.uint16) * 257, photometric='minisblack', planarconfig='contig'),
+        tiff(FIVE, photometric='minisblack', planarconfig='contig', bigtiff=True),
+        npy(FIVE),
+        npy(FIVE.astype(np.uint16) * 257),
+        npy(FIVE / 255),
+        npy(FIVE / np.float32(255)),
+    ],
+    ids=['tiff', 'tiff of 16 bits', 'bigtiff', 'npy', '16 bits', 'float64', 'float32'],
+)
+def test_5_channels(encoded) -> None:
+    assert_decodes(encoded, FIVE)
+    with pytest.raises(ValueError, match=r'expected \[H, W, 4\]'):
+        decode(encoded, 4)
+
+
+@pytest.mark.parametrize(
+    ('encoded', 'channels', 'message'),
+    [
+        (encode(IMAGE), 5, r'only TIFF and \.npy files have 5 channels'),
+        (encode(IMAGE, 'jpeg'), 2, r'only TIFF and \.npy files have 2 channels'),
+        (npy(FIVE), 3, r'shape \(64, 48, 5\); expected \[H, W, 3\]'),
+        (tiff(IMAGE, photometric='rgb'), 5, r'shape \(64, 48, 3\); expected \[H, W, 5\]'),
+        (npy(FIVE[None]), 5, r'expected \[H, W, 5\]'),
+        (npy(FIVE[:0]), 5, r'expected \[H, W, 5\]'),
+        (npy(FIVE.astype(np.int64)), 5, r'dtype int64; expected uint8, uint16 or float'),
+        (npy(np.full((4, 4, 5), np.nan)), 5, r'not finite'),
+        (npy(np.array([None] * 5)), 5, r'allow_pickle'),
+        (b'', 3, r'no image of a known format'),
+        (b'<html>not found</html>', 3, r'no image of a known format'),
+        (encode(IMAGE, 'jpeg')[:-200], 3, r'Premature end'),
+        (encode(IMAGE, 'jpeg')[:100], 3, r'.'),
+        (encode(IMAGE)[:-40], 3, r'truncated|Truncated'),
+        (npy(IMAGE)[:-40], 3, r'.'),
+    ],
+)
+def test_what_is_no_image_of_these_channels_is_refused(encoded, channels, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode(encoded, channels)
+
+
+def test_gigapixels_are_refused() -> None:
+    encoded = bytearray(encode(IMAGE, 'jpeg'))
+    size = encoded.index(b'\xff\xc0') + 5
+    encoded[size : size + 4] = b'\xff\xdc\xff\xdc'
+    with pytest.raises(ValueError, match=r'65500x65500 is more than'):
+        decode(bytes(encoded), 3)
+
+
+def fill(root: pathlib.Path, bad: dict[int, bytes | None], n: int = 12) -> Reader:
+    """Of n images; the bad ones hold these bytes, or are gone."""
+    paths = [str(root / f'{i:02}.jpg') for i in range(n)]
+    for i, path in enumerate(paths):
+        content = bad.get(i, encode(gradient(20 + i, 30)))  # the extension is wrong: no matter
+        if content is not None:
+            pathlib.Path(path).write_bytes(content)
+    return Reader(files.FileSource(paths, list(range(n)), tuple(map(str, range(n)))), 3, 0.5)
+
+
+BAD = {
+    1: encode(IMAGE, 'jpeg')[:-200],
+    2: b'',
+    5: b'<html>not found</html>',
+    8: None,
+    11: encode(IMAGE)[:60],
+}
+
+
+def train(reader: Reader, start: int, stop: int, local: slice = slice(0, 4)) -> list[np.ndarray]:
+    batches = host.train_batches(
+        reader,
+        Order(0, len(reader), 4),
+        RECIPES,
+        on_device='colour',
+        canvas=32,
+        start=start,
+        stop=stop,
+        local=local,
+    )
+    return [batch['crops'][0] for batch in batches]
+
+
+def test_bad_images_are_named_and_replaced_by_the_next_good_one(tmp_path) -> None:
+    reader = fill(tmp_path, BAD)
+    for index, neighbour in ((1, 3), (2, 3), (5, 6), (8, 9), (11, 0), (4, 4)):
+        np.testing.assert_array_equal(reader.image(index), gradient(20 + neighbour, 30))
+    assert sorted(reader.bad) == [str(tmp_path / f'{i:02}.jpg') for i in BAD]
+    reasons = ' '.join(reader.bad.values())
+    assert all(
+        part in reasons for part in ('Premature end', 'no image of a known format', 'No such file')
+    )
+    assert '\n' not in reasons
+    assert reader.error is None
+
+
+def test_a_run_with_bad_images_repeats_resumes_and_splits(tmp_path) -> None:
+    run = train(fill(tmp_path, BAD), 0, 6)
+    np.testing.assert_array_equal(train(fill(tmp_path, BAD), 2, 6), run[2:])
+    parts = [train(fill(tmp_path, BAD), 0, 6, local) for local in (slice(0, 1), slice(1, 4))]
+    np.testing.assert_array_equal(np.concatenate(parts, 1), run)
+
+
+def test_bad_images_are_black_and_unlabelled_in_an_evaluation(tmp_path) -> None:
+    reader = fill(tmp_path, BAD)
+    batches = host.eval_batches(reader, batch_size=4, size=16, resize=16, local=slice(0, 4))
+    images, labels = map(np.concatenate, zip(*batches, strict=True))
+    np.testing.assert_array_equal(labels, [-1 if i in BAD else i for i in range(12)])
+    np.testing.assert_array_equal(images.any((1, 2, 3)), labels >= 0)
+
+
+def evaluate(reader: Reader) -> list:
+    return list(host.eval_batches(reader, batch_size=4, size=8, resize=8, local=slice(0, 4)))
+
+
+@pytest.mark.parametrize('use', [evaluate, lambda reader: train(reader, 0, 3)])
+def test_too_many_bad_images_end_a_run(tmp_path, capfd, use) -> None:
+    reader = fill(tmp_path, dict.fromkeys(range(7), b'<html>'))
+    message = r'^7 of 12 images cannot be read, .*max_bad_fraction .*\d\d\.jpg: no image'
+    with pytest.raises(errors.UserError, match=message) as caught:
+        use(reader)
+    assert '\n' not in str(caught.value)
+    assert 'Traceback' not in capfd.readouterr().err  # TensorFlow prints what it sees raised
+
+
+def test_nothing_but_bad_images(tmp_path) -> None:
+    reader = fill(tmp_path, dict.fromkeys(range(3), b''), 3)
+    reader = Reader(reader.source, 3, 1.0)
+    with pytest.raises(errors.UserError, match='none of the images can be read'):
+        reader.image(1)
+
+
+# As in a run, where warnings are no errors.
+@pytest.mark.filterwarnings('ignore')
+def test_damaged_files_are_decoded_or_refused() -> None:
+    small = gradient(24, 20)
+    originals = [
+        (encode(small, 'jpeg'), 3),
+        (encode(small, 'jpeg', progressive=True), 1),
+        (encode(small), 3),
+        (encode(small, 'bmp'), 3),
+        (encode(small, 'gif'), 3),
+        (encode(small, 'webp'), 3),
+        (encode(small, 'tiff', compression='tiff_lzw'), 3),
+        (tiff(FIVE[:24, :20], photometric='minisblack', planarconfig='contig'), 5),
+        (npy(small), 3),
+        (npy(small / np.float32(255)), 3),
+    ]
+    decoded = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        encoded, channels = originals[seed % len(originals)]
+        other, _ = originals[rng.integers(len(originals))]
+        damaged = bytearray(encoded)
+        kind = seed // len(originals) % 3
+        if kind == 0:
+            # Half of them in the header.
+            end = len(damaged) if rng.random() < 0.5 else min(128, len(damaged))
+            for at in rng.integers(0, end, rng.integers(1, 9)):
+                damaged[at] ^= 1 << rng.integers(8)
+        elif kind == 1:
+            del damaged[rng.integers(len(damaged)) :]
+        else:
+            length = rng.integers(4, 64)
+            damaged[:length] = other[:length]
+        began = time.perf_counter()
+        try:
+            image = decode(bytes(damaged), channels)
+        except ValueError:
+            pass
+        else:
+            decoded += 1
+            assert image.dtype == np.uint8
+            assert image.ndim == 3
+            assert image.shape[2] == channels
+            assert image.size
+        assert time.perf_counter() - began < 1, seed
+    assert 30 < decoded < 270
+
+
+def equal_images(n: int = 6) -> list[bytes]:
+    return [encode(np.roll(gradient(20, 30), i, 0)) for i in range(n)]
+
+
+def load(root: pathlib.Path, contents: list[bytes], limit: int = 10**6):
+    reader = fill(root, dict(enumerate(contents)), len(contents))
+    return resident.load(reader, limit)
+
+
+def test_a_small_source_of_equal_images_is_loaded(tmp_path) -> None:
+    source = load(tmp_path, equal_images())
+    for i, image in enumerate(source.images):
+        np.testing.assert_array_equal(image, np.roll(gradient(20, 30), i, 0))
+    np.testing.assert_array_equal(source.labels, np.arange(6))
+    assert source.classes == tuple('012345')
+    assert load(tmp_path, equal_images(), 6 * 20 * 30 * 3) is not None
+
+
+def test_another_source_is_not_loaded(tmp_path) -> None:
+    images = equal_images()
+    assert load(tmp_path, images, 6 * 20 * 30 * 3 - 1) is None
+    assert load(tmp_path, [*images, encode(gradient(21, 30))]) is None
+    assert load(tmp_path, [*images, b'']) is None
+    assert load(tmp_path, [b'', *images]) is None
