@@ -11,6 +11,7 @@ of scikit-learn's photographs.
 import argparse
 import io
 import pathlib
+import random
 import statistics
 import tempfile
 import time
@@ -49,7 +50,7 @@ def official():
     normalise = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def blur(image):
-        return image.filter(ImageFilter.GaussianBlur(float(np.random.uniform(0.1, 2.0))))
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
 
     view = transforms.Compose(
         [

@@ -127,6 +127,15 @@ def test_lossy_files() -> None:
         assert_decodes(encode(IMAGE, 'jpeg', 'L'), np.repeat(LUMINANCE, channels, -1), atol=8)
 
 
+def test_stray_bytes_are_forgiven_and_truncation_is_not() -> None:
+    # Some of ImageNet's files have them; libjpeg warns, and PyTorch users' loaders read on.
+    jpeg = encode(IMAGE, 'jpeg', quality=95)
+    stray = jpeg[:-2] + b'\0\x11\x22' * 5 + jpeg[-2:]
+    np.testing.assert_array_equal(decode(stray, 3), decode(jpeg, 3))
+    with pytest.raises(ValueError, match='truncated'):
+        decode(jpeg[: len(jpeg) // 2], 3)
+
+
 def test_palettes() -> None:
     palette = PIL.Image.fromarray(IMAGE).quantize(64)
     expected = np.asarray(palette.convert('RGB'))

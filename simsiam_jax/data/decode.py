@@ -33,9 +33,12 @@ def decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
 
 def _decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
     if encoded[:3] == b'\xff\xd8\xff' and channels in (1, 3) and _is_turbos(encoded):
-        return simplejpeg.decode_jpeg(
-            encoded, colorspace='GRAY' if channels == 1 else 'RGB', strict=True
-        )
+        try:
+            return simplejpeg.decode_jpeg(
+                encoded, colorspace='GRAY' if channels == 1 else 'RGB', strict=True
+            )
+        except ValueError:
+            pass  # it refuses stray bytes, too; PIL refuses truncation alone
     if encoded[:6] == b'\x93NUMPY':
         array = np.load(io.BytesIO(encoded), allow_pickle=False)
         return _fit(array if array.ndim == 3 else array[..., None], channels)
