@@ -132,7 +132,7 @@ def test_stray_bytes_are_forgiven_and_truncation_is_not() -> None:
     jpeg = encode(IMAGE, 'jpeg', quality=95)
     stray = jpeg[:-2] + b'\0\x11\x22' * 5 + jpeg[-2:]
     np.testing.assert_array_equal(decode(stray, 3), decode(jpeg, 3))
-    with pytest.raises(ValueError, match='truncated'):
+    with pytest.raises(ValueError, match=r'(?i)truncated'):
         decode(jpeg[: len(jpeg) // 2], 3)
 
 
@@ -185,7 +185,7 @@ def test_5_channels(encoded) -> None:
         (npy(np.array([None] * 5)), 5, r'allow_pickle'),
         (b'', 3, r'no image of a known format'),
         (b'<html>not found</html>', 3, r'no image of a known format'),
-        (encode(IMAGE, 'jpeg')[:-200], 3, r'Premature end'),
+        (encode(IMAGE, 'jpeg')[:-200], 3, r'image file is truncated'),
         (encode(IMAGE, 'jpeg')[:100], 3, r'.'),
         (encode(IMAGE)[:-40], 3, r'truncated|Truncated'),
         (npy(IMAGE)[:-40], 3, r'.'),
@@ -244,7 +244,7 @@ def test_bad_images_are_named_and_replaced_by_the_next_good_one(tmp_path) -> Non
     assert sorted(reader.bad) == [str(tmp_path / f'{i:02}.jpg') for i in BAD]
     reasons = ' '.join(reader.bad.values())
     assert all(
-        part in reasons for part in ('Premature end', 'no image of a known format', 'No such file')
+        part in reasons for part in ('truncated', 'no image of a known format', 'No such file')
     )
     assert '\n' not in reasons
     assert reader.error is None
