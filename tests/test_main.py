@@ -219,6 +219,26 @@ def test_a_folder_of_images_trains_without_labels(tmp_path: pathlib.Path) -> Non
     assert '1 images cannot be read' in output
 
 
+def test_the_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
+    for i in range(8):
+        Image.new('RGB', (40, 30), (i, 0, 0)).save(tmp_path / f'{i}.jpg')
+    command = [sys.executable, '-m', 'simsiam_jax.tools.benchmark', 'input', '--nostep']
+    command += ['--config=configs/folder.py', f'--config.data.source=folder:{tmp_path}']
+    command += ['--config.batch_size=4', '--config.augment.size=16', '--config.data.canvas=48']
+    result = subprocess.run(
+        [*command, '--batches=2'],
+        cwd=ROOT,
+        env=os.environ | {'XLA_FLAGS': ''},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines()}
+    assert {'decode', 'none', 'colour', 'all'} <= set(rows)
+    assert rows['none'][-1] == f'{2 * 16 * 16 * 3:,}'  # bytes of two uint8 views
+
+
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors, main
@@ -93,6 +93,7 @@ def _step_rate(parts: pretrain.Run, batch: Any, batch_size: int, steps: int = 3)
 
 
 def run(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
     commands: dict[str, Callable[[ConfigDict, int, bool], None]] = {'input': measure_input}
     try:
         errors.check_choice('the command', argv[1] if len(argv) > 1 else '', commands)
