@@ -63,9 +63,11 @@ def default() -> ConfigDict:
     config.method.stop_gradient = True
 
     config.optim = ConfigDict()  # training/optim.py
+    config.optim.name = 'sgd'  # or lars
     config.optim.learning_rate = 0.05  # times batch_size/256
     config.optim.momentum = 0.9
     config.optim.weight_decay = 1e-4
+    config.optim.exclude_bn_bias = False  # from the weight decay, and from LARS's scaling
     config.optim.warmup_epochs = 0  # 10 for batch 1024 and above
     config.optim.by_epoch = True
     config.optim.constant_predictor = True

@@ -1,7 +1,6 @@
 """Checkpoints by Orbax: the whole state for resuming, the encoder alone for everybody else."""
 
 import json
-import pathlib
 import signal
 from collections.abc import Mapping
 from types import FrameType
@@ -12,7 +11,6 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from simsiam_jax import errors
-from simsiam_jax.models import resnet
 from simsiam_jax.training.step import TrainState
 
 FOLDER = 'checkpoints'
@@ -124,41 +122,3 @@ class Sigterm:
 
     def __exit__(self, *error: object) -> None:
         signal.signal(signal.SIGTERM, self._previous)
-
-
-def load_encoder(
-    workdir: str | pathlib.Path, step: int | None = None
-) -> tuple[resnet.ResNet, dict[str, Any]]:
-    """The trained backbone of a run, on whatever device there is.
-
-        module, variables = load_encoder('runs/quickstart')
-        features = module.apply(variables, images)  # [B, D] of normalised images [B, H, W, C]
-
-    Args:
-      workdir: of the run.
-      step: of the checkpoint; None: the latest.
-
-    Returns:
-      The module, and its {'params', 'batch_stats'} as float32.
-
-    Raises:
-      UserError: there is no such checkpoint.
-    """
-    folder = epath.Path(workdir).absolute() / FOLDER
-    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
-    if not steps or (step is not None and step not in steps):
-        found = f'steps {", ".join(map(str, sorted(steps)))}' if steps else 'none'
-        wanted = 'a checkpoint' if step is None else f'step {step}'
-        raise errors.UserError(
-            f'{wanted} was expected in {folder}, there is: {found}; give the workdir of a '
-            'pre-training run'
-        )
-    item = folder / str(max(steps) if step is None else step)
-    config = json.loads((item / 'meta' / 'metadata').read_text())['config']
-    backbone = resnet.make(**config['model'])
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        resnet.abstract_variables(backbone, config['data']['channels']),
-    )
-    return backbone, ocp.StandardCheckpointer().restore(item / 'encoder', abstract)

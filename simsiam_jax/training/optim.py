@@ -1,8 +1,11 @@
-"""Schedules and SGD as PyTorch does them, with the predictor at a constant rate."""
+"""Schedules, SGD and LARS as PyTorch's users have them, with the predictor at a constant rate."""
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from simsiam_jax import errors
 
@@ -35,11 +38,45 @@ def cosine_schedule(
 
 
 def torch_sgd(
-    learning_rate: optax.ScalarOrSchedule, momentum: float, weight_decay: float
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float,
+    weight_decay: Any,
+    *,
+    exclude_bn_bias: bool = False,
 ) -> optax.GradientTransformation:
     """PyTorch's SGD: weight decay joins the gradient before the momentum, no Nesterov."""
     return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum)
+        optax.add_decayed_weights(weight_decay, _matrices if exclude_bn_bias else None),
+        optax.sgd(learning_rate, momentum=momentum),
+    )
+
+
+def lars(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float,
+    weight_decay: Any,
+    *,
+    trust_coefficient: float = 1e-3,
+    exclude_bn_bias: bool = False,
+) -> optax.GradientTransformation:
+    """LARS (You et al., 2017) as apex's LARC without clipping, which the official code uses.
+
+    Every parameter's decayed gradient g + wd w is scaled by trust |w| / (|g| + wd |w| + 1e-8),
+    before the momentum; where w or g is zero the gradient is left as it is.
+    """
+
+    def scale(w: Array, g: Array) -> Array:
+        w_norm, g_norm = jnp.linalg.norm(w.ravel()), jnp.linalg.norm(g.ravel())
+        ratio = trust_coefficient * w_norm / (g_norm + weight_decay * w_norm + 1e-8)
+        return jnp.where((w_norm > 0) & (g_norm > 0), ratio * (g + weight_decay * w), g)
+
+    def update(grads: Any, params: Any) -> Any:
+        return jax.tree.map(scale, params, grads)
+
+    larc = optax.stateless(update)
+    return optax.chain(
+        optax.masked(larc, _matrices) if exclude_bn_bias else larc,
+        optax.sgd(learning_rate, momentum=momentum),
     )
 
 
@@ -48,9 +85,11 @@ def make(
     batch_size: int,
     epochs: int,
     steps_per_epoch: int,
+    name: str = 'sgd',
     learning_rate: float = 0.05,
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
+    exclude_bn_bias: bool = False,
     warmup_epochs: int = 0,
     by_epoch: bool = True,
     constant_predictor: bool = True,
@@ -58,10 +97,13 @@ def make(
     """SGD on all parameters, BN and biases included (SimSiam, section 3), and its rates by name.
 
     Args:
+      name: 'sgd' or 'lars'.
       learning_rate: base rate, times batch_size/256.
+      exclude_bn_bias: BN and biases are neither decayed nor scaled by LARS.
       by_epoch: see cosine_schedule.
       constant_predictor: the predictor's rate stays at its start (Table 1).
     """
+    errors.check_choice('optim.name', name, OPTIMISERS)
     base = learning_rate * batch_size / 256
     schedule = cosine_schedule(
         base,
@@ -70,12 +112,23 @@ def make(
         warmup_epochs=warmup_epochs,
         by_epoch=by_epoch,
     )
-    decayed = torch_sgd(schedule, momentum, weight_decay)
+
+    def optimiser(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+        return OPTIMISERS[name](rate, momentum, weight_decay, exclude_bn_bias=exclude_bn_bias)
+
     if not constant_predictor:
-        return decayed, {'lr': schedule}
-    constant = torch_sgd(base, momentum, weight_decay)
-    tx = optax.multi_transform({'decayed': decayed, 'constant': constant}, _labels)
+        return optimiser(schedule), {'lr': schedule}
+    tx = optax.multi_transform(
+        {'decayed': optimiser(schedule), 'constant': optimiser(base)}, _labels
+    )
     return tx, {'lr': schedule, 'lr_predictor': optax.constant_schedule(base)}
+
+
+OPTIMISERS = {'sgd': torch_sgd, 'lars': lars}
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda w: w.ndim > 1, params)
 
 
 def _labels(params: dict[str, Any]) -> dict[str, str]:
