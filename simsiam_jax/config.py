@@ -1,6 +1,7 @@
-"""Every key of a run, with its default: SimSiam's ImageNet baseline."""
+"""Every key of a run, with its default: SimSiam's ImageNet baseline, and its evaluations."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from simsiam_jax import errors
 
@@ -92,12 +93,110 @@ def default() -> ConfigDict:
     return config
 
 
+def knn() -> ConfigDict:
+    """The configuration of task knn. Keys that are None are as the checkpoint was trained."""
+    config = ConfigDict()
+    config.task = 'knn'
+    config.init_from = ''  # the workdir of a run, or a file of weights
+    config.seed = 0
+    config.labels = 1.0  # share of the training set's labels to use, class-balanced
+
+    config.data = ConfigDict()
+    config.data.tfds_data_dir = placeholder(str)
+    config.data.channels = placeholder(int)
+    config.data.backend = 'auto'
+    config.data.resident_limit = 2**28
+    config.data.max_bad_fraction = 0.01
+
+    config.augment = ConfigDict()
+    config.augment.size = placeholder(int)
+    config.augment.mean = placeholder(tuple)
+    config.augment.std = placeholder(tuple)
+
+    config.eval = ConfigDict()
+    config.eval.train = placeholder(str)  # labelled images
+    config.eval.test = placeholder(str)
+    config.eval.resize = placeholder(int)
+    config.eval.batch_size = 512
+    config.eval.k = (10, 20, 100, 200)
+    config.eval.temperature = (0.07, 0.1, 0.2)
+    config.eval.bank_dtype = 'float16'
+    return config
+
+
+def probe() -> ConfigDict:
+    """The configuration of task probe: classifiers on cached features."""
+    config = knn()
+    config.task = 'probe'
+    config.batch_size = 256
+    config.epochs = 100
+    for key in ('k', 'temperature', 'bank_dtype'):
+        del config.eval[key]
+    config.eval.holdout = 0.2  # of the training set, to choose by
+    config.eval.baselines = True  # also raw pixels and the network at initialisation
+
+    config.optim = ConfigDict()  # the heads: every rate (times batch_size/256) with every decay
+    config.optim.learning_rates = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    config.optim.weight_decays = (0.0, 1e-5, 1e-4)
+    config.optim.momentum = 0.9
+
+    config.logistic = ConfigDict()  # by L-BFGS
+    config.logistic.strengths = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # C of scikit-learn; (): none
+    config.logistic.limit = 2**27  # features of all training images, above it is left out
+    return config
+
+
+def supervised() -> ConfigDict:
+    """The configuration of tasks linear and finetune: a classifier trained on images."""
+    config = knn()
+    config.task = 'linear'
+    config.from_scratch = False  # the architecture of init_from with fresh weights: the baseline
+    config.batch_size = 4096
+    config.epochs = 90
+    config.data.on_device = 'colour'
+    config.data.canvas = 512
+    for key in ('k', 'temperature', 'bank_dtype'):
+        del config.eval[key]
+    config.eval.holdout = 0.0  # share of the training set to watch and choose by
+    config.eval.every_epochs = 10  # where there is one
+
+    ours = default()
+    ours.augment.update({'size': None, 'mean': None, 'std': None})
+    config.augment = ConfigDict(ours.augment.to_dict() | config.augment.to_dict())
+    config.augment.crop_scale = (0.08, 1.0)
+    config.augment.jitter = config.augment.gray = config.augment.blur = 0.0
+
+    config.optim = ConfigDict()
+    config.optim.name = 'lars'
+    config.optim.learning_rates = (0.1,)  # times batch_size/256; a head for each with each decay
+    config.optim.weight_decays = (0.0,)
+    config.optim.backbone_learning_rate = 0.0  # of finetune; linear leaves the backbone alone
+    config.optim.backbone_weight_decay = 0.0
+    config.optim.momentum = 0.9
+    config.optim.warmup_epochs = 0
+    config.optim.by_epoch = True
+
+    config.checkpoint = ours.checkpoint
+    config.log = ours.log
+    return config
+
+
+DEFAULTS = {
+    'pretrain': default,
+    'linear': supervised,
+    'finetune': supervised,
+    'probe': probe,
+    'knn': knn,
+}
+
+
 def check(config: ConfigDict) -> None:
     """Raises UserError for keys that nothing reads or that are missing, by their names.
 
     `method` is left to the method's own constructor.
     """
-    _check(config, default(), '')
+    errors.check_choice('config.task', config.task, DEFAULTS)
+    _check(config, DEFAULTS[config.task](), '')
 
 
 def _check(given: ConfigDict, known: ConfigDict, prefix: str) -> None:

@@ -14,9 +14,15 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from simsiam_jax import errors
-from simsiam_jax.tasks import pretrain
+from simsiam_jax.tasks import knn, pretrain, probe, supervised
 
-TASKS = {'pretrain': pretrain.run}
+TASKS = {
+    'pretrain': pretrain.run,
+    'linear': supervised.run,
+    'finetune': supervised.run,
+    'probe': probe.run,
+    'knn': knn.run,
+}
 
 CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 _WORKDIR: Any = flags.DEFINE_string('workdir', None, 'Where checkpoints and logs go.')

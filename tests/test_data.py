@@ -180,10 +180,12 @@ def test_a_resident_run_repeats_resumes_and_splits() -> None:
 
 def test_resident_images_go_with_their_indices(photographs) -> None:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with_images = resident.gatherer(jnp.asarray(photographs), sharding)
+    labels = jnp.arange(len(photographs))
+    with_images = resident.gatherer(jnp.asarray(photographs), labels, sharding)
     (batch,) = resident_batches(1, 2)
     gathered = with_images(jax.device_put(batch, sharding))
     np.testing.assert_array_equal(gathered['image'], photographs[batch['index']])
+    np.testing.assert_array_equal(gathered['label'], batch['index'])
     assert_equal(gathered['views'], batch['views'])
 
 
@@ -193,8 +195,8 @@ def evaluate(module, source, resize: int, local: slice = WHOLE, size: int = 12):
         batches = host.eval_batches(Reader(source, 3), **arguments)
     else:
         batches = resident.eval_batches(source, channels=3, **arguments)
-    images, batch_labels = zip(*batches, strict=True)
-    return np.concatenate(images), np.concatenate(batch_labels)
+    images, batch_labels, indices = map(np.concatenate, zip(*batches, strict=True))
+    return images, np.where(indices >= 0, batch_labels, -1)
 
 
 @pytest.fixture(scope='module')
@@ -409,7 +411,7 @@ def test_tfds_of_tfrecord(tfds_dir, photographs) -> None:
     records = sources.open_source('tfds:records/train', tfds_dir)
     assert labels(records) == [i % 3 for i in range(N)]
     for i, image in enumerate(photographs):
-        np.testing.assert_array_equal(Reader(records, 3).image(i), image)
+        np.testing.assert_array_equal(Reader(records, 3).example(i)[0], image)
 
 
 def test_tfds_without_labels(tfds_dir) -> None:

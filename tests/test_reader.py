@@ -240,7 +240,9 @@ def train(reader: Reader, start: int, stop: int, local: slice = slice(0, 4)) -> 
 def test_bad_images_are_named_and_replaced_by_the_next_good_one(tmp_path) -> None:
     reader = fill(tmp_path, BAD)
     for index, neighbour in ((1, 3), (2, 3), (5, 6), (8, 9), (11, 0), (4, 4)):
-        np.testing.assert_array_equal(reader.image(index), gradient(20 + neighbour, 30))
+        image, label = reader.example(index)
+        np.testing.assert_array_equal(image, gradient(20 + neighbour, 30))
+        assert label == reader.source.labels[neighbour]
     assert sorted(reader.bad) == [str(tmp_path / f'{i:02}.jpg') for i in BAD]
     reasons = ' '.join(reader.bad.values())
     assert all(
@@ -260,7 +262,8 @@ def test_a_run_with_bad_images_repeats_resumes_and_splits(tmp_path) -> None:
 def test_bad_images_are_black_and_unlabelled_in_an_evaluation(tmp_path) -> None:
     reader = fill(tmp_path, BAD)
     batches = host.eval_batches(reader, batch_size=4, size=16, resize=16, local=slice(0, 4))
-    images, labels = map(np.concatenate, zip(*batches, strict=True))
+    images, labels, indices = map(np.concatenate, zip(*batches, strict=True))
+    np.testing.assert_array_equal(labels, indices)
     np.testing.assert_array_equal(labels, [-1 if i in BAD else i for i in range(12)])
     np.testing.assert_array_equal(images.any((1, 2, 3)), labels >= 0)
 
@@ -283,7 +286,7 @@ def test_nothing_but_bad_images(tmp_path) -> None:
     reader = fill(tmp_path, dict.fromkeys(range(3), b''), 3)
     reader = Reader(reader.source, 3, 1.0)
     with pytest.raises(errors.UserError, match='none of the images can be read'):
-        reader.image(1)
+        reader.example(1)
 
 
 # As in a run, where warnings are no errors.

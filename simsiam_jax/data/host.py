@@ -50,10 +50,10 @@ def train_batches(
 ) -> Iterator[dict[str, Any]]:
     """This process's share of the batches of steps [start, stop), for `to_views`.
 
-    With `on_device` 'none' or 'colour' they hold 'crops', a uint8 [B, S, S, C] a view; with
-    'colour' also 'views', the parameters; with 'all' instead of the crops 'image', uint8
-    [B, canvas, canvas, C], the images in its upper left corners, and 'size', their heights and
-    widths; larger images are shrunk to the canvas.
+    They hold 'label', int64 [B], -1 where there is none. With `on_device` 'none' or 'colour'
+    they hold 'crops', a uint8 [B, S, S, C] a view; with 'colour' also 'views', the parameters;
+    with 'all' instead of the crops 'image', uint8 [B, canvas, canvas, C], the images in its upper
+    left corners, and 'size', their heights and widths; larger images are shrunk to the canvas.
 
     Raises:
       UserError: too many images cannot be read.
@@ -62,24 +62,29 @@ def train_batches(
     batch_size = local.stop - local.start
     steps = _once(lambda step: plan(order, recipes, step, local))
 
-    def load(position: np.int64) -> tuple[np.ndarray, ...]:
+    def load(position: np.int64) -> tuple[Any, ...]:
         step, b = divmod(int(position), batch_size)
         indices, views = steps(step)
-        image = reader.image(int(indices[b]))
+        image, label = reader.example(int(indices[b]))
         if on_device == 'all':
-            return _on_canvas(image, canvas)
+            return np.int64(label), *_on_canvas(image, canvas)
         crops = [
             _crop(image, {k: v[b] for k, v in params.items()}, recipe)
             for params, recipe in zip(views, recipes, strict=True)
         ]
         if on_device == 'colour':
-            return tuple(crops)
-        return *crops, *(host_colour.pack({k: v[b] for k, v in p.items()}) for p in views)
+            return np.int64(label), *crops
+        return (
+            np.int64(label),
+            *crops,
+            *(host_colour.pack({k: v[b] for k, v in p.items()}) for p in views),
+        )
 
-    shapes: list[tuple[int, ...]] = [(r.size, r.size, reader.channels) for r in recipes]
-    types = [tf.uint8] * len(recipes)
+    shapes: list[tuple[int, ...]] = [(), *((r.size, r.size, reader.channels) for r in recipes)]
+    types = [tf.int64, *[tf.uint8] * len(recipes)]
     if on_device == 'all':
-        shapes, types = [(canvas, canvas, reader.channels), (2,)], [tf.uint8, tf.float32]
+        shapes = [(), (canvas, canvas, reader.channels), (2,)]
+        types = [tf.int64, tf.uint8, tf.float32]
     elif on_device == 'none':
         shapes += [(host_colour.PACKED,)] * len(recipes)
         types += [tf.float32] * len(recipes)
@@ -92,29 +97,30 @@ def train_batches(
         arrays = [tf.ensure_shape(a, s) for a, s in zip(arrays, shapes, strict=True)]
         if on_device != 'none':
             return tuple(arrays)
-        v = len(recipes)
-        return tuple(
-            host_colour.colour(tf, crop, packed, recipe)
-            for crop, packed, recipe in zip(arrays[:v], arrays[v:], recipes, strict=True)
+        label, crops, packed = arrays[0], arrays[1 : len(recipes) + 1], arrays[len(recipes) + 1 :]
+        return label, *(
+            host_colour.colour(tf, crop, parameters, recipe)
+            for crop, parameters, recipe in zip(crops, packed, recipes, strict=True)
         )
 
     data = tf.data.Dataset.range(start * batch_size, stop * batch_size)
     data = _batched(tf, data, make, batch_size)
-    for step, arrays in enumerate(_checked(data, reader), start):
+    for step, (label, *arrays) in enumerate(_checked(data, reader), start):
         if on_device == 'none':
-            yield {'crops': list(arrays)}
+            yield {'label': label, 'crops': arrays}
         elif on_device == 'colour':
-            yield {'crops': list(arrays), 'views': steps(step)[1]}
+            yield {'label': label, 'crops': arrays, 'views': steps(step)[1]}
         else:
-            yield {'image': arrays[0], 'size': arrays[1], 'views': steps(step)[1]}
+            image, size = arrays
+            yield {'label': label, 'image': image, 'size': size, 'views': steps(step)[1]}
 
 
 def eval_batches(
     reader: Reader, *, batch_size: int, size: int, resize: int, local: slice
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Centre crops uint8 [B, S, S, C] and labels [B] of every image, in order.
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Centre crops uint8 [B, S, S, C], labels [B] and indices [B] of every image, in order.
 
-    Images that cannot be read, and what fills up the last batch, are black and labelled -1.
+    Images that cannot be read, and what fills up the last batch, are black and have index -1.
 
     Args:
       size: side of the crop.
@@ -127,13 +133,14 @@ def eval_batches(
     check_resize(size, resize)
     batches = math.ceil(len(reader) / batch_size)
     black = np.zeros((size, size, reader.channels), np.uint8)
+    none = black, np.int64(-1), np.int64(-1)
 
-    def load(index: np.int64) -> tuple[np.ndarray, np.int64]:
+    def load(index: np.int64) -> tuple[np.ndarray, np.int64, np.int64]:
         if index >= len(reader):
-            return black, np.int64(-1)
+            return none
         image, label = reader.read(int(index))
         if image is None:
-            return black, np.int64(-1)
+            return none
         if not resize and image.shape[:2] != (size, size):
             reader.error = errors.UserError(
                 f'image {reader.source.name(int(index))} is {image.shape[0]}x{image.shape[1]}, '
@@ -141,15 +148,14 @@ def eval_batches(
                 'config.eval.resize'
             )
             raise reader.error
-        return _centre(image, size, resize), np.int64(label)
+        return _centre(image, size, resize), np.int64(label), index
 
-    load_or_blank = _unless_error(load, (black, np.int64(-1)))
+    load_or_blank = _unless_error(load, none)
 
     def make(index: Any) -> Any:
-        image, label = tf.numpy_function(
-            load_or_blank, [index], (tf.uint8, tf.int64), stateful=False
-        )
-        return tf.ensure_shape(image, black.shape), tf.ensure_shape(label, ())
+        types = (tf.uint8, tf.int64, tf.int64)
+        arrays = tf.numpy_function(load_or_blank, [index], types, stateful=False)
+        return tuple(map(tf.ensure_shape, arrays, (black.shape, (), ())))
 
     def positions() -> np.ndarray:
         return np.arange(batches * batch_size).reshape(batches, batch_size)[:, local].ravel()

@@ -26,9 +26,9 @@ class Reader:
 
     def __init__(self, source: Source, channels: int, max_bad_fraction: float = 0.01):
         self.source, self.channels = source, channels
+        self.max_bad_fraction = max_bad_fraction
         self.bad: dict[str, str] = {}
         self.error: errors.UserError | None = None
-        self._max_bad = max_bad_fraction * len(source)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -53,19 +53,19 @@ class Reader:
             self._note(self.source.name(index), reason)
             return None, -1
 
-    def image(self, index: int) -> Image:
-        """The image, or where it is bad the next good one: the same in every run."""
+    def example(self, index: int) -> tuple[Image, int]:
+        """The image with its label, or where it is bad the next good one: alike in every run."""
         for neighbour in range(index, index + len(self)):
-            image, _ = self.read(neighbour % len(self))
+            image, label = self.read(neighbour % len(self))
             if image is not None:
-                return image
+                return image, label
         raise self._end('none of the images can be read')
 
     def _note(self, name: str, reason: str) -> None:
         with self._lock:
             self.bad[name] = reason
             count = len(self.bad)
-        if count > self._max_bad:
+        if count > self.max_bad_fraction * len(self):
             raise self._end(
                 f'{count} of {len(self)} images cannot be read, more than '
                 f'config.data.max_bad_fraction allows; the last: {name}: {reason}'

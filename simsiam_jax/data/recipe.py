@@ -91,7 +91,8 @@ class Recipe:
                     f'augment.{key} has {len(getattr(self, key))} figures for images of '
                     f'{channels} channels; give 1 or {channels}'
                 )
-        if channels == 3 or not (self.saturation or self.hue or self.gray):
+        colours = self.gray or (self.jitter and (self.saturation or self.hue))
+        if channels == 3 or not colours:
             return self
         logging.warning('%d channels: saturation, hue and gray drop out', channels)
         return dataclasses.replace(self, saturation=0.0, hue=0.0, gray=0.0)

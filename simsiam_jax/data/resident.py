@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from simsiam_jax import errors
 from simsiam_jax.data import device
@@ -28,10 +28,10 @@ def train_batches(
 
 def eval_batches(
     source: ArraySource, *, batch_size: int, channels: int, size: int, resize: int, local: slice
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Centre crops [B, S, S, C] in [0, 1] and labels [B] of every image, in order.
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Centre crops [B, S, S, C] in [0, 1], labels [B] and indices [B] of every image, in order.
 
-    The last batch is filled up with copies of the last image, labelled -1. Arguments as in
+    The last batch is filled up with copies of the last image, at index -1. Arguments as in
     data.host.
     """
     check_resize(size, resize)
@@ -40,7 +40,8 @@ def eval_batches(
         position = (start + np.arange(batch_size))[local]
         index = np.minimum(position, len(source) - 1)
         images = device.centre(source.images[index], size, resize)
-        yield np.asarray(images), np.where(position < len(source), source.labels[index], -1)
+        here = position < len(source)
+        yield np.asarray(images), source.labels[index], np.where(here, position, -1)
 
 
 def load(reader: Reader, limit: int) -> ArraySource | None:
@@ -83,12 +84,15 @@ def check_images(source: ArraySource, channels: int, size: int = 0) -> None:
 
 
 def gatherer(
-    images: UInt8[Array, 'N H W C'], sharding: jax.sharding.Sharding
+    images: UInt8[Array, 'N H W C'], labels: Int[Array, 'N'], sharding: jax.sharding.Sharding
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Replaces a device batch's indices by their images, sharded likewise."""
-    gather = jax.jit(lambda images, index: images[index], out_shardings=sharding)
+    """Replaces a device batch's indices by their images and labels, sharded likewise."""
+    gather = jax.jit(
+        lambda images, labels, index: {'image': images[index], 'label': labels[index]},
+        out_shardings=sharding,
+    )
 
     def with_images(batch: dict[str, Any]) -> dict[str, Any]:
-        return {'image': gather(images, batch['index']), 'views': batch['views']}
+        return gather(images, labels, batch['index']) | {'views': batch['views']}
 
     return with_images

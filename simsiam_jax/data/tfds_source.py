@@ -127,6 +127,14 @@ def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
         return TfRecordSource(shards, classes)
 
 
+def is_prepared(spec: str, data_dir: str) -> bool:
+    """Whether the dataset of 'NAME/SPLIT' is on this machine already."""
+    tensorflow.load()
+    with _one_line('TFDS cannot be imported'):
+        import tensorflow_datasets as tfds
+    return bool(_builder(tfds, spec.rpartition('/')[0], data_dir).data_path.exists())
+
+
 def _builder(tfds: Any, name: str, data_dir: str) -> Any:
     with _one_line(f'TFDS cannot open {name}'):
         try:

@@ -45,7 +45,10 @@ def measure_normalisation(source: Source, sample: int = 1000) -> dict[str, tuple
     indices = np.linspace(0, len(source) - 1, min(sample, len(source))).astype(int)
     count, total, squares = 0, np.zeros(1), np.zeros(1)
     for index in indices:
-        image = source.image(int(index)) if isinstance(source, Reader) else source.images[index]
+        if isinstance(source, sources.ArraySource):
+            image = source.images[index]
+        else:
+            image, _ = source.example(int(index))
         pixels = image.reshape(-1, image.shape[-1]) / 255
         count, total = count + len(pixels), total + pixels.sum(0)
         squares = squares + np.square(pixels).sum(0)
@@ -70,8 +73,8 @@ def device_batches(
     local = mesh_lib.process_slice(order.batch_size)
     if isinstance(source, sources.ArraySource):
         resident.check_images(source, data.channels)
-        images = mesh_lib.replicate(source.images, mesh)
-        with_images = resident.gatherer(images, NamedSharding(mesh, P(mesh_lib.DATA)))
+        images, labels = mesh_lib.replicate((source.images, source.labels), mesh)
+        with_images = resident.gatherer(images, labels, NamedSharding(mesh, P(mesh_lib.DATA)))
 
         def from_device(start: int, stop: int) -> Iterator[Any]:
             batches = resident.train_batches(order, recipes, start=start, stop=stop, local=local)

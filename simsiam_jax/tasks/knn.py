@@ -4,7 +4,9 @@ Features are l2-normalised; the k nearest of the training set vote for their cla
 weights exp(similarity / T); every image counts once, the last batch included.
 """
 
-from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,31 +15,40 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from simsiam_jax import errors
-from simsiam_jax.data import device, host, resident
-from simsiam_jax.data.reader import Reader
-from simsiam_jax.data.recipe import Recipe
-from simsiam_jax.data.sources import ArraySource
+from simsiam_jax.data import device
 from simsiam_jax.methods.losses import l2_normalise
+from simsiam_jax.tasks import labelled
+from simsiam_jax.tasks.features import Encode, Extractor
+from simsiam_jax.tasks.inputs import Source
 from simsiam_jax.training import mesh as mesh_lib
+from simsiam_jax.training.writers import say
 
 DATA = mesh_lib.DATA
-Features = tuple[Float[np.ndarray, 'N D'], Int[np.ndarray, 'N']]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Accuracy of one vote, shares of the queries."""
+
+    k: int
+    temperature: float
+    top1: float
+    top5: float
 
 
 class Knn:
-    """kNN top-1 on a labelled pair of sources.
+    """kNN accuracy on a labelled pair of sources, of several votes in one pass.
 
     Args:
       train, test: the bank and the queries.
+      extractor: makes the crops.
       apply: (variables, normalised images) -> features, in evaluation mode.
-      mesh: features and similarities are computed over its devices.
-      recipe: gives the size of the network's input and its normalisation.
-      channels: of the images.
-      resize: their shorter side before the centre crop; 0: they have the recipe's size.
-      batch_size: images at a time, a multiple of the devices.
-      k, temperature: of the vote.
+      mean, std: the network's normalisation.
+      k, temperature: of the votes, every k with every temperature.
+      bank_dtype: 'float16' halves the memory of the bank, at a similarity's error of 1e-3.
 
     Raises:
       UserError: a source has no labels, or the two have other classes.
@@ -45,147 +56,168 @@ class Knn:
 
     def __init__(
         self,
-        train: Reader | ArraySource,
-        test: Reader | ArraySource,
-        apply: Callable[[Any, Array], Array],
-        mesh: Mesh,
+        train: Source,
+        test: Source,
+        extractor: Extractor,
+        apply: Encode,
         *,
-        recipe: Recipe,
-        channels: int,
-        resize: int,
-        batch_size: int,
-        k: int,
-        temperature: float,
+        mesh: Mesh,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        k: Sequence[int],
+        temperature: Sequence[float],
+        bank_dtype: str = 'float32',
     ):
-        for key, source in (('train', train), ('test', test)):
-            if not source.classes:
-                raise errors.UserError(
-                    f'config.eval.{key} has no labels, which kNN needs; give a folder with one '
-                    "subfolder a class, or '' for no evaluation"
-                )
-        if k < 1 or temperature <= 0:
+        labelled.check_classes(train, test)
+        errors.check_choice('eval.bank_dtype', bank_dtype, ('float32', 'float16'))
+        if min(k, default=0) < 1 or min(temperature, default=0) <= 0:
             raise errors.UserError(
                 f'config.eval.k is {k} and temperature {temperature}; expected k >= 1 and a '
                 'temperature above 0'
             )
-        if train.classes != test.classes:
-            raise errors.UserError(
-                f'config.eval.train has {len(train.classes)} classes and config.eval.test '
-                f'{len(test.classes)}, or others; kNN needs the same in both'
+        self.train, self.test, self._mesh, self._extract = train, test, mesh, extractor
+        self._k, self._temperature = tuple(k), tuple(temperature)
+        self._dtype = np.dtype(bank_dtype)
+        self._encode = extractor.jit(
+            lambda variables, images: l2_normalise(
+                apply(variables, device.normalise(images, mean, std))
             )
-        mesh_lib.check_batch_size('eval.batch_size', batch_size, mesh)
-        self.train, self.test, self.mesh = train, test, mesh
-        self.k, self.temperature = k, temperature
-        self._channels = channels
-        self._images: dict[str, Any] = {
-            'batch_size': batch_size,
-            'local': mesh_lib.process_slice(batch_size),
-            'size': recipe.size,
-            'resize': resize,
-        }
-        replicated = jax.sharding.NamedSharding(mesh, P())
-
-        def encode(variables: Any, images: Array) -> Array:
-            images = device.normalise(images, recipe.mean, recipe.std)
-            return l2_normalise(apply(variables, images))
-
-        def pixels(variables: Any, images: Array) -> Array:
-            return l2_normalise(images.reshape(len(images), -1))
-
-        self._encode = jax.jit(encode, out_shardings=replicated)
-        self._pixels = jax.jit(pixels, out_shardings=replicated)
-
-    def __call__(self, variables: Any) -> float:
-        """Top-1 accuracy of the network's features."""
-        return self._top1(self._encode, variables)
-
-    def pixels(self) -> float:
-        """Top-1 accuracy of the raw pixels as features."""
-        return self._top1(self._pixels, None)
-
-    def _top1(self, encode: Callable[..., Array], variables: Any) -> float:
-        bank, labels = self._extract(self.train, encode, variables)
-        queries, truth = self._extract(self.test, encode, variables)
-        predictions = vote(
-            bank,
-            labels,
-            queries,
-            self.mesh,
-            k=self.k,
-            temperature=self.temperature,
-            classes=len(self.train.classes),
         )
-        return float(np.mean(predictions == truth))
+        self._flatten = extractor.jit(
+            lambda _, images: l2_normalise(images.reshape(len(images), -1))
+        )
 
-    def _extract(
-        self, source: Reader | ArraySource, encode: Callable[..., Array], variables: Any
-    ) -> Features:
-        features, labels = [], []
-        for images, batch_labels in self._batches(source):
-            features.append(np.asarray(encode(variables, images)))
-            labels.append(np.asarray(batch_labels))
-        x, y = np.concatenate(features), np.concatenate(labels)
-        return x[y >= 0], y[y >= 0]  # what fills up batches is labelled -1
+    def __call__(self, variables: Any) -> list[Score]:
+        """Scores of the network's features."""
+        return self._scores(self._encode, variables)
 
-    def _batches(self, source: Reader | ArraySource) -> Iterator[tuple[Array, Array]]:
-        if isinstance(source, ArraySource):
-            batches = resident.eval_batches(source, channels=self._channels, **self._images)
-        else:
-            batches = host.eval_batches(source, **self._images)
-        gather = jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(self.mesh, P()))
-        for images, labels in mesh_lib.prefetch(batches, self.mesh):
-            yield images, gather(labels)
+    def pixels(self) -> list[Score]:
+        """Scores of the raw pixels as features."""
+        return self._scores(self._flatten, None)
+
+    def _scores(self, encode: Encode, variables: Any) -> list[Score]:
+        bank = self._extract(encode, variables, self.train, self._dtype)
+        queries = self._extract(encode, variables, self.test)
+        similarity, where = nearest(bank.x, queries.x, self._mesh, k=max(self._k))
+        votes = bank.labels[where]
+        scores = []
+        for k in self._k:
+            for temperature in self._temperature:
+                classes = len(self.train.classes)
+                ranked = vote(similarity[:, :k], votes[:, :k], temperature, classes=classes)
+                hits = np.asarray(ranked) == queries.labels[:, None]
+                scores.append(
+                    Score(k, temperature, float(hits[:, 0].mean()), float(hits.any(1).mean()))
+                )
+        return scores
 
 
+@functools.partial(jax.jit, static_argnames='classes')
 def vote(
+    similarity: Float[Array | np.ndarray, 'Q K'],
+    labels: Int[Array | np.ndarray, 'Q K'],
+    temperature: float | Array,
+    *,
+    classes: int,
+) -> Int[Array, 'Q R']:
+    """The (at most five) classes with the most weight of every query's neighbours, best first."""
+    # Relative to the nearest: no low temperature overflows.
+    weights = jnp.exp((similarity - similarity[:, :1]) / temperature)
+    rows = jnp.arange(len(labels))[:, None]
+    counts = jnp.zeros((len(labels), classes)).at[rows, labels].add(weights)
+    return jax.lax.top_k(counts, min(5, classes))[1]
+
+
+def nearest(
     bank: Float[np.ndarray, 'N D'],
-    labels: Int[np.ndarray, 'N'],
     queries: Float[np.ndarray, 'Q D'],
     mesh: Mesh,
     *,
     k: int,
-    temperature: float,
-    classes: int,
     chunk: int = 1024,
-) -> Int[np.ndarray, 'Q']:
-    """The class that the k nearest of the bank vote for, of every query.
+    block: int = 65536,
+) -> tuple[Float[np.ndarray, 'Q K'], Int[np.ndarray, 'Q K']]:
+    """Inner products with the k nearest of the bank, largest first, and their places in it.
 
-    The bank lies sharded over the devices; each finds its own k nearest, and the nearest of
-    these are the nearest of all. A k above N means all.
+    The bank lies sharded over the devices, in its own dtype; each goes through its share block
+    by block with the k nearest so far, and the nearest of all devices' are the nearest of all.
+    A k above N means all.
+
+    Args:
+      chunk: queries at a time.
+      block: of the bank at a time.
     """
-    k = min(k, len(bank))
-    padding = -len(bank) % mesh.size
+    n, k = len(bank), min(k, len(bank))
+    share = -(-n // mesh.size)  # of a device
+    block = min(block, share)
+    share = -(-share // block) * block
+    rows = np.arange(share * mesh.size)
     shards = mesh_lib.shard_global(
-        (np.pad(bank, ((0, padding), (0, 0))), np.pad(labels, (0, padding), constant_values=-1)),
-        mesh,
+        (np.pad(bank, ((0, len(rows) - n), (0, 0))), np.where(rows < n, rows, -1)), mesh
     )
 
-    def nearest(queries: Array, bank: Array, labels: Array) -> tuple[Array, Array]:
-        similarity = jnp.matmul(queries, bank.T, precision='highest')
-        similarity = jnp.where(labels >= 0, similarity, -jnp.inf)
-        top, where = jax.lax.top_k(similarity, min(k, len(labels)))
-        return top, labels[where]
+    def search(queries: Array, bank: Array, rows: Array) -> tuple[Array, Array]:
+        def look(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
+            part = jax.lax.dynamic_slice_in_dim(bank, start, block).astype(jnp.float32)
+            places = jax.lax.dynamic_slice_in_dim(rows, start, block)
+            similarity = jnp.matmul(queries, part.T, precision='highest')
+            similarity = jnp.where(places >= 0, similarity, -jnp.inf)
+            similarity, where = jax.lax.top_k(similarity, min(k, block))
+            similarity = jnp.concatenate([best[0], similarity], 1)
+            places = jnp.concatenate([best[1], places[where]], 1)
+            similarity, where = jax.lax.top_k(similarity, k)
+            return (similarity, jnp.take_along_axis(places, where, 1)), None
 
-    nearest = jax.shard_map(
-        nearest,
+        none = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1)
+        none = jax.lax.pcast(none, (DATA,), to='varying')
+        return jax.lax.scan(look, none, jnp.arange(0, share, block))[0]
+
+    search = jax.shard_map(
+        search,
         mesh=mesh,
         in_specs=(P(), P(DATA), P(DATA)),
         out_specs=(P(None, DATA), P(None, DATA)),
     )
 
     @jax.jit
-    def predict(queries: Array, bank: Array, labels: Array) -> Array:
-        similarity, votes = nearest(queries, bank, labels)
+    def merge(queries: Array, bank: Array, rows: Array) -> tuple[Array, Array]:
+        similarity, places = search(queries, bank, rows)
         similarity, where = jax.lax.top_k(similarity, k)
-        votes = jnp.take_along_axis(votes, where, axis=1)
-        weights = jnp.exp(similarity / temperature)
-        rows = jnp.arange(len(queries))[:, None]
-        counts = jnp.zeros((len(queries), classes)).at[rows, votes].add(weights)
-        return jnp.argmax(counts, axis=1)
+        return similarity, jnp.take_along_axis(places, where, 1)
 
-    predictions = []
+    found = []
+    chunk = min(chunk, len(queries))
     for start in range(0, len(queries), chunk):
         part = queries[start : start + chunk]
         padded = np.pad(part, ((0, chunk - len(part)), (0, 0)))
-        predictions.append(np.asarray(predict(padded, *shards))[: len(part)])
-    return np.concatenate(predictions)
+        found.append([np.asarray(x)[: len(part)] for x in merge(padded, *shards)])
+    similarity, places = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return similarity, places
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+    """Scores a checkpoint's features; the table goes to the terminal and to WORKDIR/knn.json.
+
+    Raises:
+      UserError: the checkpoint, the data or the workdir cannot be used.
+    """
+    setting = labelled.prepare(config)
+    module = setting.encoder.module
+    knn = Knn(
+        setting.train,
+        setting.test,
+        setting.extractor(config.eval.batch_size),
+        module.apply,
+        mesh=setting.mesh,
+        mean=config.augment.mean,
+        std=config.augment.std,
+        k=config.eval.k,
+        temperature=config.eval.temperature,
+        bank_dtype=config.eval.bank_dtype,
+    )
+    setting.announce('kNN')
+    scores = knn(mesh_lib.replicate(setting.encoder.variables, setting.mesh))
+    say(f'{"k":>6}{"T":>8}{"top-1":>9}{"top-5":>9}   of {len(setting.test)} images')
+    for s in scores:
+        say(f'{s.k:>6}{s.temperature:>8}{s.top1:>9.4f}{s.top5:>9.4f}')
+    labelled.write(workdir, 'knn.json', [dataclasses.asdict(s) for s in scores])

@@ -15,12 +15,12 @@ from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.data import host
 from simsiam_jax.data.order import Order
-from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.methods import METHODS
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.models import resnet
-from simsiam_jax.tasks import inputs, summary
+from simsiam_jax.tasks import inputs, loop, summary
+from simsiam_jax.tasks.features import Extractor
 from simsiam_jax.tasks.knn import Knn
 from simsiam_jax.training import checkpoint, optim, step, writers
 from simsiam_jax.training import mesh as mesh_lib
@@ -109,18 +109,24 @@ def _knn(config: ConfigDict, method: Method, recipe: Recipe, mesh: Mesh) -> Knn 
     train, test = (
         inputs.open_source(spec, config.data) for spec in (config.eval.train, config.eval.test)
     )
+    extractor = Extractor(
+        mesh,
+        channels=config.data.channels,
+        size=recipe.size,
+        resize=config.eval.resize,
+        batch_size=config.eval.batch_size,
+    )
     backbone = method.network.backbone
     return Knn(
         train,
         test,
+        extractor,
         lambda state, images: backbone.apply(checkpoint.encoder_variables(state), images),
-        mesh,
-        recipe=recipe,
-        channels=config.data.channels,
-        resize=config.eval.resize,
-        batch_size=config.eval.batch_size,
-        k=config.eval.k,
-        temperature=config.eval.temperature,
+        mesh=mesh,
+        mean=recipe.mean,
+        std=recipe.std,
+        k=(config.eval.k,),
+        temperature=(config.eval.temperature,),
     )
 
 
@@ -153,8 +159,8 @@ def run(config: ConfigDict, workdir: str) -> None:
         log.text('parameters.txt', summary.overview(state.params))
         baselines = {}
         if parts.knn and config.eval.baselines:
-            baselines['raw pixels'] = parts.knn.pixels()
-            baselines['random initialisation'] = parts.knn(state)
+            baselines['raw pixels'] = parts.knn.pixels()[0].top1
+            baselines['random initialisation'] = parts.knn(state)[0].top1
         if checkpoints.latest_step:
             state = checkpoints.restore(state)
             say(f'resuming from step {int(state.step)} in {workdir}')
@@ -165,53 +171,26 @@ def run(config: ConfigDict, workdir: str) -> None:
             if baselines:
                 log.scalars(0, {'eval/knn_top1': baselines['random initialisation']})
         say(f'everything goes to {workdir}; curves: tensorboard --logdir {workdir}')
-        state = _train(config, parts, train_step, state, checkpoints, log)
+        state = loop.train(
+            config,
+            state,
+            train_step,
+            batches=parts.batches,
+            order=parts.order,
+            source=parts.source,
+            rates=parts.rates,
+            checkpoints=checkpoints,
+            log=log,
+            evaluate=functools.partial(_evaluate, parts.knn, log) if parts.knn else None,
+        )
         if parts.knn:
-            top1 = _evaluate(parts.knn, state, log)
+            top1 = _evaluate(parts.knn, log, state)
             if baselines:
                 say(summary.table(baselines | {'after training': top1}))
 
 
-def _train(
-    config: ConfigDict,
-    parts: Run,
-    train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, dict[str, jax.Array]]],
-    state: step.TrainState,
-    checkpoints: checkpoint.Checkpoints,
-    log: writers.Writers,
-) -> step.TrainState:
-    start, last = int(state.step), config.epochs * parts.order.steps_per_epoch
-
-    def due(every: int) -> bool:
-        return number % max(every, 1) == 0 or number == last
-
-    clock = writers.Clock(last)
-    with checkpoint.Sigterm() as sigterm:
-        for number, batch in enumerate(clock.timed(parts.batches(start, last)), start + 1):
-            state, metrics = train_step(state, batch)
-            if number == start + 1:
-                jax.block_until_ready(metrics)
-                clock.start(number)  # compiled by now
-            elif due(config.log.every_steps):
-                rates = {name: rate(number - 1) for name, rate in parts.rates.items()}
-                log.training(number, metrics | rates, clock, config.batch_size)
-                if isinstance(parts.source, Reader):
-                    log.bad_images(parts.source.bad)
-            leaving = sigterm.received or checkpoints.preempted(number)
-            if leaving or due(parts.order.steps(config.checkpoint.every_epochs)):
-                with clock.pause(state):
-                    checkpoints.save(state)
-            if leaving:
-                say(f'asked to end: step {number} is saved; the same command goes on from it')
-                raise SystemExit(143)
-            if parts.knn and number < last and due(parts.order.steps(config.eval.every_epochs)):
-                with clock.pause(state):
-                    _evaluate(parts.knn, state, log)
-    return state
-
-
-def _evaluate(knn: Knn, state: step.TrainState, log: writers.Writers) -> float:
-    top1 = knn(state)
+def _evaluate(knn: Knn, log: writers.Writers, state: step.TrainState) -> float:
+    top1 = knn(state)[0].top1
     log.scalars(int(state.step), {'eval/knn_top1': top1})
     say(f'step {int(state.step)}  kNN top-1 {top1:.4f}')
     return top1

@@ -53,7 +53,7 @@ def measure_input(config: ConfigDict, count: int, with_step: bool) -> None:
     rows: list[tuple[str, float | None, float | None, float | None]] = []
     begin, decoded = time.process_time(), min(config.batch_size, 256)
     for index in parts.order.indices(0)[:decoded]:
-        parts.source.image(int(index))
+        parts.source.example(int(index))
     rows.append(('decode alone', None, decoded / (time.process_time() - begin), None))
     for on_device in host.ON_DEVICE:
         config.data.on_device = on_device

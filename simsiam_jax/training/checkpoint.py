@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -33,11 +33,18 @@ class Checkpoints:
     Saving is asynchronous; close() waits for it. The configuration is kept beside them, in
     WORKDIR/config.json.
 
+    Args:
+      config: of the run.
+      keep: so many of the latest are kept.
+      free: keys and sections of the configuration with which a run may go on changed.
+
     Raises:
       UserError: the workdir cannot be written, or holds checkpoints of another configuration.
     """
 
-    def __init__(self, workdir: str, config: Mapping[str, Any], *, keep: int):
+    def __init__(
+        self, workdir: str, config: Mapping[str, Any], *, keep: int, free: Sequence[str] = FREE
+    ):
         self._config = json.loads(json.dumps(config))  # as it comes back from a file
         folder = epath.Path(workdir).absolute()
         try:
@@ -47,7 +54,7 @@ class Checkpoints:
             )
             path = folder / 'config.json'
             if self.latest_step and path.exists():
-                changed = _changed(self._config, json.loads(path.read_text()))
+                changed = _changed(self._config, json.loads(path.read_text()), free)
                 if changed:
                     raise errors.UserError(
                         f'{workdir} holds a run of another configuration: {", ".join(changed)}; '
@@ -94,15 +101,17 @@ class Checkpoints:
         self._manager.close()
 
 
-def _changed(given: Mapping[str, Any], saved: Mapping[str, Any], prefix: str = '') -> list[str]:
-    """Names, old and new values of the keys that differ, FREE ones aside."""
+def _changed(
+    given: Mapping[str, Any], saved: Mapping[str, Any], free: Sequence[str], prefix: str = ''
+) -> list[str]:
+    """Names, old and new values of the keys that differ, free ones aside."""
     differences = []
     for key in sorted(set(given) | set(saved)):
         new, old = given.get(key), saved.get(key)
-        if new == old or (not prefix and key in FREE):
+        if new == old or prefix + key in free:
             continue
         if isinstance(new, Mapping) and isinstance(old, Mapping):
-            differences += _changed(new, old, f'{prefix}{key}.')
+            differences += _changed(new, old, free, f'{prefix}{key}.')
         else:
             differences.append(f'{prefix}{key} ({old!r} -> {new!r})')
     return differences

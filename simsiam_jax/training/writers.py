@@ -14,6 +14,9 @@ from jaxtyping import Float
 
 from simsiam_jax import errors, tensorflow
 
+# What the lines of progress show, where it is measured.
+_SHOWN = {'loss': '.4f', 'z_std': '.3f', 'top1': '.3f', 'lr': '.4g'}
+
 
 def say(text: str) -> None:
     """A line on the first host's terminal."""
@@ -67,9 +70,10 @@ class Writers:
         rate, wait = clock.lap(step)
         values |= {'images_per_second': rate * batch_size, 'data_wait': wait}
         self.scalars(step, {f'train/{key}': value for key, value in values.items()})
+        shown = [f'{key} {values[key]:{form}}' for key, form in _SHOWN.items() if key in values]
         say(
-            f'step {step}/{clock.last}  loss {values["loss"]:.4f}  z_std {values["z_std"]:.3f}  '
-            f'lr {values["lr"]:.4g}  {values["images_per_second"]:.0f} images/s  '
+            f'step {step}/{clock.last}  {"  ".join(shown)}  '
+            f'{values["images_per_second"]:.0f} images/s  '
             f'data wait {wait:.0%}  left {clock.left(step)}'
         )
 

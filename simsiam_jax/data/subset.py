@@ -1,0 +1,72 @@
+"""Parts of labelled sources: few labels, and what is held out."""
+
+import concurrent.futures
+import os
+
+import numpy as np
+from jaxtyping import Int
+from tqdm import tqdm
+
+from simsiam_jax import errors
+from simsiam_jax.data.files import FileSource
+from simsiam_jax.data.reader import Reader
+from simsiam_jax.data.sources import ArraySource, Source
+
+
+class Subset:
+    """The images of a source at some indices."""
+
+    def __init__(self, source: Source, indices: Int[np.ndarray, 'n']):
+        self.source, self.indices, self.classes = source, indices, source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        return self.source.read(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.indices[index]))
+
+
+def take(source: ArraySource | Reader, indices: Int[np.ndarray, 'n']) -> ArraySource | Reader:
+    """The images at these indices, as a source of their own."""
+    if isinstance(source, ArraySource):
+        return ArraySource(source.images[indices], source.labels[indices], source.classes)
+    return Reader(Subset(source.source, indices), source.channels, source.max_bad_fraction)
+
+
+def labels(source: ArraySource | Reader) -> Int[np.ndarray, 'N']:
+    """The label of every image; where only the records know them all are read, none decoded."""
+    if isinstance(source, ArraySource):
+        return source.labels
+    records = source.source
+    if isinstance(records, FileSource):
+        return np.array(records.labels)
+    if isinstance(records, Subset):
+        inner = Reader(records.source, source.channels, source.max_bad_fraction)
+        return labels(inner)[records.indices]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        read = threads.map(lambda index: records.read(index)[1], range(len(records)))
+        progress = tqdm(read, 'reading labels', len(records), unit=' images', delay=3, disable=None)
+        return np.array(list(progress))
+
+
+def split(
+    labels: Int[np.ndarray, 'N'], fraction: float, seed: int
+) -> tuple[Int[np.ndarray, 'n'], Int[np.ndarray, 'm']]:
+    """Indices of a class-balanced share of the images, and of the rest; the same every time.
+
+    Every class gives its share, rounded, and at least one image.
+
+    Raises:
+      UserError: the fraction is not above 0 and at most 1.
+    """
+    if not 0 < fraction <= 1:
+        raise errors.UserError(f'the share of labels is {fraction}; expected above 0, at most 1')
+    rng = np.random.default_rng((seed, 2))
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        (members,) = np.nonzero(labels == label)
+        chosen[rng.permutation(members)[: max(1, round(fraction * len(members)))]] = True
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)

@@ -1,0 +1,213 @@
+"""Linear evaluation and fine-tuning: classifiers trained on augmented images, in one loop.
+
+Task linear leaves the backbone alone (SimSiam, section 4 and appendix A), finetune trains it
+too. Of several heads (every learning rate with every weight decay) one is chosen on held-out
+training images; the test set is used once, at the end.
+"""
+
+import contextlib
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from simsiam_jax import errors
+from simsiam_jax.data import device, host, subset
+from simsiam_jax.data.order import Order
+from simsiam_jax.data.recipe import Recipe
+from simsiam_jax.models import resnet
+from simsiam_jax.tasks import inputs, labelled, loop, selection
+from simsiam_jax.tasks.inputs import Source
+from simsiam_jax.tasks.selection import Score
+from simsiam_jax.training import checkpoint, classifier, optim, writers
+from simsiam_jax.training import mesh as mesh_lib
+from simsiam_jax.training.step import TrainState
+from simsiam_jax.training.writers import say
+
+# What may change when a run goes on; the data it learns from may not.
+_FREE = ('checkpoint', 'log', 'eval.test', 'eval.batch_size', 'eval.every_epochs')
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+    """Trains the classifier, going on from the latest checkpoint in `workdir`, and tests it.
+
+    Writes WORKDIR/result.json.
+
+    Raises:
+      UserError: the configuration, the checkpoint, the data or the workdir cannot be used.
+      RuntimeError: a frozen backbone has changed.
+    """
+    setting = labelled.prepare(config)
+    mesh, encoder = setting.mesh, setting.encoder
+    mesh_lib.check_batch_size('batch_size', config.batch_size, mesh)
+    rates, decays = classifier.grid(config.optim.learning_rates, config.optim.weight_decays)
+    train, holdout = _hold_out(setting.train, config, len(rates))
+    frozen = config.task == 'linear'
+    recipe = errors.build('augment', Recipe, config.augment.to_dict()).for_channels(
+        config.data.channels
+    )
+    order = Order(config.seed, len(train), config.batch_size)
+    backbone = encoder.module.clone(axis_name=mesh_lib.DATA)
+    tx, schedules = _optimiser(config, order, rates, decays, frozen=frozen)
+    to_views = functools.partial(host.to_views, recipes=(recipe,))
+    train_step = classifier.make_train_step(backbone, tx, mesh, to_views, frozen=frozen)
+    variables = _start(config, encoder.variables, backbone, recipe)
+    heads = classifier.init_heads(len(rates), backbone.features, len(train.classes), config.seed)
+    params = {'backbone': variables['params'], 'head': heads}
+    state = TrainState(
+        step=np.zeros((), np.int32),
+        params=params,
+        batch_stats={'backbone': variables['batch_stats']},
+        opt_state=tx.init({'head': heads} if frozen else params),
+        target=None,
+        memory=None,
+    )
+    score = _Scorer(setting, backbone, recipe)
+    setting.announce(f'{config.task} evaluation' if frozen else f'fine-tuning ({_origin(config)})')
+    with contextlib.ExitStack() as stack:
+        checkpoints = checkpoint.Checkpoints(
+            workdir, config.to_dict(), keep=config.checkpoint.keep, free=_FREE
+        )
+        stack.callback(checkpoints.close)
+        log = writers.Writers(
+            workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step
+        )
+        stack.callback(log.close)
+        state = mesh_lib.replicate(state, mesh)
+        if checkpoints.latest_step:
+            state = checkpoints.restore(state)
+            say(f'resuming from step {int(state.step)} in {workdir}')
+
+        def watch(state: TrainState) -> None:
+            assert holdout
+            top1 = score(state, holdout).top1.max()
+            log.scalars(int(state.step), {'eval/holdout_top1': float(top1)})
+            say(f'step {int(state.step)}  held-out top-1 {top1:.4f}')
+
+        state = loop.train(
+            config,
+            state,
+            train_step,
+            batches=inputs.device_batches(train, order, (recipe,), config.data, mesh),
+            order=order,
+            source=train,
+            rates=schedules,
+            checkpoints=checkpoints,
+            log=log,
+            evaluate=watch if holdout else None,
+        )
+        if frozen:
+            _check_unchanged(variables, state)
+        best, rows = 0, []
+        if holdout:
+            held_out = score(state, holdout)
+            best = selection.choose(held_out)
+            say(selection.table(held_out, config.optim.learning_rates, config.optim.weight_decays))
+            rows = selection.rows(held_out, rates, decays)
+        test = score(state, setting.test)
+        top1, top5 = float(test.top1[best]), float(test.top5[best])
+        log.scalars(int(state.step), {'eval/test_top1': top1, 'eval/test_top5': top5})
+    say(f'test top-1 {top1:.4f}  top-5 {top5:.4f}  of {test.images} images')
+    result = {
+        'top1': top1,
+        'top5': top5,
+        'learning_rate': float(rates[best]),
+        'weight_decay': float(decays[best]),
+        'heads': rows,
+    }
+    labelled.write(workdir, 'result.json', result)
+
+
+def _origin(config: ConfigDict) -> str:
+    share = f'{config.labels:.0%} of the labels'
+    return f'from scratch, {share}' if config.from_scratch else share
+
+
+def _hold_out(train: Source, config: ConfigDict, heads: int) -> tuple[Source, Source | None]:
+    share = config.eval.holdout
+    if not share and heads > 1:
+        raise errors.UserError(
+            f'{heads} heads are to be trained, but config.eval.holdout is 0: the best can only be '
+            'chosen on held-out training images; set it to 0.1 or so'
+        )
+    if not share:
+        return train, None
+    held, rest = subset.split(subset.labels(train), share, config.seed + 1)
+    return subset.take(train, rest), subset.take(train, held)
+
+
+def _start(
+    config: ConfigDict, loaded: dict[str, Any], backbone: resnet.ResNet, recipe: Recipe
+) -> dict[str, Any]:
+    if not config.from_scratch:
+        return loaded
+    image = np.zeros((1, recipe.size, recipe.size, config.data.channels), np.float32)
+    return jax.jit(backbone.clone(axis_name=None).init)(jax.random.key(config.seed), image)
+
+
+def _optimiser(
+    config: ConfigDict, order: Order, rates: np.ndarray, decays: np.ndarray, *, frozen: bool
+) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
+    """Of the heads, and of the backbone where it is trained; with the rates for the log."""
+    errors.check_choice('optim.name', config.optim.name, optim.OPTIMISERS)
+    kind, momentum = optim.OPTIMISERS[config.optim.name], config.optim.momentum
+    unit = optim.cosine_schedule(
+        config.batch_size / 256,
+        epochs=config.epochs,
+        steps_per_epoch=order.steps_per_epoch,
+        warmup_epochs=config.optim.warmup_epochs,
+        by_epoch=config.optim.by_epoch,
+    )
+
+    def optimiser(rate: Any, decay: Any) -> optax.GradientTransformation:
+        return kind(lambda step: rate * unit(step), momentum, decay)
+
+    def schedule(rate: float) -> optax.Schedule:
+        return lambda step: rate * unit(step)
+
+    heads = classifier.each_head(optimiser, rates, decays)
+    schedules = {'lr': schedule(max(rates))}
+    if frozen:
+        return heads, schedules
+    rate, decay = config.optim.backbone_learning_rate, config.optim.backbone_weight_decay
+    labels = {'backbone': 'backbone', 'head': 'head'}
+    tx = optax.multi_transform({'backbone': optimiser(rate, decay), 'head': heads}, labels)
+    return tx, schedules | {'lr_backbone': schedule(rate)}
+
+
+class _Scorer:
+    """(state, source) -> the Score of every head, over exactly the source's good images."""
+
+    def __init__(self, setting: labelled.Setting, backbone: resnet.ResNet, recipe: Recipe):
+        self._extract = setting.extractor(setting.config.eval.batch_size)
+
+        def measure(state: TrainState, images: Any, labels: Any, indices: Any) -> Any:
+            variables, here = checkpoint.encoder_variables(state), indices >= 0
+            images = device.normalise(images, recipe.mean, recipe.std)
+            features: Any = backbone.apply(variables, images)
+            return classifier.measure(state.params['head'], features, labels, here), here.sum()
+
+        replicated = jax.sharding.NamedSharding(setting.mesh, jax.sharding.PartitionSpec())
+        self._measure = jax.jit(measure, out_shardings=replicated)
+
+    def __call__(self, state: TrainState, source: Source) -> Score:
+        totals, images = np.zeros(()), 0
+        for batch in self._extract.batches(source):
+            sums, counted = jax.device_get(self._measure(state, *batch))
+            totals, images = totals + sums.astype(np.float64), images + int(counted)
+        top1, top5, loss = totals / images
+        return Score(top1, top5, loss, images)
+
+
+def _check_unchanged(before: dict[str, Any], state: TrainState) -> None:
+    after = checkpoint.encoder_variables(state)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
+    ):
+        if np.asarray(a).tobytes() != np.asarray(b).tobytes():
+            name = jax.tree_util.keystr(path)
+            raise RuntimeError(f'the frozen backbone has changed in {name}: not a linear probe')
+    say('the backbone is unchanged to the bit')
