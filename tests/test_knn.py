@@ -7,9 +7,9 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from simsiam_jax import errors
-from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sources import ArraySource, open_source
 from simsiam_jax.tasks import knn
+from simsiam_jax.tasks.features import Extractor
 from simsiam_jax.training import mesh as mesh_lib
 
 
@@ -18,38 +18,63 @@ def features(n: int, seed: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
+def predict(bank, labels, queries, devices: int, *, k: int, temperature: float, **chunks):
+    mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+    similarity, where = knn.nearest(bank, queries, mesh, k=k, **chunks)
+    return np.asarray(knn.vote(similarity, labels[where], temperature, classes=5))
+
+
 @pytest.mark.parametrize('devices', [1, 8])
-def test_vote_equals_scikit_learns(devices: int) -> None:
+@pytest.mark.parametrize('block', [50, 65536])
+def test_vote_equals_scikit_learns(devices: int, block: int) -> None:
     # Sizes that nothing divides; scikit-learn's distances are made similarities again.
     bank, queries = features(1003, 0), features(77, 1)
     labels = np.random.default_rng(2).integers(0, 5, 1003)
     reference = KNeighborsClassifier(
         20, weights=lambda distance: np.exp((1 - distance**2 / 2) / 0.2), algorithm='brute'
     ).fit(bank, labels)
-    mesh = mesh_lib.make_mesh(jax.devices()[:devices])
-    votes = knn.vote(bank, labels, queries, mesh, k=20, temperature=0.2, classes=5, chunk=32)
-    np.testing.assert_array_equal(votes, reference.predict(queries))
+    ranked = predict(bank, labels, queries, devices, k=20, temperature=0.2, chunk=32, block=block)
+    np.testing.assert_array_equal(ranked[:, 0], reference.predict(queries))
+    order = np.argsort(-reference.predict_proba(queries), axis=1)
+    np.testing.assert_array_equal(ranked, order)
+
+
+def test_neighbours_are_the_nearest_in_order() -> None:
+    bank, queries = features(300, 0), features(9, 1)
+    similarity, where = knn.nearest(bank, queries, mesh_lib.make_mesh(), k=50, block=7)
+    expected = np.argsort(-queries @ bank.T, axis=1)[:, :50]
+    np.testing.assert_array_equal(where, expected)
+    np.testing.assert_allclose(
+        similarity, np.take_along_axis(queries @ bank.T, expected, 1), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_float16_bank_keeps_its_dtype_and_the_neighbours() -> None:
+    bank, queries = features(300, 0).astype(np.float16), features(9, 1)
+    _, where = knn.nearest(bank, queries, mesh_lib.make_mesh(), k=3)
+    # The reference is of the rounded bank: nothing but the bank is rounded.
+    expected = np.argsort(-queries @ bank.astype(np.float32).T, axis=1)[:, :3]
+    np.testing.assert_array_equal(where, expected)
 
 
 def test_k_above_the_bank_means_all() -> None:
     bank, labels = features(10, 0), np.arange(10) % 2
-    mesh = mesh_lib.make_mesh()
-    votes = knn.vote(bank, labels, bank, mesh, k=200, temperature=0.01, classes=2)
-    np.testing.assert_array_equal(votes, labels)  # at T 0.01 each is its own nearest
+    ranked = predict(bank, labels, bank, 8, k=200, temperature=0.01)
+    np.testing.assert_array_equal(ranked[:, 0], labels)  # at T 0.01 each is its own nearest
 
 
 def make(train: ArraySource, test: ArraySource, batch_size: int, devices: int = 8) -> knn.Knn:
+    mesh = mesh_lib.make_mesh(jax.devices()[:devices])
     return knn.Knn(
         train,
         test,
+        Extractor(mesh, channels=1, size=8, resize=0, batch_size=batch_size),
         lambda scale, images: scale * images.mean((1, 2)),
-        mesh_lib.make_mesh(jax.devices()[:devices]),
-        recipe=Recipe(size=8, blur=0.0, mean=(0.0,), std=(1.0,)),
-        channels=1,
-        resize=0,
-        batch_size=batch_size,
-        k=20,
-        temperature=0.2,
+        mesh=mesh,
+        mean=(0.0,),
+        std=(1.0,),
+        k=(1, 20),
+        temperature=(0.2,),
     )
 
 
@@ -65,7 +90,10 @@ def test_raw_pixels_of_the_digits_equal_scikit_learns_count() -> None:
     ).fit(rows(train), train.labels)
     expected = reference.score(rows(test), test.labels)
     for batch_size, devices in ((64, 8), (1000, 1)):
-        assert make(train, test, batch_size, devices).pixels() == pytest.approx(expected, abs=1e-9)
+        one, twenty = make(train, test, batch_size, devices).pixels()
+        assert (one.k, twenty.k) == (1, 20)
+        assert twenty.top1 == pytest.approx(expected, abs=1e-9)
+        assert one.top5 <= twenty.top5 <= 1  # one neighbour has but one class
 
 
 def test_every_image_counts_once() -> None:
@@ -73,7 +101,9 @@ def test_every_image_counts_once() -> None:
     bright = np.full((16, 8, 8, 1), 255, np.uint8)
     train = ArraySource(bright, np.zeros(16, np.int32), ('a', 'b'))
     test = ArraySource(bright[:13], np.array([0] * 5 + [1] * 8, np.int32), ('a', 'b'))
-    assert make(train, test, 8)(jnp.float32(1)) == pytest.approx(5 / 13)
+    _, score = make(train, test, 8)(jnp.float32(1))
+    assert score.top1 == pytest.approx(5 / 13)
+    assert score.top5 == 1  # of two classes
 
 
 def test_sources_without_labels_or_with_others_are_refused() -> None:
@@ -81,7 +111,7 @@ def test_sources_without_labels_or_with_others_are_refused() -> None:
     labelled = ArraySource(images, labels, ('a', 'b'))
     with pytest.raises(errors.UserError, match=r'eval\.test has no labels'):
         make(labelled, ArraySource(images, labels, ()), 8)
-    with pytest.raises(errors.UserError, match='the same in both'):
+    with pytest.raises(errors.UserError, match=r'both need the same, and b, c are in one only'):
         make(labelled, ArraySource(images, labels, ('a', 'c')), 8)
     with pytest.raises(errors.UserError, match=r'eval\.batch_size is 9.*8 devices'):
         make(labelled, labelled, 9)

@@ -22,7 +22,7 @@ def learn(*, stop_gradient: bool, epochs: int = 30) -> dict[str, float]:
     config.method.stop_gradient = stop_gradient
     parts = pretrain.build(config, mesh_lib.make_mesh(jax.devices()[:1]))
     state = mesh_lib.replicate(parts.init(), parts.mesh)
-    random = parts.knn(state)
+    random = parts.knn(state)[0].top1
     train_step = step.make_train_step(parts.method, parts.tx, parts.mesh, parts.to_views)
     lowest = 0.0
     for batch in parts.batches(0, epochs * parts.order.steps_per_epoch):
@@ -30,7 +30,7 @@ def learn(*, stop_gradient: bool, epochs: int = 30) -> dict[str, float]:
         lowest = min(lowest, float(metrics['loss']))
     return {
         'random': random,
-        'knn': parts.knn(state),
+        'knn': parts.knn(state)[0].top1,
         'z_std': float(metrics['z_std']),
         'lowest': lowest,
     }

@@ -63,7 +63,9 @@ def split(
       UserError: the fraction is not above 0 and at most 1.
     """
     if not 0 < fraction <= 1:
-        raise errors.UserError(f'the share of labels is {fraction}; expected above 0, at most 1')
+        raise errors.UserError(
+            f'the share of the images is {fraction}; expected above 0 and at most 1'
+        )
     rng = np.random.default_rng((seed, 2))
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels):

@@ -23,6 +23,7 @@ from simsiam_jax.tasks import inputs, labelled, loop, selection
 from simsiam_jax.tasks.inputs import Source
 from simsiam_jax.tasks.selection import Score
 from simsiam_jax.training import checkpoint, classifier, optim, writers
+from simsiam_jax.training import encoder as encoder_lib
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState
 from simsiam_jax.training.writers import say
@@ -41,68 +42,69 @@ def run(config: ConfigDict, workdir: str) -> None:
       RuntimeError: a frozen backbone has changed.
     """
     setting = labelled.prepare(config)
-    mesh, encoder = setting.mesh, setting.encoder
-    mesh_lib.check_batch_size('batch_size', config.batch_size, mesh)
-    rates, decays = classifier.grid(config.optim.learning_rates, config.optim.weight_decays)
-    train, holdout = _hold_out(setting.train, config, len(rates))
+    mesh_lib.check_batch_size('batch_size', config.batch_size, setting.mesh)
     frozen = config.task == 'linear'
     recipe = errors.build('augment', Recipe, config.augment.to_dict()).for_channels(
         config.data.channels
     )
+    rates, decays = classifier.grid(config.optim.learning_rates, config.optim.weight_decays)
+    train, holdout = _hold_out(setting.train, config, len(rates))
     order = Order(config.seed, len(train), config.batch_size)
-    backbone = encoder.module.clone(axis_name=mesh_lib.DATA)
+    backbone = setting.encoder.module.clone(axis_name=mesh_lib.DATA)
     tx, schedules = _optimiser(config, order, rates, decays, frozen=frozen)
-    to_views = functools.partial(host.to_views, recipes=(recipe,))
-    train_step = classifier.make_train_step(backbone, tx, mesh, to_views, frozen=frozen)
-    variables = _start(config, encoder.variables, backbone, recipe)
+    train_step = classifier.make_train_step(
+        backbone,
+        tx,
+        setting.mesh,
+        functools.partial(host.to_views, recipes=(recipe,)),
+        frozen=frozen,
+    )
+    variables = _variables(config, setting.encoder, recipe)
     heads = classifier.init_heads(len(rates), backbone.features, len(train.classes), config.seed)
-    params = {'backbone': variables['params'], 'head': heads}
-    state = TrainState(
+    initial = TrainState(
         step=np.zeros((), np.int32),
-        params=params,
+        params={'backbone': variables['params'], 'head': heads},
         batch_stats={'backbone': variables['batch_stats']},
-        opt_state=tx.init({'head': heads} if frozen else params),
+        opt_state=tx.init({'head': heads} | ({} if frozen else {'backbone': variables['params']})),
         target=None,
         memory=None,
     )
     score = _Scorer(setting, backbone, recipe)
-    setting.announce(f'{config.task} evaluation' if frozen else f'fine-tuning ({_origin(config)})')
+    setting.announce(f'{config.task}{" from scratch" if config.from_scratch else ""}')
+
+    def watch(state: TrainState) -> None:
+        top1 = score(state, holdout).top1.max()
+        log.scalars(int(state.step), {'eval/holdout_top1': float(top1)})
+        say(f'step {int(state.step)}  held-out top-1 {top1:.4f}')
+
     with contextlib.ExitStack() as stack:
-        checkpoints = checkpoint.Checkpoints(
-            workdir, config.to_dict(), keep=config.checkpoint.keep, free=_FREE
-        )
+        kept = config.to_dict() | {'model': setting.encoder.config['model']}
+        checkpoints = checkpoint.Checkpoints(workdir, kept, keep=config.checkpoint.keep, free=_FREE)
         stack.callback(checkpoints.close)
         log = writers.Writers(
             workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step
         )
         stack.callback(log.close)
-        state = mesh_lib.replicate(state, mesh)
+        state = mesh_lib.replicate(initial, setting.mesh)
         if checkpoints.latest_step:
             state = checkpoints.restore(state)
             say(f'resuming from step {int(state.step)} in {workdir}')
-
-        def watch(state: TrainState) -> None:
-            assert holdout
-            top1 = score(state, holdout).top1.max()
-            log.scalars(int(state.step), {'eval/holdout_top1': float(top1)})
-            say(f'step {int(state.step)}  held-out top-1 {top1:.4f}')
-
         state = loop.train(
             config,
             state,
             train_step,
-            batches=inputs.device_batches(train, order, (recipe,), config.data, mesh),
+            batches=inputs.device_batches(train, order, (recipe,), config.data, setting.mesh),
             order=order,
             source=train,
             rates=schedules,
             checkpoints=checkpoints,
             log=log,
-            evaluate=watch if holdout else None,
+            evaluate=watch if len(holdout) else None,
         )
         if frozen:
             _check_unchanged(variables, state)
         best, rows = 0, []
-        if holdout:
+        if len(holdout):
             held_out = score(state, holdout)
             best = selection.choose(held_out)
             say(selection.table(held_out, config.optim.learning_rates, config.optim.weight_decays))
@@ -111,22 +113,13 @@ def run(config: ConfigDict, workdir: str) -> None:
         top1, top5 = float(test.top1[best]), float(test.top5[best])
         log.scalars(int(state.step), {'eval/test_top1': top1, 'eval/test_top5': top5})
     say(f'test top-1 {top1:.4f}  top-5 {top5:.4f}  of {test.images} images')
-    result = {
-        'top1': top1,
-        'top5': top5,
-        'learning_rate': float(rates[best]),
-        'weight_decay': float(decays[best]),
-        'heads': rows,
-    }
+    chosen = {'learning_rate': float(rates[best]), 'weight_decay': float(decays[best])}
+    result = {'top1': top1, 'top5': top5, 'images': test.images} | chosen | {'heads': rows}
     labelled.write(workdir, 'result.json', result)
 
 
-def _origin(config: ConfigDict) -> str:
-    share = f'{config.labels:.0%} of the labels'
-    return f'from scratch, {share}' if config.from_scratch else share
-
-
-def _hold_out(train: Source, config: ConfigDict, heads: int) -> tuple[Source, Source | None]:
+def _hold_out(train: Source, config: ConfigDict, heads: int) -> tuple[Source, Source]:
+    """What is learnt from, and what the best head is chosen by (may be empty)."""
     share = config.eval.holdout
     if not share and heads > 1:
         raise errors.UserError(
@@ -134,18 +127,16 @@ def _hold_out(train: Source, config: ConfigDict, heads: int) -> tuple[Source, So
             'chosen on held-out training images; set it to 0.1 or so'
         )
     if not share:
-        return train, None
+        return train, subset.take(train, np.arange(0))
     held, rest = subset.split(subset.labels(train), share, config.seed + 1)
     return subset.take(train, rest), subset.take(train, held)
 
 
-def _start(
-    config: ConfigDict, loaded: dict[str, Any], backbone: resnet.ResNet, recipe: Recipe
-) -> dict[str, Any]:
+def _variables(config: ConfigDict, encoder: encoder_lib.Encoder, recipe: Recipe) -> dict[str, Any]:
     if not config.from_scratch:
-        return loaded
+        return encoder.variables
     image = np.zeros((1, recipe.size, recipe.size, config.data.channels), np.float32)
-    return jax.jit(backbone.clone(axis_name=None).init)(jax.random.key(config.seed), image)
+    return jax.jit(encoder.module.init)(jax.random.key(config.seed), image)
 
 
 def _optimiser(
