@@ -138,9 +138,10 @@ def test_z_std_is_one_on_the_sphere_and_zero_when_collapsed() -> None:
     np.testing.assert_allclose(monitor.z_std(collapsed), 0.0, atol=1e-6)
 
 
-def test_state_survives_donation_of_its_replica() -> None:
+@pytest.mark.parametrize('devices', [1, 8])
+def test_state_survives_donation_of_its_replica(devices: int) -> None:
     method, tx = small_method(), optax.sgd(0.1)
-    mesh = mesh_lib.make_mesh(jax.devices()[:1])
+    mesh = mesh_lib.make_mesh(jax.devices()[:devices])
     original = step.init_state(method, tx, 0, (8, 8, 3))
     state = mesh_lib.replicate(original, mesh)
     step.make_train_step(method, tx, mesh)(state, mesh_lib.shard(batches(1)[0], mesh))

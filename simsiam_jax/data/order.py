@@ -42,7 +42,7 @@ class Order:
     def steps_per_epoch(self) -> int:
         return self.size // self.batch_size
 
-    def steps(self, epochs: float) -> int:
+    def steps(self, epochs: int | float) -> int:
         """The nearest whole number of steps in so many epochs."""
         return round(epochs * self.steps_per_epoch)
 

@@ -70,6 +70,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         memory=None,
     )
     score = _Scorer(setting, backbone, recipe)
+    score.check(setting.test)
     setting.announce(f'{config.task}{" from scratch" if config.from_scratch else ""}')
 
     def watch(state: TrainState) -> None:
@@ -183,6 +184,10 @@ class _Scorer:
 
         replicated = jax.sharding.NamedSharding(setting.mesh, jax.sharding.PartitionSpec())
         self._measure = jax.jit(measure, out_shardings=replicated)
+
+    def check(self, source: Source) -> None:
+        """Raises now, not after the training, what a UserError is at the first images."""
+        next(self._extract.batches(source))
 
     def __call__(self, state: TrainState, source: Source) -> Score:
         totals, images = np.zeros(()), 0

@@ -1,0 +1,343 @@
+"""Linear evaluation, fine-tuning and probes, run on a checkpoint of a few epochs on digits."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from ml_collections import ConfigDict
+from sklearn.linear_model import LogisticRegression
+
+import simsiam_jax
+from simsiam_jax import errors
+from simsiam_jax.data import files, sources, subset, tfds_source
+from simsiam_jax.data.reader import Reader
+from simsiam_jax.tasks import knn, labelled, pretrain, probe, selection, supervised
+from simsiam_jax.tasks.features import Features
+from simsiam_jax.training import checkpoint, classifier, optim
+from simsiam_jax.training import mesh as mesh_lib
+from simsiam_jax.training.step import TrainState
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+
+
+def load(name: str, **overrides) -> ConfigDict:
+    file, _, variant = name.partition(':')
+    spec = importlib.util.spec_from_file_location(file, CONFIGS / f'{file}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant) if variant else module.get_config()
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+@pytest.fixture(scope='module')
+def checkpointed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The workdir of a short pre-training."""
+    workdir = str(tmp_path_factory.mktemp('pretrained'))
+    config = load('quickstart')
+    config.epochs = 10
+    config.model.width_multiplier = 0.125
+    config.eval.baselines = config.log.tensorboard = False
+    pretrain.run(config, workdir)
+    return workdir
+
+
+def linear(name: str, init_from: str, **overrides) -> ConfigDict:
+    """Of digits: few steps, no flips."""
+    small = {
+        'init_from': init_from,
+        'batch_size': 64,
+        'epochs': 3,
+        'augment.crop_scale': (0.6, 1.0),
+        'augment.flip': 0.0,
+        'log.tensorboard': False,
+        'log.every_steps': 5,
+    }
+    return load(name, **(small | overrides))
+
+
+def stored(workdir: pathlib.Path) -> dict:
+    steps = [int(path.name) for path in (workdir / 'checkpoints').iterdir()]
+    path = workdir / 'checkpoints' / str(max(steps)) / 'state'
+    return ocp.StandardCheckpointer().restore(path)
+
+
+def result(workdir: pathlib.Path) -> dict:
+    return json.loads((workdir / 'result.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def swept(
+    checkpointed: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, ConfigDict]:
+    """A finished sweep over four heads; 56 images at a time do not divide its 360 test images."""
+    workdir = tmp_path_factory.mktemp('swept')
+    config = linear(
+        'linear:sweep',
+        checkpointed,
+        **{
+            'optim.learning_rates': (0.3, 3.0),
+            'optim.weight_decays': (0.0, 1e-4),
+            'eval.batch_size': 56,
+        },
+    )
+    supervised.run(config, str(workdir))
+    return workdir, config
+
+
+def test_the_sweep_tests_the_head_that_it_chose_on_every_image(swept, checkpointed) -> None:
+    workdir, _ = swept
+    found = result(workdir)
+    head = stored(workdir)['params']['head']
+    module, variables = simsiam_jax.load_encoder(checkpointed)
+    test = sources.open_source('digits/test')
+    features = np.asarray(module.apply(variables, test.images / 255 / 0.38))
+    (chosen,) = [
+        i
+        for i, row in enumerate(found['heads'])
+        if (row['learning_rate'], row['weight_decay'])
+        == (found['learning_rate'], found['weight_decay'])
+    ]
+    outputs = features @ head['kernel'][chosen] + head['bias'][chosen]
+    assert found['images'] == len(test) == 360
+    assert found['top1'] == pytest.approx(np.mean(outputs.argmax(1) == test.labels), abs=1e-6)
+    best = max(row['holdout_top1'] for row in found['heads'])
+    assert found['heads'][chosen]['holdout_top1'] >= best - 0.05
+    assert len(found['heads']) == 4
+    # Nothing of the test set was looked at before the end.
+    curves = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in curves if 'eval/test_top1' in line] == [curves[-1]['step']]
+
+
+def test_a_frozen_backbone_is_kept_to_the_bit(swept, checkpointed) -> None:
+    workdir, _ = swept
+    _, before = simsiam_jax.load_encoder(checkpointed)
+    _, after = simsiam_jax.load_encoder(workdir)
+    assert jax.tree.map(lambda x: x.tobytes(), jax.device_get(before)) == jax.tree.map(
+        lambda x: x.tobytes(), jax.device_get(after)
+    )
+    moved = jax.tree.map(lambda x: np.nextafter(x, np.inf), jax.device_get(before))
+    state = TrainState(
+        np.int32(0), {'backbone': moved['params']}, {'backbone': moved['batch_stats']}, *[None] * 3
+    )
+    with pytest.raises(RuntimeError, match=r'frozen backbone has changed in .*bn1.*mean'):
+        supervised._check_unchanged(before, state)
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(swept, tmp_path, monkeypatch) -> None:
+    straight, config = swept
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, 'preempted', lambda self, step: step == 25)
+        with pytest.raises(SystemExit):
+            supervised.run(config, str(tmp_path))
+    assert not (tmp_path / 'result.json').exists()
+    supervised.run(config, str(tmp_path))
+    assert result(tmp_path) == result(straight)
+    for a, b in zip(
+        jax.tree.leaves(stored(tmp_path)), jax.tree.leaves(stored(straight)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    # A run goes on with the images it began with, or not at all.
+    config = config.copy_and_resolve_references()
+    config.labels = 0.5
+    with pytest.raises(errors.UserError, match=r'labels \(1\.0 -> 0\.5\)'):
+        supervised.run(config, str(tmp_path))
+
+
+def test_heads_trained_together_equal_heads_trained_alone() -> None:
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((64, 5)), rng.integers(0, 3, 64)
+    data = Features(x.astype(np.float32), labels, np.arange(64))
+    rates, decays = classifier.grid((0.1, 1.0), (0.0, 0.01))
+    common = {'classes': 3, 'batch_size': 16, 'epochs': 3, 'momentum': 0.9, 'seed': 0}
+    together = probe.train_heads(data, rates, decays, **common)
+    for i in range(4):
+        alone = probe.train_heads(data, rates[i : i + 1], decays[i : i + 1], **common)
+        np.testing.assert_allclose(together['kernel'][i], alone['kernel'][0], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('frozen', [True, False])
+def test_a_step_on_8_devices_equals_one_on_1(checkpointed: str, frozen: bool) -> None:
+    module, variables = simsiam_jax.load_encoder(checkpointed)
+    module = module.clone(axis_name=mesh_lib.DATA)
+    rng = np.random.default_rng(0)
+    batch = {
+        'image': rng.standard_normal((16, 8, 8, 1)).astype(np.float32),
+        'label': np.arange(16, dtype=np.int32) % 10,
+    }
+    tx = optim.torch_sgd(0.1, 0.9, 0.0)
+    heads = classifier.init_heads(1, module.features, 10, 0)
+    trained = {'head': heads} | ({} if frozen else {'backbone': variables['params']})
+    ends = []
+    for devices in (1, 8):
+        mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+        state = TrainState(
+            jnp.int32(0),
+            {'backbone': variables['params'], 'head': heads},
+            {'backbone': variables['batch_stats']},
+            tx.init(trained),
+            None,
+            None,
+        )
+        step = classifier.make_train_step(
+            module, tx, mesh, lambda batch: [batch['image']], frozen=frozen
+        )
+        state, metrics = step(mesh_lib.replicate(state, mesh), mesh_lib.shard_global(batch, mesh))
+        ends.append(jax.device_get((state.params, state.batch_stats, metrics)))
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    moved = np.abs(
+        ends[0][0]['backbone']['conv1']['kernel'] - variables['params']['conv1']['kernel']
+    )
+    assert (moved.max() > 0) is not frozen
+
+
+def test_fine_tuning_with_few_labels(checkpointed: str, tmp_path, capsys) -> None:
+    config = linear('finetune:10pct', checkpointed, **{'batch_size': 64, 'epochs': 30})
+    config.optim.backbone_learning_rate = 0.1
+    config.optim.learning_rates = (1.0,)
+    supervised.run(config, str(tmp_path / 'checkpoint'))
+    assert '143 images of digits/train to learn from' in capsys.readouterr().out
+    module, tuned = simsiam_jax.load_encoder(tmp_path / 'checkpoint')
+    _, before = simsiam_jax.load_encoder(checkpointed)
+    assert (tuned['params']['conv1']['kernel'] != before['params']['conv1']['kernel']).any()
+    assert module.apply(tuned, np.zeros((1, 8, 8, 1), np.float32)).shape == (1, module.features)
+    config = linear('finetune:10pct', checkpointed, from_scratch=True)
+    supervised.run(config, str(tmp_path / 'scratch'))
+    assert 'finetune from scratch of' in capsys.readouterr().out
+    assert result(tmp_path / 'checkpoint')['top1'] > 0.8
+
+
+def test_few_labels_are_balanced_and_always_the_same() -> None:
+    labels = np.repeat([0, 1, 2], [100, 50, 3])
+    kept, rest = subset.split(labels, 0.1, seed=0)
+    assert np.bincount(labels[kept]).tolist() == [10, 5, 1]  # at least one
+    np.testing.assert_array_equal(np.sort(np.concatenate([kept, rest])), np.arange(153))
+    np.testing.assert_array_equal(subset.split(labels, 0.1, seed=0)[0], kept)
+    assert (subset.split(labels, 0.1, seed=1)[0] != kept).any()
+    with pytest.raises(errors.UserError, match=r'share of the images is 1\.5'):
+        subset.split(labels, 1.5, seed=0)
+
+
+def test_a_part_of_a_source_is_read_like_the_whole(tmp_path) -> None:
+    for name in 'abcd':
+        (tmp_path / name).write_bytes(name.encode())
+    source = files.FileSource([str(tmp_path / n) for n in 'abcd'], [0, 1, 0, 1], ('x', 'y'))
+    part = subset.take(Reader(source, 3), np.array([3, 0]))
+    assert [part.source.read(i) for i in range(len(part))] == [(b'd', 1), (b'a', 0)]
+    assert part.source.name(0) == str(tmp_path / 'd')
+    assert subset.labels(part).tolist() == [1, 0]
+    assert part.classes == ('x', 'y')
+
+
+def test_imagenets_own_subsets_are_taken_where_they_are(monkeypatch, checkpointed) -> None:
+    opened = []
+
+    def opener(spec: str, data: ConfigDict):
+        opened.append(spec)
+        return sources.open_source('digits/train')
+
+    monkeypatch.setattr(labelled.inputs, 'open_source', opener)
+    config = load('finetune:1pct', init_from=checkpointed)
+    config.eval.train = 'tfds:imagenet2012/train'
+    for there, expected in ((True, 'tfds:imagenet2012_subset/1pct/train'), (False, None)):
+        opened.clear()
+        monkeypatch.setattr(tfds_source, 'is_prepared', lambda spec, data_dir, there=there: there)
+        setting = labelled.prepare(config)
+        assert opened[0] == (expected or 'tfds:imagenet2012/train')
+        assert len(setting.train) == (1437 if there else 14)
+
+
+def test_cached_probes_are_near_the_converged_regression(checkpointed: str, tmp_path) -> None:
+    config = load('linear:cached', init_from=checkpointed)
+    probe.run(config, str(tmp_path))
+    found = json.loads((tmp_path / 'probe.json').read_text())
+    assert list(found) == ['raw pixels', 'random initialisation', 'checkpoint']
+    train, test = (sources.open_source(f'digits/{split}') for split in ('train', 'test'))
+    x, y = (s.images.reshape(len(s), -1) / 255 for s in (train, test))
+    reference = LogisticRegression(C=1.0, max_iter=10_000).fit(x, train.labels)
+    accuracy = reference.score(y, test.labels)
+    for kind in ('SGD', 'L-BFGS'):
+        assert found['raw pixels'][kind]['top1'] == pytest.approx(accuracy, abs=0.01)
+    for kind in ('SGD', 'L-BFGS'):
+        assert (
+            found['checkpoint'][kind]['top1'] > found['random initialisation'][kind]['top1'] + 0.02
+        )
+
+
+def test_of_heads_alike_within_chance_the_better_calibrated_is_chosen() -> None:
+    top1 = np.array([0.90, 0.91, 0.80, np.nan])
+    loss = np.array([0.3, 0.5, 0.1, np.nan])
+    with np.errstate(invalid='ignore'):
+        few = selection.choose(selection.Score(np.nan_to_num(top1), top1, loss, 100))
+        many = selection.choose(selection.Score(np.nan_to_num(top1), top1, loss, 100_000))
+    assert (few, many) == (0, 1)
+
+
+def test_knn_of_a_checkpoint(checkpointed: str, tmp_path, capsys) -> None:
+    knn.run(load('knn', init_from=checkpointed), str(tmp_path))
+    rows = json.loads((tmp_path / 'knn.json').read_text())
+    assert len(rows) == 12
+    assert '0.07' in capsys.readouterr().out
+    monitored = [
+        json.loads(line)
+        for line in (pathlib.Path(checkpointed) / 'metrics.jsonl').read_text().splitlines()
+        if 'eval/knn_top1' in line
+    ][-1]
+    (same,) = [row for row in rows if (row['k'], row['temperature']) == (20, 0.2)]
+    assert same['top1'] == pytest.approx(monitored['eval/knn_top1'], abs=0.003)  # float16 bank
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'message'),
+    [
+        ('linear', {'init_from': ''}, r'config\.init_from is not given'),
+        ('linear', {'init_from': '/tmp'}, r'a checkpoint was expected in /tmp/checkpoints'),
+        ('linear', {'data.channels': 3}, r'channels is 3, but .* takes images of 1'),
+        ('linear', {'augment.size': 16}, r'images are 8x8.*config\.eval\.resize'),
+        ('linear', {'batch_size': 100}, r'batch_size is 100.*8 devices'),
+        ('linear', {'eval.train': 'folder:/no/such'}, r'/no/such does not exist'),
+        ('linear', {'optim.learning_rates': (1.0, 2.0)}, r'2 heads .*holdout is 0'),
+        ('linear', {'optim.name': 'adam'}, r"optim\.name is 'adam'"),
+        ('linear:cached', {'eval.holdout': 0.0}, r'holdout is 0\.0; expected a share'),
+        ('finetune', {'labels': 0.0}, r'share of the images is 0\.0'),
+        ('knn', {'eval.k': (0,)}, r'eval\.k is \(0,\)'),
+        ('knn', {'eval.bank_dtype': 'int8'}, r"bank_dtype is 'int8'"),
+    ],
+)
+def test_wrong_values_say_what_to_do(
+    checkpointed: str, tmp_path, name: str, change: dict, message: str
+) -> None:
+    tasks = {'linear': supervised.run, 'finetune': supervised.run, 'probe': probe.run}
+    tasks['knn'] = knn.run
+    config = load(name, **({'init_from': checkpointed} | change))
+    if name in ('linear', 'finetune') and 'batch_size' not in change:
+        config.batch_size = 64
+    with pytest.raises(errors.UserError, match=message) as caught:
+        tasks[config.task](config, str(tmp_path))
+    assert '\n' not in str(caught.value)
+
+
+def test_labels_missing_or_others_are_told(checkpointed: str, monkeypatch, tmp_path) -> None:
+    images = sources.open_source('digits/test')
+    without = sources.ArraySource(images.images, images.labels, ())
+    fewer = sources.ArraySource(images.images, images.labels, images.classes[:-2])
+    real = sources.open_source
+    for source, message in (
+        (without, r'eval\.test has no labels'),
+        (fewer, r'10 classes and config\.eval\.test 8; both need the same, and 8, 9 are in one'),
+    ):
+        monkeypatch.setattr(
+            sources,
+            'open_source',
+            lambda spec, data_dir='', source=source: source if spec == 'other' else real(spec),
+        )
+        config = load('linear', init_from=checkpointed)
+        config.eval.test = 'other'
+        with pytest.raises(errors.UserError, match=message):
+            supervised.run(config, str(tmp_path))
