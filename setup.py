@@ -23,6 +23,8 @@ setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'pillow',
+        'plotly',
+        'pyarrow',
         'scikit-learn',
         'simplejpeg',
         'tensorboard',  # clu needs it and does not say so
@@ -37,6 +39,7 @@ setup(
         'test': [
             'beartype',
             'mypy',
+            'playwright',  # drives the Chromium of the machine; its own is not needed
             'pytest',
             'pytest-xdist',
             'ruff',

@@ -13,7 +13,7 @@ MAY_IMPORT = {
     'training': {'methods', 'models', 'data'},
     'tasks': {'training', 'methods', 'models', 'data', 'config'},
     'main': {'tasks'},
-    'tools': {'main', 'tasks', 'training', 'data'},
+    'tools': {'main', 'tasks', 'training', 'data', 'methods', 'config'},
     'config': set(),
     'errors': set(),
     'tensorflow': set(),

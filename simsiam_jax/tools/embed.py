@@ -1,0 +1,220 @@
+"""Features of images, their neighbours, and a page to look at them.
+
+python -m simsiam_jax.tools.embed --checkpoint=RUN --images=SOURCE --out=FILE
+    [--neighbours=K] [--html=PAGE]
+
+RUN is the workdir of a run or a file of weights, SOURCE as config.data.source takes it
+(folder:DIR, files:LIST, tfds:NAME/split, digits). FILE is a .npz with `features` [N, D] float32,
+`names` and `labels` (and `classes`), or a .parquet with a row an image. With --neighbours also
+`neighbours` [N, K] and `similarities`, cosine, without the image itself. PAGE shows some images
+with their neighbours and a map of all in two dimensions (--map=pca or tsne).
+"""
+
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from simsiam_jax import config as config_lib
+from simsiam_jax import errors
+from simsiam_jax.data import device
+from simsiam_jax.data.sources import ArraySource
+from simsiam_jax.methods.losses import l2_normalise
+from simsiam_jax.tasks import inputs, knn
+from simsiam_jax.tasks.features import Extractor, Features
+from simsiam_jax.tools import page
+from simsiam_jax.training import encoder as encoder_lib
+from simsiam_jax.training import mesh as mesh_lib
+
+MAPS = ('pca', 'tsne')
+
+# What a page shows at most.
+_QUERIES, _POINTS = 24, 5000
+
+_CHECKPOINT: Any = flags.DEFINE_string('checkpoint', None, 'A workdir or a file of weights.')
+_IMAGES: Any = flags.DEFINE_string('images', None, 'A source of images.')
+_OUT: Any = flags.DEFINE_string('out', None, 'A .npz or .parquet file to write.')
+_NEIGHBOURS: Any = flags.DEFINE_integer('neighbours', 0, 'Of every image, in the file and page.')
+_HTML: Any = flags.DEFINE_string('html', None, 'A page to write.')
+_MAP: Any = flags.DEFINE_string('map', 'pca', 'How the page flattens the features: pca or tsne.')
+_BATCH: Any = flags.DEFINE_integer('batch_size', 256, 'Images at a time.')
+
+
+def embed(checkpoint: str, images: str, batch_size: int) -> tuple[inputs.Source, Features]:
+    """The images, and their features in evaluation mode; bad images are left out.
+
+    Raises:
+      UserError: the checkpoint or the images cannot be used.
+    """
+    encoder = encoder_lib.open_encoder(checkpoint)
+    trained = encoder.config
+    data = config_lib.knn().data
+    data.backend = 'host'  # files keep their names
+    data.channels = trained['data']['channels']
+    data.tfds_data_dir = trained['data']['tfds_data_dir']
+    source = inputs.open_source(images, data)
+    mesh = mesh_lib.make_mesh()
+    extract = Extractor(
+        mesh,
+        channels=data.channels,
+        size=trained['augment']['size'],
+        resize=trained['eval']['resize'],
+        batch_size=-(-batch_size // mesh.size) * mesh.size,
+    )
+    mean, std = (tuple(trained['augment'][key]) for key in ('mean', 'std'))
+
+    def apply(variables: Any, images: jax.Array) -> Any:
+        return encoder.module.apply(variables, device.normalise(images, mean, std))
+
+    variables = mesh_lib.replicate(encoder.variables, mesh)
+    return source, extract(extract.jit(apply), variables, source)
+
+
+def neighbours(features: Features, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(places, cosine similarities) [N, k] of every image's nearest others."""
+    if not 0 < k < len(features.x):
+        raise errors.UserError(
+            f'--neighbours is {k}; expected from 1 to {len(features.x) - 1}, the other images'
+        )
+    x = np.asarray(l2_normalise(jnp.asarray(features.x)))
+    similarity, places = knn.nearest(x, x, mesh_lib.make_mesh(), k=k + 1)
+    # Among exact copies an image need not be its own nearest: it is left out where it stands.
+    own = places == np.arange(len(x))[:, None]
+    own[~own.any(1), -1] = True
+    shape = (len(x), k)
+    return places[~own].reshape(shape), similarity[~own].reshape(shape)
+
+
+def names(source: inputs.Source, features: Features, images: str) -> list[str]:
+    """A path, or what else tells the image from the others."""
+    if isinstance(source, ArraySource):
+        return [f'{images}[{i}]' for i in features.indices]
+    return [source.source.name(int(i)) for i in features.indices]
+
+
+def save(path: str, columns: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """Writes the columns, each with a row an image, as .npz or .parquet.
+
+    Raises:
+      UserError: the file has another ending, or cannot be written.
+    """
+    try:
+        if path.endswith('.npz'):
+            np.savez_compressed(path, **columns, classes=np.array(classes))
+        else:
+            import pyarrow
+            from pyarrow import parquet
+
+            lists = {
+                key: list(x) if isinstance(x, np.ndarray) and x.ndim > 1 else x
+                for key, x in columns.items()
+            }
+            parquet.write_table(pyarrow.table(lists), path)
+    except OSError as error:
+        raise errors.UserError(f'{path} cannot be written: {error.strerror or error}') from error
+
+
+def draw(
+    source: inputs.Source,
+    features: Features,
+    columns: dict[str, Any],
+    *,
+    title: str,
+    map_name: str,
+) -> str:
+    """The page: some images, spread evenly, with their neighbours; and the map."""
+    labelled = bool(source.classes)
+
+    def show(place: int, similarity: float | None = None) -> str:
+        index = int(features.indices[place])
+        if isinstance(source, ArraySource):
+            image = source.images[index]
+        else:
+            image, _ = source.example(index)
+        caption = [pathlib.PurePath(columns['names'][place]).name]
+        if labelled:
+            caption.append(source.classes[features.labels[place]])
+        if similarity is not None:
+            caption.append(f'{similarity:.3f}')
+        return page.figure(page.picture(image), caption, query=similarity is None)
+
+    count, sections = len(features.x), {}
+    shown = np.unique(np.linspace(0, count - 1, min(_POINTS, count)).astype(int))
+    points = flatten(features.x[shown], map_name)
+    groups = [source.classes[i] if labelled else 'images' for i in features.labels[shown]]
+    chart = page.scatter(
+        points,
+        groups,
+        [columns['names'][i] for i in shown],
+        title=f'{len(shown)} of {count} images' if len(shown) < count else f'{count} images',
+    )
+    sections[f'Map of the features ({map_name})'] = page.plot(chart, first=True)
+    if 'neighbours' in columns:
+        chosen = np.unique(np.linspace(0, count - 1, min(_QUERIES, count)).astype(int))
+        rows = [
+            page.row([show(i), *map(show, columns['neighbours'][i], columns['similarities'][i])])
+            for i in chosen
+        ]
+        sections['Images, left, and their nearest by cosine similarity'] = ''.join(rows)
+    return page.page(title, sections)
+
+
+def flatten(x: np.ndarray, map_name: str) -> np.ndarray:
+    """Two dimensions of the l2-normalised features."""
+    x = np.asarray(l2_normalise(jnp.asarray(x)))
+    if map_name == 'pca':
+        return PCA(2, random_state=0).fit_transform(x)
+    # scikit-learn wants fewer neighbours than points.
+    perplexity = min(30.0, (len(x) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init='pca', random_state=0).fit_transform(x)
+
+
+def parse(argv: list[str]) -> list[str]:
+    flags.mark_flags_as_required(['checkpoint', 'images', 'out'])
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(f'error: {" ".join(str(error).split())}')
+
+
+def run(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected argument {argv[1]!r}')
+    out, html = _OUT.value, _HTML.value
+    try:
+        errors.check_choice('--map', _MAP.value, MAPS)
+        if not out.endswith(('.npz', '.parquet')):
+            raise errors.UserError(f'--out is {out}; expected a name ending in .npz or .parquet')
+        for path in filter(None, (out, html)):
+            if not pathlib.Path(path).absolute().parent.is_dir():
+                raise errors.UserError(f'{path} cannot be written: there is no such folder')
+        source, features = embed(_CHECKPOINT.value, _IMAGES.value, _BATCH.value)
+        columns: dict[str, Any] = {
+            'names': names(source, features, _IMAGES.value),
+            'labels': features.labels,
+            'features': features.x,
+        }
+        if _NEIGHBOURS.value:
+            columns['neighbours'], columns['similarities'] = neighbours(features, _NEIGHBOURS.value)
+        save(out, columns, source.classes)
+        print(f'{out}: {len(features.x)} images, features of {features.x.shape[1]}')
+        if html:
+            title = f'{_IMAGES.value} as {_CHECKPOINT.value} sees it'
+            text = draw(source, features, columns, title=title, map_name=_MAP.value)
+            pathlib.Path(html).write_text(text)
+            print(f'{html}: open it in a browser')
+    except errors.UserError as error:
+        sys.exit(f'error: {error}')
+    except OSError as error:
+        sys.exit(f'error: {html} cannot be written: {error.strerror}')
+
+
+if __name__ == '__main__':
+    app.run(run, flags_parser=parse)

@@ -1,0 +1,98 @@
+"""Self-contained HTML pages: no network is needed to look at them."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.io
+from PIL import Image
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px;
+       padding: 0 1rem 3rem; color: #222; background: #fff }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+.row { display: flex; flex-wrap: wrap; gap: .5rem; padding: .5rem 0; border-bottom: 1px solid #ddd }
+figure { margin: 0; width: 84px; font-size: .72rem; line-height: 1.25; overflow-wrap: anywhere }
+figure img { width: 84px; height: 84px; object-fit: contain; image-rendering: pixelated;
+             background: #eee; display: block }
+figure.query { border-right: 3px solid #36c; padding-right: .5rem; margin-right: .25rem }
+pre { overflow-x: auto; background: #f6f6f6; padding: .75rem; font-size: .8rem }
+"""
+
+
+def picture(image: np.ndarray, *, side: int = 128) -> str:
+    """A data: URL of an image [H, W, C], uint8; one that is not RGB shows its first channel."""
+    pixels = image if image.shape[-1] == 3 else image[..., 0]
+    small = Image.fromarray(pixels)
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, 'PNG')
+    return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
+
+
+def figure(url: str, caption: Sequence[str], *, query: bool = False) -> str:
+    """A picture with lines of text under it."""
+    lines = '<br>'.join(html.escape(line) for line in caption)
+    alt = html.escape(caption[0])
+    kind = ' class="query"' if query else ''
+    return f'<figure{kind}><img src="{url}" alt="{alt}">{lines}</figure>'
+
+
+def row(figures: Sequence[str]) -> str:
+    return f'<div class="row">{"".join(figures)}</div>'
+
+
+def scatter(
+    points: np.ndarray, groups: Sequence[str], names: Sequence[str], *, title: str
+) -> go.Figure:
+    """Points [N, 2], a colour and a legend entry for each group; names are shown on hovering."""
+    plot, of = go.Figure(), np.asarray(groups)
+    for group in sorted(set(groups)):
+        (members,) = np.nonzero(of == group)
+        plot.add_trace(
+            go.Scatter(
+                x=points[members, 0],
+                y=points[members, 1],
+                mode='markers',
+                marker={'size': 5, 'opacity': 0.7},
+                name=group,
+                text=[names[i] for i in members.tolist()],
+                hovertemplate='%{text}',
+            )
+        )
+    plot.update_layout(
+        title=title,
+        template='plotly_white',
+        showlegend=len(plot.data) > 1,
+        height=600,
+        margin={'l': 20, 'r': 20, 't': 50, 'b': 20},
+        legend={'orientation': 'h', 'itemsizing': 'constant'},
+    )
+    plot.update_xaxes(showticklabels=False)
+    plot.update_yaxes(showticklabels=False)
+    return plot
+
+
+def plot(chart: go.Figure, *, first: bool) -> str:
+    """The chart as HTML; the first one of a page brings the library along."""
+    return plotly.io.to_html(
+        chart,
+        full_html=False,
+        include_plotlyjs=first,
+        config={'responsive': True, 'displaylogo': False},
+    )
+
+
+def page(title: str, sections: dict[str, str]) -> str:
+    """A page of sections, heading -> HTML."""
+    body = ''.join(f'<h2>{html.escape(head)}</h2>{content}' for head, content in sections.items())
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'
+        f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head>'
+        f'<body><h1>{html.escape(title)}</h1>{body}</body></html>'
+    )

@@ -1,0 +1,135 @@
+"""Features of images with their neighbours; the page is looked at in a browser."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from pyarrow import parquet
+from sklearn.neighbors import NearestNeighbors
+
+import simsiam_jax
+from simsiam_jax.data import sources
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The workdir of the quickstart's net, two epochs old."""
+    workdir = tmp_path_factory.mktemp('run')
+    flags = ['epochs=2', 'model.width_multiplier=0.125', 'log.tensorboard=False']
+    flags += ['eval.train=', 'eval.test=']
+    command = [sys.executable, '-m', 'simsiam_jax.main', '--config=configs/quickstart.py']
+    command += [f'--workdir={workdir}', *(f'--config.{flag}' for flag in flags)]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return workdir
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """37 digits as PNG in folders of their classes, one of them damaged."""
+    root = tmp_path_factory.mktemp('digits')
+    digits = sources.open_source('digits/test')
+    for i in range(37):
+        path = root / str(digits.labels[i]) / f'{i:02}.png'
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(digits.images[i, ..., 0]).save(path)
+    (root / str(digits.labels[7]) / '07.png').write_bytes(b'no image')
+    return root
+
+
+def embed(run, images, out, *flags: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, '-m', 'simsiam_jax.tools.embed', f'--checkpoint={run}']
+    command += [f'--images={images}', f'--out={out}', *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope='module')
+def embedded(run, folder, tmp_path_factory) -> tuple[dict, pathlib.Path]:
+    root = tmp_path_factory.mktemp('out')
+    flags = ('--neighbours=5', f'--html={root / "page.html"}', '--batch_size=16')
+    # A damaged image of 37 is more than a hundredth: the folder is given without it.
+    names = sorted(p for p in folder.rglob('*.png') if p.name != '07.png')
+    (root / 'list.csv').write_text(''.join(f'{p},{p.parent.name}\n' for p in names))
+    done = embed(run, f'files:{root / "list.csv"}', root / 'out.npz', *flags)
+    assert done.returncode == 0, done.stderr
+    assert 'out.npz: 36 images' in done.stdout
+    with np.load(root / 'out.npz') as file:
+        return dict(file), root / 'page.html'
+
+
+def test_features_are_the_encoders_with_name_and_label(run, embedded) -> None:
+    found, _ = embedded
+    module, variables = simsiam_jax.load_encoder(run)
+    for name, label, feature in zip(
+        found['names'], found['labels'], found['features'], strict=True
+    ):
+        assert pathlib.Path(name).parent.name == found['classes'][label]
+        image = np.asarray(Image.open(name))[None, ..., None] / 255 / 0.38
+        np.testing.assert_allclose(feature, module.apply(variables, image)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_neighbours_are_scikit_learns(embedded) -> None:
+    found, _ = embedded
+    reference = NearestNeighbors(n_neighbors=5, metric='cosine').fit(found['features'])
+    distances, places = reference.kneighbors()  # of every image, itself left out
+    np.testing.assert_array_equal(found['neighbours'], places)
+    np.testing.assert_allclose(found['similarities'], 1 - distances, atol=1e-5)
+
+
+def test_parquet_has_a_row_an_image(run, tmp_path) -> None:
+    done = embed(run, 'digits/test', tmp_path / 'out.parquet')
+    assert done.returncode == 0, done.stderr
+    table = parquet.read_table(tmp_path / 'out.parquet')
+    assert table.num_rows == 360
+    assert table.column('names')[7].as_py() == 'digits/test[7]'
+    assert table.column('labels').to_pylist() == sources.open_source('digits/test').labels.tolist()
+    assert len(table.column('features')[0].as_py()) == 32
+
+
+def test_the_page_shows_itself_in_a_browser(embedded) -> None:
+    browsers = pytest.importorskip('playwright.sync_api')
+    chromium = shutil.which('chromium')
+    if not chromium:
+        pytest.skip('chromium is not installed')
+    found, page = embedded
+    said, asked = [], []
+    with browsers.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=chromium, args=['--no-sandbox', '--disable-gpu']
+        )
+        view = browser.new_page(viewport={'width': 390, 'height': 800})  # a phone's
+        view.on('console', lambda message: said.append(message.text))
+        view.on('pageerror', lambda error: said.append(str(error)))
+        view.on('request', lambda request: asked.append(request.url))
+        view.goto(page.as_uri())
+        assert view.locator('.row').count() == 24
+        assert view.locator('.row').first.locator('figure').count() == 6
+        loaded = 'images => images.every(i => i.complete && i.naturalWidth > 0)'
+        assert view.locator('figure img').evaluate_all(loaded)
+        assert view.locator('.scatterlayer .point').count() == 36
+        assert view.locator('.legend .traces').count() == len(found['classes'])
+        assert view.evaluate('document.documentElement.scrollWidth') == 390
+        browser.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith('data:')] == [page.as_uri()]
+
+
+def test_wrong_arguments_are_told_in_one_line(run, folder, tmp_path) -> None:
+    for images, out, flags, message in (
+        (f'folder:{folder}', 'o.npz', (), 'cannot be read, more than config.data.max_bad_fraction'),
+        ('digits/test', 'o.csv', (), 'expected a name ending in .npz or .parquet'),
+        ('digits/test', 'no/o.npz', (), 'there is no such folder'),
+        ('digits/test', 'o.npz', ('--neighbours=360',), 'expected from 1 to 359'),
+        ('digits/test', 'o.npz', ('--map=umap',), "--map is 'umap'"),
+        ('digit', 'o.npz', (), "source is 'digit'"),
+    ):
+        done = embed(run, images, tmp_path / out, *flags)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert 'Traceback' not in done.stderr
+        assert not (tmp_path / 'o.npz').exists()
