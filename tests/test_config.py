@@ -17,6 +17,8 @@ from simsiam_jax.training import step
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 VARIANTS = ['imagenet', 'imagenet:200ep', 'cifar10', 'folder', 'quickstart']
+EVALUATIONS = ['linear', 'linear:sgd', 'linear:sweep', 'linear:cached', 'finetune']
+EVALUATIONS += ['finetune:10pct', 'finetune:1pct', 'knn']
 
 
 def load(name: str):
@@ -28,7 +30,8 @@ def load(name: str):
 
 
 def test_every_config_is_listed_here() -> None:
-    assert {path.stem for path in CONFIGS.glob('*.py')} == {name.split(':')[0] for name in VARIANTS}
+    names = {name.split(':')[0] for name in VARIANTS + EVALUATIONS}
+    assert {path.stem for path in CONFIGS.glob('*.py')} == names
 
 
 @pytest.fixture
@@ -62,6 +65,28 @@ def test_config_builds_and_steps(name: str) -> None:
     )
     assert {'loss', 'z_std'} <= set(metrics)
     assert all(x.dtype == np.float32 for x in jax.tree.leaves((after.params, metrics)))
+
+
+@pytest.mark.parametrize('name', EVALUATIONS)
+def test_evaluations_have_their_keys_and_no_others(name: str) -> None:
+    config = load(name)
+    config_lib.check(config)
+    with config.unlocked():
+        config.eval.topk = 5
+    with pytest.raises(errors.UserError, match=r'unknown key config\.eval\.topk'):
+        config_lib.check(config)
+
+
+def test_linear_evaluation_is_the_papers_and_the_codes() -> None:
+    lars, sgd = load('linear'), load('linear:sgd')
+    assert (lars.optim.name, lars.optim.learning_rates, lars.batch_size) == ('lars', (0.1,), 4096)
+    assert (sgd.optim.name, sgd.optim.learning_rates, sgd.batch_size) == ('sgd', (30.0,), 256)
+    for config in (lars, sgd):
+        assert (config.epochs, config.optim.weight_decays) == (90, (0.0,))
+        assert (config.augment.crop_scale, config.augment.flip) == ((0.08, 1.0), 0.5)
+        assert config.augment.jitter == config.augment.blur == config.augment.gray == 0
+    with pytest.raises(errors.UserError, match=r"no variant 'adam'; known: lars, sgd"):
+        load('linear:adam')
 
 
 def test_imagenet_is_the_papers_baseline() -> None:
@@ -110,7 +135,7 @@ def test_docstrings_give_the_command_and_the_papers_figure() -> None:
         ({'data.channels': 3}, r'data\.channels is 3.*have 1'),
         ({'data.source': 'folder:/no/such'}, r'/no/such does not exist'),
         ({'eval.test': ''}, r'eval\.test'),
-        ({'eval.k': 0}, r'eval\.k is 0'),
+        ({'eval.k': 0}, r'eval\.k is \(0,\)'),
         ({'augment.size': 16}, r'images are 8x8.*config\.eval\.resize'),
     ],
 )

@@ -93,7 +93,7 @@ def swept(
 def test_the_sweep_tests_the_head_that_it_chose_on_every_image(swept, checkpointed) -> None:
     workdir, _ = swept
     found = result(workdir)
-    head = stored(workdir)['params']['head']
+    head = jax.device_get(stored(workdir)['params']['head'])
     module, variables = simsiam_jax.load_encoder(checkpointed)
     test = sources.open_source('digits/test')
     features = np.asarray(module.apply(variables, test.images / 255 / 0.38))
