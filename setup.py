@@ -17,12 +17,14 @@ setup(
         'importlib_resources',  # TFDS needs it to write array_record and does not say so
         'jax>=0.10.2',
         'jaxtyping',
+        'ml-dtypes',
         'ml-collections',
         'numba',
         'numpy',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'pillow',
+        'safetensors',
         'scikit-learn',
         'simplejpeg',
         'tensorboard',  # clu needs it and does not say so

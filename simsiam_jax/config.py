@@ -12,6 +12,7 @@ def default() -> ConfigDict:
     config.seed = 0
     config.batch_size = 512  # global, all devices of all hosts
     config.epochs = 100
+    config.init_from = ''  # weights to start from: a run's workdir, .pth, .safetensors, .msgpack
     config.dry_run = False  # build, print shapes, parameters and memory, stop
 
     config.data = ConfigDict()
