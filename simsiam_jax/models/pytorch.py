@@ -228,8 +228,11 @@ def head_from_torch(head: Arrays, origin: str) -> Variables:
             if 'bias' in layer:
                 params[f'fc{depth}']['bias'] = layer['bias']
             continue
-        bias = params[f'fc{depth}'].pop('bias', np.zeros((), np.float32))
-        stats[f'bn{depth}'] = {'mean': layer['running_mean'] - bias, 'var': layer['running_var']}
+        mean, bias = layer['running_mean'], params[f'fc{depth}'].pop('bias', None)
+        stats[f'bn{depth}'] = {
+            'mean': mean if bias is None else mean - bias,
+            'var': layer['running_var'],
+        }
         if 'weight' in layer:
             params[f'bn{depth}'] = {'scale': layer['weight'], 'bias': layer['bias']}
     return {'params': params, 'batch_stats': stats}

@@ -190,7 +190,8 @@ def write_bytes(path: str, data: bytes) -> None:
         part.write_bytes(data)
         part.replace(target)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        if part.exists():
+            part.unlink()
         raise errors.UserError(
             f'{path} cannot be written: {error.strerror}; give another --target'
         ) from error
