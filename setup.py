@@ -36,6 +36,8 @@ setup(
     extras_require={
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
+        # What conversions are tested against.
+        'torch': ['torch==2.13.0', 'torchvision==0.28.0', 'timm==1.0.31'],
         'test': [
             'beartype',
             'mypy',
