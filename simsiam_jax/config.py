@@ -55,6 +55,7 @@ def default() -> ConfigDict:
     config.method.name = 'simsiam'
     config.method.dim = 2048
     config.method.projector_layers = 3
+    config.method.projector_width = 0  # 0: dim
     config.method.projector_hidden_bn = True
     config.method.projector_output_bn = True
     config.method.projector_output_affine = False

@@ -19,7 +19,7 @@ import simsiam_jax
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.methods import simsiam
-from simsiam_jax.models import pytorch, resnet
+from simsiam_jax.models import pytorch, pytorch_heads, resnet
 from simsiam_jax.tasks import pretrain
 from simsiam_jax.tools import convert
 from simsiam_jax.training import encoder, optim, step, weight_files, weights
@@ -141,12 +141,12 @@ def heads(**kwargs):
 def test_heads_have_the_names_of_the_official_code():
     projector, predictor = heads(dim=16, predictor_width=4)
     bn = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
-    assert set(pytorch.head_to_torch(projector, output_bias=True)) == (
+    assert set(pytorch_heads.to_torch(projector, output_bias=True)) == (
         {'0.weight', '3.weight', '6.weight', '6.bias'}
         | {f'{i}.{leaf}' for i in (1, 4) for leaf in bn}
         | {f'7.{leaf}' for leaf in bn[2:]}
     )
-    assert set(pytorch.head_to_torch(predictor)) == (
+    assert set(pytorch_heads.to_torch(predictor)) == (
         {'0.weight', '3.weight', '3.bias'} | {f'1.{leaf}' for leaf in bn}
     )
 
@@ -162,13 +162,19 @@ def test_heads_have_the_names_of_the_official_code():
 )
 def test_heads_round_trip(kwargs):
     for head in heads(dim=16, predictor_width=4, **kwargs):
-        arrays = pytorch.head_to_torch(head)
-        same_bits(pytorch.head_from_torch(arrays, 'file'), head)
-    found = [pytorch.mlp_of(head) for head in heads(dim=16, predictor_width=4, **kwargs)]
-    arguments = pytorch.simsiam_arguments(*found)
+        arrays = pytorch_heads.to_torch(head)
+        same_bits(pytorch_heads.from_torch(arrays, 'file'), head)
+    found = [pytorch_heads.mlp_of(head) for head in heads(dim=16, predictor_width=4, **kwargs)]
+    arguments = pytorch_heads.simsiam_arguments(*found)
     assert simsiam.make(resnet.make(), **arguments).network == (
         simsiam.make(resnet.make(), dim=16, predictor_width=4, **kwargs).network
     )
+
+
+def test_heads_of_other_layers_are_refused():
+    for name in ('weight', '0.running_mean', '0.weight_g'):
+        with pytest.raises(errors.UserError, match=f'fully connected layers.*not .*{name}'):
+            pytorch_heads.from_torch({name: np.ones(3, np.float32)}, 'file')
 
 
 def test_a_bias_before_bn_moves_its_mean():
@@ -178,7 +184,7 @@ def test_a_bias_before_bn_moves_its_mean():
         '1.running_mean': np.float32([5, 5]),
         '1.running_var': np.ones(2, np.float32),
     }
-    head = pytorch.head_from_torch(arrays, 'file')
+    head = pytorch_heads.from_torch(arrays, 'file')
     np.testing.assert_array_equal(head['batch_stats']['bn1']['mean'], [4, 3])
     assert set(head['params']['fc1']) == {'kernel'}
 
@@ -219,6 +225,13 @@ def test_whole_networks_are_named_for_torchvision_timm_and_detectron2(tmp_path):
     assert described['architecture'] == 'resnet18'
     assert described['pretrained_cfg']['input_size'] == [3, 224, 224]
     same_bits(simsiam_jax.load_encoder(tmp_path / 'timm')[1], variables)
+    described['pretrained_cfg'] |= {'mean': [0.1, 0.2, 0.3], 'input_size': [3, 96, 96]}
+    (tmp_path / 'timm' / 'config.json').write_text(json.dumps(described))
+    augment = encoder.open_encoder(tmp_path / 'timm').config['augment']
+    assert (augment['mean'], augment['size']) == ((0.1, 0.2, 0.3), 96)
+    (tmp_path / 'timm' / 'config.json').write_text('{')
+    with pytest.raises(errors.UserError, match=r'config\.json is damaged'):
+        encoder.open_encoder(tmp_path / 'timm')
 
     data = (tmp_path / 'x.pkl').read_bytes()
     content = pickle.loads(data)

@@ -9,12 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import simsiam_jax
 from simsiam_jax import errors
 from simsiam_jax.models import pytorch
+from simsiam_jax.tasks import pretrain
 from simsiam_jax.tools import convert, formats
-from simsiam_jax.training import encoder, weights
+from simsiam_jax.training import encoder, optim, step, weights
 
 torch = pytest.importorskip('torch')
 
@@ -216,9 +218,11 @@ def test_an_official_checkpoint_is_taken_whole(dim, torchvision, tmp_path):
         ours = convert.jax_outputs(weights.open_weights(path), IMAGES)
         np.testing.assert_allclose(ours['z'], z.numpy(), rtol=0, atol=1e-4)
         np.testing.assert_allclose(ours['p'], p.numpy(), rtol=0, atol=1e-4)
-    config = encoder.open_encoder(tmp_path / 'run').config
-    assert config['method']['dim'] == dim
-    assert config['method']['predictor_width'] == 16
+    config = ConfigDict(encoder.open_encoder(tmp_path / 'run').config)
+    tx, _ = optim.make(batch_size=8, epochs=1, steps_per_epoch=1)
+    state = step.init_state(pretrain.build_method(config), tx, 0, (64, 64, 3))
+    _, text = weights.take(state, weights.open_weights(tmp_path / 'run'))
+    assert text == f'backbone, predictor, projector from {tmp_path / "run"}'
 
     saved = torch.load(tmp_path / 'again.pth.tar', weights_only=True)
     assert saved['arch'] == 'resnet18'

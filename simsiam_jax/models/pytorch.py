@@ -15,13 +15,13 @@ import numpy as np
 from flax import traverse_util
 
 from simsiam_jax import errors
-from simsiam_jax.models import heads, resnet
+from simsiam_jax.models import resnet
 
 Arrays = dict[str, np.ndarray]
 Variables = Mapping[str, Any]
 
-_COUNTER = 'num_batches_tracked'
-_LEAVES = {
+COUNTER = 'num_batches_tracked'
+LEAVES = {
     'kernel': 'weight',
     'scale': 'weight',
     'bias': 'bias',
@@ -95,7 +95,11 @@ def identify(backbone: Arrays, origin: str) -> tuple[dict[str, Any], int]:
         if match := re.match(r'layer(\d+)\.(\d+)\.', name):
             blocks[int(match[1])] = max(blocks[int(match[1])], int(match[2]) + 1)
     stems = {7: 'imagenet', 3: 'cifar'}
-    if conv1.ndim != 4 or conv1.shape[-1] not in stems or sorted(blocks) != _up_to(len(blocks)):
+    if (
+        conv1.ndim != 4
+        or conv1.shape[-1] not in stems
+        or sorted(blocks) != [*range(1, len(blocks) + 1)]
+    ):
         raise errors.UserError(
             f'{origin} is another network: a conv1 of 7x7 or 3x3 and layer1 to layer4 were '
             f'expected, conv1 has shape {list(conv1.shape)} and there are layers {sorted(blocks)}'
@@ -114,10 +118,6 @@ def identify(backbone: Arrays, origin: str) -> tuple[dict[str, Any], int]:
     return model, conv1.shape[1]
 
 
-def _up_to(n: int) -> list[int]:
-    return list(range(1, n + 1))
-
-
 def backbone_from_torch(backbone: Arrays, origin: str) -> Variables:
     """{'params', 'batch_stats'} of resnet.make(**identify(...)), the values unchanged.
 
@@ -128,8 +128,8 @@ def backbone_from_torch(backbone: Arrays, origin: str) -> Variables:
     wanted = _flat(resnet.abstract_variables(resnet.make(**model), channels))
     names = {path: _name(path) for path in wanted}
     missing = set(names.values()) - set(backbone)
-    extra = {name for name in set(backbone) - set(names.values()) if not name.endswith(_COUNTER)}
-    flat = {path: _from_layout(backbone[name]) for path, name in names.items() if name in backbone}
+    extra = {name for name in set(backbone) - set(names.values()) if not name.endswith(COUNTER)}
+    flat = {path: from_layout(backbone[name]) for path, name in names.items() if name in backbone}
     unfit = {names[path] for path, array in flat.items() if array.shape != wanted[path].shape}
     if missing or extra or unfit:
         found = {'missing': missing, 'left over': extra, 'of another shape': unfit}
@@ -143,15 +143,16 @@ def backbone_from_torch(backbone: Arrays, origin: str) -> Variables:
 
 def backbone_to_torch(variables: Variables) -> Arrays:
     """The arrays of torchvision's resnetNN without its fc."""
-    return _to_torch({_name(path): array for path, array in _flat(variables).items()})
+    return rename({_name(path): array for path, array in _flat(variables).items()})
 
 
-def _to_torch(named: Mapping[str, Any]) -> Arrays:
+def rename(named: Mapping[str, Any]) -> Arrays:
+    """Flax's arrays, already under PyTorch's names, in its layouts and with its counters."""
     arrays = {}
     for name, array in named.items():
-        arrays[name] = _to_layout(np.asarray(array, np.float32))
+        arrays[name] = to_layout(np.asarray(array, np.float32))
         if name.endswith('running_var'):
-            arrays[name.replace('running_var', _COUNTER)] = np.zeros((), np.int64)
+            arrays[name.replace('running_var', COUNTER)] = np.zeros((), np.int64)
     return arrays
 
 
@@ -165,110 +166,25 @@ def _flat(variables: Variables) -> dict[tuple[str, ...], Any]:
 def _name(path: tuple[str, ...]) -> str:
     module = re.sub(r'^layer(\d+)_(\d+)\.', r'layer\1.\2.', '.'.join(path[1:-1]))
     module = module.replace('downsample_conv', 'downsample.0')
-    return f'{module.replace("downsample_bn", "downsample.1")}.{_LEAVES[path[-1]]}'
+    return f'{module.replace("downsample_bn", "downsample.1")}.{LEAVES[path[-1]]}'
 
 
-def _from_layout(array: np.ndarray) -> np.ndarray:
+def from_layout(array: np.ndarray) -> np.ndarray:
+    """PyTorch's weight as Flax's kernel; other arrays as they are."""
     order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
     return np.ascontiguousarray(array.transpose(order)) if order else array
 
 
-def _to_layout(array: np.ndarray) -> np.ndarray:
+def to_layout(array: np.ndarray) -> np.ndarray:
     order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
     return np.ascontiguousarray(array.transpose(order)) if order else array
-
-
-def head_to_torch(variables: Variables, output_bias: bool = False) -> Arrays:
-    """The arrays of nn.Sequential(Linear, BatchNorm1d, ReLU, Linear, ...) for a heads.MLP.
-
-    Args:
-      output_bias: zeros for the last layer's bias where there is none: the official projector
-        ends with the ResNet's own fc, whose bias the BN after it cancels.
-    """
-    params, stats = variables['params'], variables.get('batch_stats', {})
-    named: dict[str, Any] = {}
-    depth, index = sum(key.startswith('fc') for key in params), 0
-    for i in _up_to(depth):
-        named |= {f'{index}.{_LEAVES[leaf]}': x for leaf, x in params[f'fc{i}'].items()}
-        if output_bias and i == depth:
-            width = params[f'fc{i}']['kernel'].shape[1]
-            named.setdefault(f'{index}.bias', np.zeros(width, np.float32))
-        index += 1
-        if f'bn{i}' in stats:
-            bn = {**params.get(f'bn{i}', {}), **stats[f'bn{i}']}
-            named |= {f'{index}.{_LEAVES[leaf]}': x for leaf, x in bn.items()}
-            index += 1
-        index += 1  # the ReLU
-    return _to_torch(named)
-
-
-def head_from_torch(head: Arrays, origin: str) -> Variables:
-    """The {'params', 'batch_stats'} of a heads.MLP.
-
-    A bias before a BN, whose effect the BN takes away, becomes part of its running mean.
-
-    Raises:
-      UserError: the layers are not fully connected ones with a BN after some.
-    """
-    layers: dict[int, Arrays] = collections.defaultdict(dict)
-    for name, array in head.items():
-        number, _, leaf = name.partition('.')
-        if not number.isdigit():
-            raise errors.UserError(f'{origin}: a head of numbered layers was expected, not {name}')
-        if leaf != _COUNTER:
-            layers[int(number)][leaf] = array
-    params: dict[str, Any] = {}
-    stats: dict[str, Any] = {}
-    depth = 0
-    for index in sorted(layers):
-        layer = layers[index]
-        if 'running_var' not in layer:
-            depth += 1
-            params[f'fc{depth}'] = {'kernel': _from_layout(layer['weight'])}
-            if 'bias' in layer:
-                params[f'fc{depth}']['bias'] = layer['bias']
-            continue
-        mean, bias = layer['running_mean'], params[f'fc{depth}'].pop('bias', None)
-        stats[f'bn{depth}'] = {
-            'mean': mean if bias is None else mean - bias,
-            'var': layer['running_var'],
-        }
-        if 'weight' in layer:
-            params[f'bn{depth}'] = {'scale': layer['weight'], 'bias': layer['bias']}
-    return {'params': params, 'batch_stats': stats}
-
-
-def mlp_of(head: Variables) -> heads.MLP:
-    """The module that has such variables."""
-    params, stats = head['params'], head.get('batch_stats', {})
-    depth = sum(key.startswith('fc') for key in params)
-    return heads.MLP(
-        tuple(params[f'fc{i}']['kernel'].shape[1] for i in _up_to(depth)),
-        hidden_bn=depth == 1 or 'bn1' in stats,
-        output_bn=f'bn{depth}' in stats,
-        output_affine=f'bn{depth}' in params,
-    )
-
-
-def simsiam_arguments(projector: heads.MLP, predictor: heads.MLP) -> dict[str, Any]:
-    """The arguments of methods.simsiam.make that give such heads."""
-    return {
-        'dim': projector.widths[-1],
-        'projector_layers': len(projector.widths),
-        'projector_hidden_bn': projector.hidden_bn,
-        'projector_output_bn': projector.output_bn,
-        'projector_output_affine': projector.output_affine,
-        'predictor_width': predictor.widths[0],
-        'predictor_hidden_bn': predictor.hidden_bn,
-        'predictor_output_bn': predictor.output_bn,
-    }
 
 
 def to_detectron2(backbone: Arrays) -> Arrays:
     """The same arrays under the names of Detectron2's ResNets: stem, res2 to res5."""
     renamed = {}
     for name, array in backbone.items():
-        if name.endswith(_COUNTER):  # its frozen BN counts nothing
+        if name.endswith(COUNTER):  # its frozen BN counts nothing
             continue
         name = re.sub(r'^layer(\d+)', lambda match: f'res{int(match[1]) + 1}', name)
         name = re.sub(r'\bbn(\d+)\b', r'conv\1.norm', name)

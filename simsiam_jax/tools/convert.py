@@ -27,7 +27,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from simsiam_jax import errors
-from simsiam_jax.models import pytorch, resnet
+from simsiam_jax.models import pytorch, pytorch_heads, resnet
 from simsiam_jax.tools import formats, torch_forward
 from simsiam_jax.training import weight_files
 from simsiam_jax.training.weights import Weights, open_weights, part
@@ -47,7 +47,7 @@ def jax_outputs(weights: Weights, images: np.ndarray) -> dict[str, np.ndarray]:
     ]
     if {'projector', 'predictor'} <= set(weights.params):
         for name, head in (('z', 'projector'), ('p', 'predictor')):
-            modules.append((name, head, pytorch.mlp_of(part(weights, head))))
+            modules.append((name, head, pytorch_heads.mlp_of(part(weights, head))))
     found, x = {}, jnp.asarray(images)
     with jax.default_matmul_precision('highest'):  # float32 on TPUs and GPUs too
         for name, key, module in modules:
@@ -101,7 +101,9 @@ def convert(source: str, target: str, format_: str, step: int | None = None) -> 
         )
     chosen.write(weights, parts, target)
     held = ', '.join(parts if chosen.heads else ['backbone'])
-    return f'{compared}\n{target} holds {held} of {source} ({weights.config["model"]["name"]})'
+    name, augment = weights.config['model']['name'], weights.config['augment']
+    images = ', '.join(f'{key} {augment[key]}' for key in ('size', 'mean', 'std'))
+    return f'{compared}\n{target} holds {held} of {source}: {name}, for images of {images}'
 
 
 def parse(argv: list[str]) -> list[str]:

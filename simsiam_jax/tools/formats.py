@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from simsiam_jax import errors
-from simsiam_jax.models import pytorch, resnet
+from simsiam_jax.models import pytorch, pytorch_heads, resnet
 from simsiam_jax.training import checkpoint, weight_files
 from simsiam_jax.training.step import TrainState
 from simsiam_jax.training.weights import Weights, part
@@ -49,8 +49,8 @@ def to_torch(weights: Weights) -> Parts:
     """backbone, and projector and predictor where both are there, under PyTorch's names."""
     parts = {'backbone': pytorch.backbone_to_torch(part(weights, 'backbone'))}
     if {'projector', 'predictor'} <= set(weights.params):
-        projector = pytorch.head_to_torch(part(weights, 'projector'), output_bias=True)
-        predictor = pytorch.head_to_torch(part(weights, 'predictor'))
+        projector = pytorch_heads.to_torch(part(weights, 'projector'), output_bias=True)
+        predictor = pytorch_heads.to_torch(part(weights, 'predictor'))
         parts |= {'projector': projector, 'predictor': predictor}
     return parts
 

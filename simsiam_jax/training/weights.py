@@ -1,6 +1,7 @@
 """Weights to start from or to convert: of a run's checkpoint or of a file."""
 
 import dataclasses
+import json
 import os
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from simsiam_jax import errors
-from simsiam_jax.models import pytorch
+from simsiam_jax.models import pytorch, pytorch_heads
 from simsiam_jax.training import checkpoint, weight_files
 from simsiam_jax.training.step import TrainState
 
@@ -82,15 +83,17 @@ def from_file(path: Path) -> Weights:
     method = {}
     if 'projector' in parts:
         for name in ('projector', 'predictor'):
-            found[name] = pytorch.head_from_torch(parts[name], origin)
-        method = pytorch.simsiam_arguments(
-            pytorch.mlp_of(found['projector']), pytorch.mlp_of(found['predictor'])
+            found[name] = pytorch_heads.from_torch(parts[name], origin)
+        method = pytorch_heads.simsiam_arguments(
+            pytorch_heads.mlp_of(found['projector']), pytorch_heads.mlp_of(found['predictor'])
         )
+    config = file_config(model, channels, method)
+    config['augment'] |= _images(path)
     return Weights(
         origin,
         {name: variables['params'] for name, variables in found.items()},
         {name: variables['batch_stats'] for name, variables in found.items()},
-        file_config(model, channels, method),
+        config,
         parts,
     )
 
@@ -98,7 +101,8 @@ def from_file(path: Path) -> Weights:
 def file_config(model: dict[str, Any], channels: int, method: dict[str, Any]) -> dict[str, Any]:
     """A configuration for what a file holds: the default one with its model, channels and method.
 
-    Files do not say what images they were trained on: size and normalisation are ImageNet's.
+    Size and normalisation of the images are ImageNet's: files do not say them. (A folder of
+    timm's does, and from_file takes them from there.)
     """
     from simsiam_jax import config as config_lib  # it needs ml_collections
 
@@ -109,6 +113,21 @@ def file_config(model: dict[str, Any], channels: int, method: dict[str, Any]) ->
     if channels != 3:  # one figure serves all channels
         config['augment'] |= {'mean': (0.449,), 'std': (0.226,)}
     return config
+
+
+def _images(path: Path) -> dict[str, Any]:
+    """size, mean and std of the images, as far as a folder of timm's says them."""
+    described = epath.Path(path) / 'config.json'
+    if not described.exists():
+        return {}
+    try:
+        given = json.loads(described.read_text()).get('pretrained_cfg', {})
+        found: dict[str, Any] = {key: tuple(given[key]) for key in ('mean', 'std') if key in given}
+        return found | ({'size': given['input_size'][-1]} if 'input_size' in given else {})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise errors.UserError(
+            f'{described} is damaged ({error}); remove it for the figures of ImageNet'
+        ) from error
 
 
 def take(state: TrainState, weights: Weights) -> tuple[TrainState, str]:
