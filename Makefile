@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test test-torch lint format clean
 
 # Pre-train SimSiam on scikit-learn's digits: about two minutes on two cores.
 quickstart: $(VENV)/installed
@@ -10,6 +10,10 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
+
+# The conversions against PyTorch, torchvision and timm; `make test` skips them where these are absent.
+test-torch: $(VENV)/installed-torch
+	$(BIN)/python -m pytest tests/test_convert_torch.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -33,4 +37,8 @@ $(VENV)/installed: $(VENV)/bin/python setup.py
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/installed-torch: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --editable '.[test,torch]'
 	touch $@

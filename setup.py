@@ -17,6 +17,7 @@ setup(
         'importlib_resources',  # TFDS needs it to write array_record and does not say so
         'jax>=0.10.2',
         'jaxtyping',
+        'ml-dtypes',
         'ml-collections',
         'numba',
         'numpy',
@@ -25,6 +26,7 @@ setup(
         'pillow',
         'plotly',
         'pyarrow',
+        'safetensors',
         'scikit-learn',
         'simplejpeg',
         'tensorboard',  # clu needs it and does not say so
@@ -36,6 +38,8 @@ setup(
     extras_require={
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
+        # What conversions are tested against.
+        'torch': ['torch==2.13.0', 'torchvision==0.28.0', 'timm==1.0.31'],
         'test': [
             'beartype',
             'mypy',

@@ -13,6 +13,7 @@ def default() -> ConfigDict:
     config.seed = 0
     config.batch_size = 512  # global, all devices of all hosts
     config.epochs = 100
+    config.init_from = ''  # weights to start from: a run's workdir, .pth, .safetensors, .msgpack
     config.dry_run = False  # build, print shapes, parameters and memory, stop
 
     config.data = ConfigDict()
@@ -55,6 +56,7 @@ def default() -> ConfigDict:
     config.method.name = 'simsiam'
     config.method.dim = 2048
     config.method.projector_layers = 3
+    config.method.projector_width = 0  # 0: dim
     config.method.projector_hidden_bn = True
     config.method.projector_output_bn = True
     config.method.projector_output_affine = False

@@ -18,6 +18,7 @@ def make(
     *,
     dim: int = 2048,
     projector_layers: int = 3,
+    projector_width: int = 0,
     projector_hidden_bn: bool = True,
     projector_output_bn: bool = True,
     projector_output_affine: bool = False,
@@ -30,15 +31,16 @@ def make(
 
     Args:
       backbone: gives dtype and BN axis to the heads.
-      dim: width of the projector's layers and of z and p (appendix B).
+      dim: width of the projector's output z and of p (appendix B).
       projector_layers: 3 on ImageNet, 2 on CIFAR-10 (appendix D).
+      projector_width: of the hidden layers, 0: dim. The official code has the backbone's there.
       projector_hidden_bn, projector_output_bn, projector_output_affine, predictor_hidden_bn,
         predictor_output_bn: where BN stands (Table 3).
       predictor_width: of the hidden layer, the bottleneck; dim/4 in the paper.
       stop_gradient: False collapses (Figure 2).
     """
     projector = MLP(
-        (dim,) * projector_layers,
+        (projector_width or dim,) * (projector_layers - 1) + (dim,),
         hidden_bn=projector_hidden_bn,
         output_bn=projector_output_bn,
         output_affine=projector_output_affine,

@@ -22,7 +22,7 @@ from simsiam_jax.models import resnet
 from simsiam_jax.tasks import inputs, loop, summary
 from simsiam_jax.tasks.features import Extractor
 from simsiam_jax.tasks.knn import Knn
-from simsiam_jax.training import checkpoint, optim, step, writers
+from simsiam_jax.training import checkpoint, optim, step, weights, writers
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.writers import say
 
@@ -133,6 +133,9 @@ def _knn(config: ConfigDict, method: Method, recipe: Recipe, mesh: Mesh) -> Knn 
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains to the last epoch, going on from the latest checkpoint in `workdir`.
 
+    A new run starts from the weights of config.init_from, or of a checkpoint of step 0, which
+    tools/convert.py writes.
+
     Raises:
       UserError: the configuration, the data or the workdir cannot be used.
       SystemExit: with 143 after SIGTERM, when all is saved.
@@ -151,16 +154,22 @@ def run(config: ConfigDict, workdir: str) -> None:
         checkpoints = checkpoint.Checkpoints(workdir, config.to_dict(), keep=config.checkpoint.keep)
         stack.callback(checkpoints.close)
         log = writers.Writers(
-            workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step
+            workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step or 0
         )
         stack.callback(log.close)
-        state = mesh_lib.replicate(parts.init(), parts.mesh)
+        initial, at_start = parts.init(), 'random initialisation'
+        origin = config.init_from or (workdir if checkpoints.latest_step == 0 else '')
+        if origin and not checkpoints.latest_step:
+            initial, text = weights.take(initial, weights.open_weights(origin))
+            at_start = 'before training'
+            say(text)
+        state = mesh_lib.replicate(initial, parts.mesh)
         say(summary.parameters(state.params))
         log.text('parameters.txt', summary.overview(state.params))
         baselines = {}
         if parts.knn and config.eval.baselines:
             baselines['raw pixels'] = parts.knn.pixels()[0].top1
-            baselines['random initialisation'] = parts.knn(state)[0].top1
+            baselines[at_start] = parts.knn(state)[0].top1
         if checkpoints.latest_step:
             state = checkpoints.restore(state)
             say(f'resuming from step {int(state.step)} in {workdir}')
@@ -169,7 +178,7 @@ def run(config: ConfigDict, workdir: str) -> None:
                 summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipes[0])
             )
             if baselines:
-                log.scalars(0, {'eval/knn_top1': baselines['random initialisation']})
+                log.scalars(0, {'eval/knn_top1': baselines[at_start]})
         say(f'everything goes to {workdir}; curves: tensorboard --logdir {workdir}')
         state = loop.train(
             config,

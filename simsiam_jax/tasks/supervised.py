@@ -83,7 +83,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         checkpoints = checkpoint.Checkpoints(workdir, kept, keep=config.checkpoint.keep, free=_FREE)
         stack.callback(checkpoints.close)
         log = writers.Writers(
-            workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step
+            workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step or 0
         )
         stack.callback(log.close)
         state = mesh_lib.replicate(initial, setting.mesh)

@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: the whole state for resuming, the encoder alone for everybody else."""
 
 import json
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from types import FrameType
@@ -25,6 +26,27 @@ def encoder_variables(state: TrainState) -> dict[str, Any]:
         'params': state.params['backbone'],
         'batch_stats': state.batch_stats['backbone'],
     }
+
+
+def find(
+    workdir: str | os.PathLike[str], step: int | None = None
+) -> tuple[epath.Path, dict[str, Any]]:
+    """The folder of a run's checkpoint, None: the latest, and the configuration of the run.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
+    folder = epath.Path(workdir).absolute() / FOLDER
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    if not steps or (step is not None and step not in steps):
+        found = f'steps {", ".join(map(str, sorted(steps)))}' if steps else 'none'
+        wanted = 'a checkpoint' if step is None else f'step {step}'
+        raise errors.UserError(
+            f'{wanted} was expected in {folder}, there is: {found}; give the workdir of a '
+            'pre-training run'
+        )
+    item = folder / str(max(steps) if step is None else step)
+    return item, json.loads((item / 'meta' / 'metadata').read_text())['config']
 
 
 class Checkpoints:
@@ -53,6 +75,7 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(max_to_keep=keep),
             )
             path = folder / 'config.json'
+            # At step 0 nothing is learnt yet: any configuration may go on from there.
             if self.latest_step and path.exists():
                 changed = _changed(self._config, json.loads(path.read_text()), free)
                 if changed:
@@ -68,9 +91,9 @@ class Checkpoints:
             ) from error
 
     @property
-    def latest_step(self) -> int:
-        """0 where there is no checkpoint."""
-        return self._manager.latest_step() or 0
+    def latest_step(self) -> int | None:
+        """None where there is no checkpoint; 0 where one holds weights to start from."""
+        return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
         """Saves the state under its step, unless it is there already."""

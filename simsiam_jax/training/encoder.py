@@ -1,17 +1,14 @@
-"""The trained backbone of a checkpoint, for everything that comes after pre-training."""
+"""The trained backbone of a checkpoint or a file, for everything that comes after pre-training."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 
-from simsiam_jax import errors
 from simsiam_jax.models import resnet
-from simsiam_jax.training.checkpoint import FOLDER
+from simsiam_jax.training import checkpoint, weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +17,8 @@ class Encoder:
 
     Attributes:
       variables: {'params', 'batch_stats'}, float32.
-      config: of the run that made it; augment and data say what images it takes.
+      config: of the run that made it; augment and data say what images it takes. See
+        weights.file_config for files.
     """
 
     module: resnet.ResNet
@@ -29,42 +27,37 @@ class Encoder:
 
 
 def load_encoder(
-    workdir: str | pathlib.Path, step: int | None = None
+    path: str | pathlib.Path, step: int | None = None
 ) -> tuple[resnet.ResNet, dict[str, Any]]:
-    """The trained backbone of a run, on whatever device there is.
+    """The trained backbone of a run or a file, on whatever device there is.
 
         module, variables = load_encoder('runs/quickstart')
         features = module.apply(variables, images)  # [B, D] of normalised images [B, H, W, C]
 
     Args:
-      workdir: of the run.
+      path: the workdir of a run, or a file: .pth, .pth.tar, .pt (these need torch), .safetensors,
+        .msgpack, of a ResNet as torchvision, timm, SimSiam's or MoCo's official code have it.
       step: of the checkpoint; None: the latest.
 
     Returns:
       The module, and its {'params', 'batch_stats'} as float32.
 
     Raises:
-      UserError: there is no such checkpoint.
+      UserError: there is no such checkpoint, or the file is damaged or of another network.
     """
-    encoder = open_encoder(workdir, step)
+    encoder = open_encoder(path, step)
     return encoder.module, encoder.variables
 
 
-def open_encoder(workdir: str | pathlib.Path, step: int | None = None) -> Encoder:
+def open_encoder(path: str | pathlib.Path, step: int | None = None) -> Encoder:
     """As load_encoder, with the configuration."""
-    folder = epath.Path(workdir).absolute() / FOLDER
-    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
-    if not steps or (step is not None and step not in steps):
-        found = f'steps {", ".join(map(str, sorted(steps)))}' if steps else 'none'
-        wanted = 'a checkpoint' if step is None else f'step {step}'
-        raise errors.UserError(
-            f'{wanted} was expected in {folder}, there is: {found}; give the workdir of a '
-            'pre-training run'
-        )
-    item = folder / str(max(steps) if step is None else step)
-    config = json.loads((item / 'meta' / 'metadata').read_text())['config']
-    backbone = resnet.make(**config['model'])
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if weights.is_file(path):
+        found = weights.from_file(path)
+        variables = jax.device_put(weights.part(found, 'backbone'), device)
+        return Encoder(resnet.make(**found.config['model']), variables, found.config)
+    item, config = checkpoint.find(path, step)
+    backbone = resnet.make(**config['model'])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         resnet.abstract_variables(backbone, config['data']['channels']),

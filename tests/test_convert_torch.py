@@ -1,0 +1,397 @@
+"""Conversions against PyTorch, torchvision and timm themselves; skipped where these are absent."""
+
+import os
+import pathlib
+import pickle
+import re
+import shlex
+import sys
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import simsiam_jax
+from simsiam_jax import errors
+from simsiam_jax.models import pytorch
+from simsiam_jax.tasks import pretrain
+from simsiam_jax.tools import convert, formats
+from simsiam_jax.training import encoder, optim, step, weights
+
+torch = pytest.importorskip('torch')
+
+ROOT = pathlib.Path(__file__).parent.parent
+IMAGES = np.random.default_rng(1).standard_normal((2, 64, 64, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope='module')
+def torchvision():
+    """torchvision; beside a PyTorch without CUDA PyPI's lacks its operators: here NMS is given."""
+    if 'torchvision' not in sys.modules:
+        try:
+            return pytest.importorskip('torchvision')
+        except RuntimeError as error:
+            assert 'operator torchvision::nms does not exist' in str(error)  # noqa: PT017
+        for name in [name for name in sys.modules if name.startswith('torchvision')]:
+            del sys.modules[name]
+        library = torch.library.Library('torchvision', 'DEF')
+        for name in ('nms', 'qnms'):
+            library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        library.impl('nms', nms, 'CPU')
+        import torchvision
+
+        torchvision.kept = library
+        torchvision.ops.boxes._assert_has_ops = lambda: None
+        roi_align = sys.modules['torchvision.ops.roi_align']
+        roi_align._roi_align = roi_align._roi_align.__wrapped__  # its own, without a compiler
+    return sys.modules['torchvision']
+
+
+def nms(boxes, scores, threshold):
+    """Indices of the boxes [N, 4] that overlap no better one by more than the threshold."""
+    from torchvision.ops import box_iou
+
+    order, kept = scores.argsort(descending=True), []
+    while len(order):
+        kept.append(order[0])
+        overlap = box_iou(boxes[order[:1]], boxes[order])[0]
+        overlap[0] = 1
+        order = order[overlap <= threshold]
+    return torch.stack(kept) if kept else order
+
+
+def randomise(net):
+    """Weights and statistics that training could have left, features of unit scale."""
+    generator = torch.Generator().manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            tensors = [(module.running_mean, 0), (module.running_var, 1)]
+            if module.affine:
+                tensors += [(module.weight.data, 0.7), (module.bias.data, 0)]
+            for tensor, centre in tensors:
+                noise = torch.randn(tensor.shape, generator=generator) / 8 + centre
+                tensor.copy_(noise.abs() if centre else noise)
+    return net.eval()
+
+
+def features(net, images=IMAGES):
+    with torch.inference_mode():
+        return net(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+
+
+def equal(path, expected, images=IMAGES):
+    module, variables = simsiam_jax.load_encoder(path)
+    ours = np.asarray(module.apply(variables, images))
+    scale = np.sqrt(np.mean(np.square(expected)))
+    assert 0.05 < scale < 20
+    np.testing.assert_allclose(ours / scale, expected / scale, rtol=0, atol=1e-4)
+
+
+def loaded(net, arrays):
+    net.load_state_dict(arrays, strict=True)
+    return net.eval()
+
+
+@pytest.fixture(scope='module')
+def resnet18(torchvision, tmp_path_factory):
+    """torchvision's, in a file as users have it, with its classifier; and its features."""
+    net = randomise(torchvision.models.resnet18())
+    path = tmp_path_factory.mktemp('torchvision') / 'resnet18.pth'
+    torch.save(net.state_dict(), path)
+    net.fc = torch.nn.Identity()
+    return path, net, features(net)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152'])
+def test_torchvisions_state_dicts_round_trip(name, torchvision, tmp_path):
+    with torch.device('meta'):
+        shapes = getattr(torchvision.models, name)(num_classes=2).state_dict()
+    rng = np.random.default_rng(0)
+    given = {
+        key: torch.from_numpy(rng.standard_normal(tuple(x.shape), np.float32))
+        if x.is_floating_point()
+        else torch.zeros((), dtype=torch.int64)
+        for key, x in shapes.items()
+    }
+    path, target = tmp_path / 'net.pth', tmp_path / 'again.pth'
+    torch.save(given, path)
+    found = weights.open_weights(path)
+    assert found.config['model']['name'] == name
+    formats.write_state_dict(found, formats.to_torch(found), str(target))
+    again = torch.load(target, weights_only=True)
+    assert set(given) - set(again) == {'fc.weight', 'fc.bias'}
+    assert all(
+        torch.equal(x, given[key]) and x.dtype == given[key].dtype for key, x in again.items()
+    )
+
+
+def test_torchvision_gives_the_same_features(resnet18, torchvision, tmp_path):
+    path, _, expected = resnet18
+    equal(path, expected)
+    for target in ('again.pth', 'again.pth.tar', 'again.safetensors'):
+        text = convert.convert(str(path), str(tmp_path / target), 'torchvision')
+        assert float(re.search(r'PyTorch: (\S+) of', text)[1]) < 1e-4
+        equal(tmp_path / target, expected)
+    again = torchvision.models.resnet18()
+    again.fc = torch.nn.Identity()
+    loaded(again, torch.load(tmp_path / 'again.pth', weights_only=True))
+    np.testing.assert_array_equal(features(again), expected)
+
+
+def test_timm_gives_the_same_features(resnet18, torchvision, tmp_path):
+    timm = pytest.importorskip('timm')
+    path, _, expected = resnet18
+    convert.convert(str(path), str(tmp_path / 'net'), 'timm')
+    net = timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True).eval()
+    np.testing.assert_allclose(features(net), expected, rtol=0, atol=1e-6)
+    assert net.default_cfg['crop_pct'] == 224 / 256
+    classifier = timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=3)
+    assert classifier.fc.weight.shape == (3, 512)
+    torch.save(timm.create_model('resnet18', num_classes=7).state_dict(), tmp_path / 'timm.pth')
+    assert encoder.open_encoder(tmp_path / 'timm.pth').config['model']['name'] == 'resnet18'
+
+
+def test_a_cifar_stem_loads_as_the_message_says(torchvision, tmp_path):
+    net = torchvision.models.resnet18()
+    net.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    net.maxpool = torch.nn.Identity()
+    randomise(net)
+    torch.save(net.state_dict(), tmp_path / 'cifar.pth')
+    net.fc = torch.nn.Identity()
+    expected = features(net, IMAGES[:, :32, :32])
+    with pytest.raises(errors.UserError, match='--format=state_dict') as caught:
+        convert.convert(str(tmp_path / 'cifar.pth'), str(tmp_path / 'x.pth'), 'torchvision')
+    convert.convert(str(tmp_path / 'cifar.pth'), str(tmp_path / 'x.pth'), 'state_dict')
+    scope = {'torch': torch, 'torchvision': torchvision}
+    exec(str(caught.value).partition('loads into: ')[2], scope)
+    scope['net'].fc = torch.nn.Identity()
+    again = loaded(scope['net'], torch.load(tmp_path / 'x.pth', weights_only=True))
+    np.testing.assert_array_equal(features(again, IMAGES[:, :32, :32]), expected)
+
+
+class Official(torch.nn.Module):
+    """SimSiam with the names of its official code; the last layer of the projector has a bias."""
+
+    def __init__(self, torchvision, dim=512, predictor_width=16):
+        super().__init__()
+        nn = torch.nn
+        self.encoder = torchvision.models.resnet18(num_classes=dim)
+        width = self.encoder.fc.in_features
+        hidden = [
+            layer
+            for _ in range(2)
+            for layer in (nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU())
+        ]
+        self.encoder.fc = nn.Sequential(*hidden, self.encoder.fc, nn.BatchNorm1d(dim, affine=False))
+        self.predictor = nn.Sequential(
+            nn.Linear(dim, predictor_width, bias=False),
+            nn.BatchNorm1d(predictor_width),
+            nn.ReLU(),
+            nn.Linear(predictor_width, dim),
+        )
+
+    def forward(self, x):
+        z = self.encoder(x)
+        return z, self.predictor(z)
+
+
+def official_file(net, path, arch='resnet18'):
+    state = {f'module.{key}': x for key, x in net.state_dict().items()}
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    torch.save(
+        {'epoch': 100, 'arch': arch, 'state_dict': state, 'optimizer': optimizer.state_dict()}, path
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize('dim', [512, 64])
+def test_an_official_checkpoint_is_taken_whole(dim, torchvision, tmp_path):
+    net = randomise(Official(torchvision, dim))
+    assert net.encoder.fc[6].bias.abs().max() > 0.01
+    source = official_file(net, tmp_path / 'checkpoint_0099.pth.tar')
+    with torch.inference_mode():
+        z, p = net(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2)))
+
+    convert.convert(source, str(tmp_path / 'run'), 'workdir')
+    convert.convert(str(tmp_path / 'run'), str(tmp_path / 'again.pth.tar'), 'simsiam')
+    for path in (source, tmp_path / 'run'):
+        ours = convert.jax_outputs(weights.open_weights(path), IMAGES)
+        np.testing.assert_allclose(ours['z'], z.numpy(), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(ours['p'], p.numpy(), rtol=0, atol=1e-4)
+    config = ConfigDict(encoder.open_encoder(tmp_path / 'run').config)
+    tx, _ = optim.make(batch_size=8, epochs=1, steps_per_epoch=1)
+    state = step.init_state(pretrain.build_method(config), tx, 0, (64, 64, 3))
+    _, text = weights.take(state, weights.open_weights(tmp_path / 'run'))
+    assert text == f'backbone, predictor, projector from {tmp_path / "run"}'
+
+    saved = torch.load(tmp_path / 'again.pth.tar', weights_only=True)
+    assert saved['arch'] == 'resnet18'
+    state = {key.removeprefix('module.'): x for key, x in saved['state_dict'].items()}
+    again = loaded(Official(torchvision, dim), state)
+    with torch.inference_mode():
+        z_again, _ = again(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2)))
+    np.testing.assert_allclose(z_again.numpy(), z.numpy(), rtol=0, atol=1e-5)
+
+
+def test_the_official_linear_evaluation_takes_the_file(resnet18, torchvision, tmp_path):
+    """It keeps what is under module.encoder, fc aside, and expects nothing but fc to be missing."""
+    path, _, expected = resnet18
+    convert.convert(str(path), str(tmp_path / 'x.pth.tar'), 'simsiam')
+    state = torch.load(tmp_path / 'x.pth.tar', weights_only=True)['state_dict']
+    kept = {
+        key.removeprefix('module.encoder.'): x
+        for key, x in state.items()
+        if key.startswith('module.encoder') and not key.startswith('module.encoder.fc')
+    }
+    net = torchvision.models.resnet18()
+    assert set(net.load_state_dict(kept, strict=False).missing_keys) == {'fc.weight', 'fc.bias'}
+    net.fc = torch.nn.Identity()
+    np.testing.assert_array_equal(features(net.eval()), expected)
+
+
+def test_mocos_query_encoder_is_taken(resnet18, tmp_path):
+    _, net, expected = resnet18
+    state = {f'module.encoder_q.{key}': x for key, x in net.state_dict().items()}
+    state |= {f'module.encoder_k.{key}': x + 1 for key, x in net.state_dict().items()}
+    state |= {
+        'module.encoder_q.fc.0.weight': torch.ones(4, 512),
+        'module.encoder_k.fc.0.weight': torch.ones(4, 512),
+        'module.queue': torch.ones(4, 8),
+        'module.queue_ptr': torch.zeros(1, dtype=torch.int64),
+    }
+    moco = tmp_path / 'moco.pth.tar'
+    torch.save({'epoch': 200, 'arch': 'resnet18', 'state_dict': state}, moco)
+    equal(moco, expected)
+    torch.save({'arch': 'resnet18', 'state_dict': state | {'module.extra': torch.ones(1)}}, moco)
+    with pytest.raises(errors.UserError, match=r'module\.extra left over'):
+        simsiam_jax.load_encoder(moco)
+
+
+def test_another_architecture_than_said_is_refused(torchvision, tmp_path):
+    path = official_file(Official(torchvision), tmp_path / 'x.pth.tar', arch='resnet50')
+    with pytest.raises(errors.UserError, match=r'says that it is a resnet50.*of a resnet18'):
+        simsiam_jax.load_encoder(path)
+
+
+def test_outputs_that_differ_are_not_written(resnet18, tmp_path, monkeypatch):
+    state = torch.load(resnet18[0], weights_only=True)
+    state['layer3.1.bn2.bias'][3] = torch.nan
+    torch.save(state, tmp_path / 'nan.pth')
+    with pytest.raises(errors.UserError, match=r'differ by nan.*nothing was written'):
+        convert.convert(str(tmp_path / 'nan.pth'), str(tmp_path / 'x.pth'), 'torchvision')
+    assert not (tmp_path / 'x.pth').exists()
+
+    right = pytorch.backbone_from_torch
+
+    def wrong(arrays, origin):
+        variables = right(arrays, origin)
+        kernel = variables['params']['layer4_1']['conv2']['kernel']
+        variables['params']['layer4_1']['conv2']['kernel'] = kernel[::-1]
+        return variables
+
+    monkeypatch.setattr(pytorch, 'backbone_from_torch', wrong)
+    with pytest.raises(errors.UserError, match='nothing was written'):
+        convert.convert(str(resnet18[0]), str(tmp_path / 'x.pth'), 'torchvision')
+
+
+class Attack:
+    """Opened by plain pickle it makes the folder `path`."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_pickles_that_run_code_are_refused(tmp_path):
+    attack = {'state_dict': {'conv1.weight': Attack(str(tmp_path / 'pwned'))}}
+    torch.save(attack, tmp_path / 'zip.pth')
+    (tmp_path / 'plain.pth').write_bytes(pickle.dumps(attack))
+    (tmp_path / 'old.pth').write_bytes(pickle.dumps(attack, protocol=2))
+    for name in ('zip', 'plain', 'old'):
+        with pytest.raises(errors.UserError, match='holds more than weights') as caught:
+            simsiam_jax.load_encoder(tmp_path / f'{name}.pth')
+        assert '\n' not in str(caught.value)
+        assert 'torch.save(model.state_dict()' in str(caught.value)
+    with pytest.raises(errors.UserError, match=r'wants to run \w+\.mkdir'):
+        simsiam_jax.load_encoder(tmp_path / 'zip.pth')
+    assert not (tmp_path / 'pwned').exists()
+
+
+@pytest.mark.parametrize('size', [0, 100, 10_000, -50])
+def test_truncated_files_are_refused(size, resnet18, tmp_path):
+    data = resnet18[0].read_bytes()
+    (tmp_path / 'x.pth').write_bytes(data[:size])
+    with pytest.raises(errors.UserError, match='damaged') as caught:
+        simsiam_jax.load_encoder(tmp_path / 'x.pth')
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('content', [torch.ones(3), [1, 2], {'epoch': 3}])
+def test_files_without_weights_are_refused(content, tmp_path):
+    torch.save(content, tmp_path / 'x.pth')
+    with pytest.raises(errors.UserError, match='expected'):
+        simsiam_jax.load_encoder(tmp_path / 'x.pth')
+
+
+def test_half_precision_is_widened(resnet18, tmp_path):
+    safetensors = pytest.importorskip('safetensors.torch')
+    state = torch.load(resnet18[0], weights_only=True)
+    half = {k: x.bfloat16() if x.is_floating_point() else x for k, x in state.items()}
+    torch.save(half, tmp_path / 'x.pth')
+    safetensors.save_file(half, tmp_path / 'x.safetensors')
+    for path in ('x.pth', 'x.safetensors'):
+        _, variables = simsiam_jax.load_encoder(tmp_path / path)
+        np.testing.assert_array_equal(
+            variables['batch_stats']['bn1']['mean'], half['bn1.running_mean'].float().numpy()
+        )
+
+
+def readme(section):
+    text = (ROOT / 'README.md').read_text()
+    return re.search(rf'^## {section}\n(.*?)(?=^## |\Z)', text, re.DOTALL | re.MULTILINE)[1]
+
+
+def test_the_readmes_lines_run(torchvision, tmp_path, monkeypatch):
+    """Every command and every block of the section, in a folder that holds runs/imagenet."""
+    pytest.importorskip('timm')
+    monkeypatch.chdir(tmp_path)
+    net = randomise(torchvision.models.resnet50())
+    torch.save(net.state_dict(), 'resnet50.pth')
+    net.fc = torch.nn.Identity()
+    expected = features(net)
+    convert.convert('resnet50.pth', 'runs/imagenet', 'workdir')
+
+    section = readme('Use it in PyTorch')
+    commands = re.findall(
+        r'^    python -m simsiam_jax\.tools\.convert (.*)$', section, re.MULTILINE
+    )
+    done = set()
+    for command in commands:
+        given = dict(flag.removeprefix('--').split('=', 1) for flag in shlex.split(command))
+        if given['source'] == 'runs/cifar10':
+            continue  # a network of its own test above
+        convert.convert(given['source'], given['target'], given['format'])
+        done.add(given['format'])
+    assert done == {'torchvision', 'timm', 'detectron2', 'simsiam', 'flax', 'workdir'}
+    scope = {}
+    for block in re.findall(r'```python\n(.*?)```', section, re.DOTALL):
+        exec(block, scope)
+    for name in ('backbone', 'timm_backbone'):
+        np.testing.assert_allclose(features(scope[name].eval()), expected, rtol=0, atol=1e-5)
+    equal('r50.msgpack', expected)
+
+    # One training step of the detector on a synthetic image.
+    detector = scope['detector'].train()
+    image = torch.rand(3, 96, 128)
+    target = {'boxes': torch.tensor([[10.0, 10, 60, 70]]), 'labels': torch.tensor([1])}
+    detector.transform.min_size, detector.transform.max_size = (96,), 128
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.01)
+    before = detector.backbone.body.layer4[0].conv1.weight.clone()
+    np.testing.assert_array_equal(before.detach(), net.layer4[0].conv1.weight.detach())
+    loss = sum(detector([image], [target]).values())
+    loss.backward()
+    optimizer.step()
+    assert torch.isfinite(loss)
+    assert not torch.equal(detector.backbone.body.layer4[0].conv1.weight, before)
