@@ -1,0 +1,121 @@
+"""SwAV (Caron et al., "Unsupervised Learning by Contrasting Cluster Assignments", 2020)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from simsiam_jax.methods import devices
+from simsiam_jax.methods.contract import Method
+from simsiam_jax.methods.losses import (
+    cross_entropy,
+    inner_products,
+    l2_normalise,
+    over_pairs,
+    sinkhorn,
+)
+from simsiam_jax.models import heads
+from simsiam_jax.models.network import Network, Outputs
+from simsiam_jax.models.resnet import ResNet
+
+
+@flax.struct.dataclass
+class WithPrototypes(Outputs):
+    """prototypes: [K, D], unit rows, the same for every view."""
+
+    prototypes: Any
+
+
+class PrototypeNetwork(Network):
+    """The network, and `count` prototypes of `dim` among its weights."""
+
+    count: int = 3000
+    dim: int = 128
+
+    @nn.compact
+    def __call__(self, view: Num[Array, 'B H W C'], train: bool = True) -> WithPrototypes:
+        outputs = super().__call__(view, train)
+        weights = self.param('prototypes', nn.initializers.normal(1.0), (self.count, self.dim))
+        return WithPrototypes(outputs.feature, outputs.z, outputs.p, weights)
+
+
+def make(
+    backbone: ResNet,
+    *,
+    dim: int = 128,
+    projector_width: int = 2048,
+    projector_layers: int = 3,
+    prototypes: int = 3000,
+    frozen_steps: int = 313,
+    temperature: float = 0.1,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    queue: int = 0,
+    queue_start: int = 0,
+    predictor: bool = False,
+    predictor_width: int = 512,
+    stop_gradient: bool = True,
+) -> Method:
+    """SwAV on a backbone; the defaults are SimSiam's reproduction, with a third layer.
+
+    Args:
+      backbone: gives dtype and the data axis to the rest.
+      dim: of z and the prototypes.
+      projector_width: of the projector's hidden layers.
+      prototypes: their number.
+      frozen_steps: at first, in which the prototypes' gradient is zero.
+      temperature: of the predictions.
+      epsilon, iterations: of Sinkhorn-Knopp.
+      queue: earlier images that are assigned along with a small batch, for each large view.
+      queue_start: step from which it is used, once it is full.
+      predictor, stop_gradient: SimSiam's, added or taken away (SimSiam, section 6.2).
+      predictor_width: of the predictor's hidden layer.
+    """
+    axis = backbone.axis_name
+    projector = heads.MLP(
+        (projector_width,) * (projector_layers - 1) + (dim,), dtype=backbone.dtype, axis_name=axis
+    )
+    head = heads.MLP((predictor_width, dim), dtype=backbone.dtype, axis_name=axis)
+
+    def init_memory(key: Array) -> dict[str, Array]:
+        return {'step': jnp.zeros((), jnp.int32), 'queue': jnp.zeros((2, queue, dim))}
+
+    def assign(z: Float[Array, 'B D'], weights: Float[Array, 'K D']) -> Float[Array, 'B K']:
+        return sinkhorn(inner_products(z, weights), epsilon=epsilon, iterations=iterations)
+
+    def loss(
+        online: Sequence[WithPrototypes], target: Sequence[WithPrototypes], memory: dict[str, Array]
+    ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
+        """Each view predicts the assignments of the others, made over the global batch."""
+        step, weights = memory['step'], online[0].prototypes
+        weights = jnp.where(step < frozen_steps, jax.lax.stop_gradient(weights), weights)
+        z = jnp.stack([devices.gather(l2_normalise(view.z), axis) for view in target])
+        q = jax.vmap(assign, (0, None))(z, weights)
+        kept = jnp.concatenate([z, memory['queue']], axis=1)
+        if queue:
+            batch = z.shape[1]
+            full = step >= max(queue_start, -(-queue // batch))
+            q = jnp.where(full, jax.vmap(assign, (0, None))(kept, weights)[:, :batch], q)
+        if stop_gradient:
+            q = jax.lax.stop_gradient(q)
+        q = [devices.share(codes, axis) for codes in q]
+        scores = [inner_products(l2_normalise(view.p), weights) for view in online]
+        value = over_pairs(
+            lambda i, j: cross_entropy(q[j], scores[i], temperature=temperature),
+            len(online),
+            len(target),
+        )
+        kept = jax.lax.stop_gradient(kept[:, :queue])
+        return value, {'step': step + 1, 'queue': kept}, {}
+
+    def constrain(params: dict[str, Any]) -> dict[str, Any]:
+        return {**params, 'prototypes': l2_normalise(params['prototypes'])}
+
+    network = PrototypeNetwork(
+        backbone, projector, head if predictor else None, count=prototypes, dim=dim
+    )
+    return Method(network, loss, init_memory=init_memory, constrain=constrain)
