@@ -87,7 +87,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     to_views: Callable[[Any], Views] = list,
-    total_steps: float = math.inf,
+    total_steps: float | int = math.inf,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """(state, batch) -> (state, metrics), compiled over the mesh; the state is donated.
 
