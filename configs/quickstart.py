@@ -5,6 +5,8 @@ learns in about a minute and a half; kNN on its features is above raw pixels and
 random initialisation. Not from the paper.
 
     python -m simsiam_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+and `quickstart.py:METHOD` with simclr, moco_v2, byol or swav.
 """
 
 from ml_collections import ConfigDict
@@ -48,16 +50,22 @@ def get_config(method: str = 'simsiam') -> ConfigDict:
     else:
         config.method.projector_width = 128
         config.optim.learning_rate = 0.2
-        config.optim.by_epoch = False
-    if method == 'moco_v2':
+    if method == 'simclr':
+        config.method.temperature = 0.2
+        config.optim.learning_rate = 0.4
+    elif method == 'moco_v2':
+        config.method.temperature = 0.1
         config.method.momentum = 0.99
         config.method.queue = 1024  # of 1,437 images
         config.method.bn_group = 16
     elif method == 'byol':
         config.method.predictor_width = 128
+        config.method.momentum = 0.97
+        config.optim.learning_rate = 0.4
     elif method == 'swav':
         config.method.prototypes = 64
-        config.method.frozen_steps = 11
+        config.method.temperature = 0.2
+        config.method.frozen_steps = 11  # an epoch
 
     config.eval.train = 'digits/train'
     config.eval.test = 'digits/test'
