@@ -210,7 +210,7 @@ def test_sinkhorn_is_lightlys_and_stable(figures) -> None:
 
 def test_swavs_prototypes_rest_at_first_and_stay_on_the_sphere() -> None:
     states, _ = train(make('swav'), 1, 4)
-    prototypes = [state.params['prototypes'] for state in states]
+    prototypes = [state.params['prototypes']['weights'] for state in states]
     for weights in prototypes:
         np.testing.assert_allclose(np.linalg.norm(weights, axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(prototypes[2], prototypes[0], atol=1e-6)
@@ -319,9 +319,7 @@ def test_resumes_bit_for_bit_and_gives_its_encoder(name: str, tmp_path: pathlib.
     assert (resumed.target is None) == (method.momentum is None)
 
     module, variables = load_encoder(tmp_path)
-    jax.tree.map(
-        np.testing.assert_array_equal, variables, checkpoint.encoder_variables(resumed)
-    )
+    jax.tree.map(np.testing.assert_array_equal, variables, checkpoint.encoder_variables(resumed))
     assert module.apply(variables, np.zeros((1, 8, 8, 3), np.float32)).shape == (1, 8)
 
 

@@ -72,9 +72,7 @@ def make(
 def in_groups(size: int, axis_name: str | None) -> Pass:
     """Each `size` images in a row have BN statistics of their own; the running ones are means."""
 
-    def through(
-        network: nn.Module, variables: Any, view: Array, key: Array
-    ) -> tuple[Outputs, Any]:
+    def through(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:
         if len(view) % size:
             raise errors.UserError(
                 f'method.bn_group is {size}, which does not divide the {len(view)} images of '
@@ -95,9 +93,7 @@ def in_groups(size: int, axis_name: str | None) -> Pass:
 def shuffled(inner: Pass, axis_name: str | None) -> Pass:
     """Images change places over all devices before `inner`, and back after it (MoCo, 3.3)."""
 
-    def through(
-        network: nn.Module, variables: Any, view: Array, key: Array
-    ) -> tuple[Outputs, Any]:
+    def through(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:
         images = devices.gather(view, axis_name)
         order = jax.random.permutation(key, len(images))
         outputs, stats = inner(network, variables, devices.share(images[order], axis_name), key)

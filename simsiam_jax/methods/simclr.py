@@ -55,9 +55,7 @@ def make(
         first_row = devices.first_row(len(online[0].z), axis)
 
         def pair(i: int, j: int) -> Array:
-            return nt_xent(
-                online[i].p, z[i], z[j], temperature=temperature, first_row=first_row
-            )
+            return nt_xent(online[i].p, z[i], z[j], temperature=temperature, first_row=first_row)
 
         return over_pairs(pair, len(online), len(target)), memory, {}
 

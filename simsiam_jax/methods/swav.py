@@ -30,17 +30,25 @@ class WithPrototypes(Outputs):
     prototypes: Any
 
 
-class PrototypeNetwork(Network):
-    """The network, and `count` prototypes of `dim` among its weights."""
+class Prototypes(nn.Module):
+    """Vectors of `dim`, `count` of them, that z is compared with."""
 
-    count: int = 3000
-    dim: int = 128
+    count: int
+    dim: int
 
     @nn.compact
+    def __call__(self) -> Float[Array, 'K D']:
+        return self.param('weights', nn.initializers.normal(1.0), (self.count, self.dim))
+
+
+class PrototypeNetwork(Network):
+    """The network, with the prototypes among its weights."""
+
+    prototypes: Any = None  # Prototypes; Network's fields have defaults before it
+
     def __call__(self, view: Num[Array, 'B H W C'], train: bool = True) -> WithPrototypes:
         outputs = super().__call__(view, train)
-        weights = self.param('prototypes', nn.initializers.normal(1.0), (self.count, self.dim))
-        return WithPrototypes(outputs.feature, outputs.z, outputs.p, weights)
+        return WithPrototypes(outputs.feature, outputs.z, outputs.p, self.prototypes())
 
 
 def make(
@@ -81,41 +89,43 @@ def make(
     )
     head = heads.MLP((predictor_width, dim), dtype=backbone.dtype, axis_name=axis)
 
-    def init_memory(key: Array) -> dict[str, Array]:
-        return {'step': jnp.zeros((), jnp.int32), 'queue': jnp.zeros((2, queue, dim))}
+    def init_memory(key: Array) -> dict[str, Any]:
+        empty = jnp.zeros((2, queue, dim)) if queue else None
+        return {'step': jnp.zeros((), jnp.int32), 'queue': empty}
 
     def assign(z: Float[Array, 'B D'], weights: Float[Array, 'K D']) -> Float[Array, 'B K']:
         return sinkhorn(inner_products(z, weights), epsilon=epsilon, iterations=iterations)
 
     def loss(
-        online: Sequence[WithPrototypes], target: Sequence[WithPrototypes], memory: dict[str, Array]
+        online: Sequence[Any], target: Sequence[Any], memory: dict[str, Any]
     ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
         """Each view predicts the assignments of the others, made over the global batch."""
         step, weights = memory['step'], online[0].prototypes
         weights = jnp.where(step < frozen_steps, jax.lax.stop_gradient(weights), weights)
         z = jnp.stack([devices.gather(l2_normalise(view.z), axis) for view in target])
         q = jax.vmap(assign, (0, None))(z, weights)
-        kept = jnp.concatenate([z, memory['queue']], axis=1)
+        kept = memory['queue']
         if queue:
             batch = z.shape[1]
+            kept = jnp.concatenate([z, kept], axis=1)
             full = step >= max(queue_start, -(-queue // batch))
             q = jnp.where(full, jax.vmap(assign, (0, None))(kept, weights)[:, :batch], q)
+            kept = jax.lax.stop_gradient(kept[:, :queue])
         if stop_gradient:
             q = jax.lax.stop_gradient(q)
-        q = [devices.share(codes, axis) for codes in q]
+        codes = [devices.share(view, axis) for view in q]
         scores = [inner_products(l2_normalise(view.p), weights) for view in online]
         value = over_pairs(
-            lambda i, j: cross_entropy(q[j], scores[i], temperature=temperature),
+            lambda i, j: cross_entropy(codes[j], scores[i], temperature=temperature),
             len(online),
             len(target),
         )
-        kept = jax.lax.stop_gradient(kept[:, :queue])
         return value, {'step': step + 1, 'queue': kept}, {}
 
     def constrain(params: dict[str, Any]) -> dict[str, Any]:
-        return {**params, 'prototypes': l2_normalise(params['prototypes'])}
+        return {**params, 'prototypes': jax.tree.map(l2_normalise, params['prototypes'])}
 
     network = PrototypeNetwork(
-        backbone, projector, head if predictor else None, count=prototypes, dim=dim
+        backbone, projector, head if predictor else None, Prototypes(prototypes, dim)
     )
     return Method(network, loss, init_memory=init_memory, constrain=constrain)

@@ -177,9 +177,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             state = checkpoints.restore(state)
             say(f'resuming from step {int(state.step)} in {workdir}')
         else:
-            log.views(
-                summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipes)
-            )
+            log.views(summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipes))
             if baselines:
                 log.scalars(0, {'eval/knn_top1': baselines['random initialisation']})
         say(f'everything goes to {workdir}; curves: tensorboard --logdir {workdir}')
