@@ -13,7 +13,7 @@ from PIL import Image
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.data import files, sources
-from simsiam_jax.tasks import pretrain
+from simsiam_jax.tasks import pretrain, summary
 from simsiam_jax.training import step
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
@@ -114,6 +114,15 @@ def test_second_and_small_views_are_others() -> None:
     assert (first.blur, first.solarise) == (1.0, 0.0)
     assert second == dataclasses.replace(first, blur=0.1, solarise=0.2)
     assert small == [dataclasses.replace(first, size=96, crop_scale=(0.05, 0.14))] * 2
+
+
+def test_views_of_other_sizes_are_shown_beside_the_large_ones() -> None:
+    config = load('quickstart')
+    config.small_views.update(number=3, size=5, crop_scale=(0.2, 0.5))
+    parts = pretrain.build(config)
+    picture = summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipes)
+    # 16 images in rows of two; views of 8 and 5 pixels 8-fold, borders of 2 at every side.
+    assert picture.shape == (8 * (64 + 4), 2 * (2 * (64 + 4) + 3 * (40 + 4) + 2 * 4), 3)
 
 
 @pytest.mark.usefixtures('_no_files')

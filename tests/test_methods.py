@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import compared, errors, load_encoder
 from simsiam_jax import config as config_lib
-from simsiam_jax.methods import METHODS, losses, moco, momentum, swav
-from simsiam_jax.methods.contract import Method, straight
+from simsiam_jax.methods import METHODS, losses, moco, momentum
+from simsiam_jax.methods.contract import Method, Pass, straight
 from simsiam_jax.models import resnet
 from simsiam_jax.models.network import Outputs
 from simsiam_jax.training import checkpoint, step
@@ -110,13 +110,10 @@ def figures() -> dict[str, dict[str, jax.Array]]:
 def loss_and_gradients(method: Method, memory: Any, online: dict, target: dict | None = None):
     """Loss, gradients by the online arrays [V, B, ...], and the memory afterwards."""
 
-    def outputs(arrays: dict) -> list[Any]:
-        kind = swav.WithPrototypes if 'prototypes' in arrays else Outputs
-        shared = {k: v for k, v in arrays.items() if k == 'prototypes'}
-        views = {'p': arrays['z'], **arrays}
+    def outputs(arrays: dict) -> list[Outputs]:
         return [
-            kind(feature=None, z=views['z'][i], p=views['p'][i], **shared)
-            for i in range(len(views['z']))
+            Outputs(feature=None, z=z, p=p, prototypes=arrays.get('prototypes'))
+            for z, p in zip(arrays['z'], arrays.get('p', arrays['z']), strict=True)
         ]
 
     def loss(arrays: dict):
@@ -210,7 +207,7 @@ def test_sinkhorn_is_lightlys_and_stable(figures) -> None:
 
 def test_swavs_prototypes_rest_at_first_and_stay_on_the_sphere() -> None:
     states, _ = train(make('swav'), 1, 4)
-    prototypes = [state.params['prototypes']['weights'] for state in states]
+    prototypes = [state.params['prototypes']['centres'] for state in states]
     for weights in prototypes:
         np.testing.assert_allclose(np.linalg.norm(weights, axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(prototypes[2], prototypes[0], atol=1e-6)
@@ -259,22 +256,27 @@ def test_targets_get_no_gradient(name: str, changes: dict) -> None:
 
 def test_groups_have_statistics_of_their_own() -> None:
     method = make('moco_v2', None)
-    variables = method.network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    state = step.init_state(method, sgd(1.0), 0, (8, 8, 3))
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
     (view, *_), key = batches(1)[0], jax.random.key(0)
     view = jnp.asarray(view + np.linspace(0, 5, BATCH, dtype=np.float32)[:, None, None, None])
-    outputs, stats = method.pass_online(method.network, variables, view, key)
-    apart = [straight(method.network, variables, group, key) for group in jnp.split(view, 8)]
+
+    def through(a_pass: Pass, view: Any = view) -> Any:
+        return jax.jit(a_pass, static_argnums=0)(method.network, variables, view, key)
+
+    outputs, stats = through(method.pass_online)
+    apart = [through(straight, group) for group in jnp.split(view, 8)]
     np.testing.assert_allclose(
         outputs.z, np.concatenate([o.z for o, _ in apart]), rtol=1e-4, atol=1e-5
     )
     mean = jax.tree.map(lambda *x: sum(x) / 8, *(s for _, s in apart))
     assert_trees_close(stats, mean, 1e-5)
-    together, _ = straight(method.network, variables, view, key)
+    together, _ = through(straight)
     assert jnp.abs(together.z - outputs.z).max() > 0.01
     # Keys: other groups, but the images in their places.
-    keys, _ = method.pass_target(method.network, variables, view, key)
+    keys, _ = through(method.pass_target)
     assert jnp.abs(keys.z - outputs.z).max() > 0.01
-    back, _ = moco.shuffled(straight, None)(method.network, variables, view, key)
+    back, _ = through(moco.shuffled(straight, None))
     np.testing.assert_allclose(back.z, together.z, rtol=1e-4, atol=1e-5)
 
 

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float
 
 from simsiam_jax.methods import devices
 from simsiam_jax.methods.contract import Method
@@ -18,37 +16,9 @@ from simsiam_jax.methods.losses import (
     over_pairs,
     sinkhorn,
 )
-from simsiam_jax.models import heads
+from simsiam_jax.models.heads import MLP, Prototypes
 from simsiam_jax.models.network import Network, Outputs
 from simsiam_jax.models.resnet import ResNet
-
-
-@flax.struct.dataclass
-class WithPrototypes(Outputs):
-    """prototypes: [K, D], unit rows, the same for every view."""
-
-    prototypes: Any
-
-
-class Prototypes(nn.Module):
-    """Vectors of `dim`, `count` of them, that z is compared with."""
-
-    count: int
-    dim: int
-
-    @nn.compact
-    def __call__(self) -> Float[Array, 'K D']:
-        return self.param('weights', nn.initializers.normal(1.0), (self.count, self.dim))
-
-
-class PrototypeNetwork(Network):
-    """The network, with the prototypes among its weights."""
-
-    prototypes: Any = None  # Prototypes; Network's fields have defaults before it
-
-    def __call__(self, view: Num[Array, 'B H W C'], train: bool = True) -> WithPrototypes:
-        outputs = super().__call__(view, train)
-        return WithPrototypes(outputs.feature, outputs.z, outputs.p, self.prototypes())
 
 
 def make(
@@ -84,37 +54,37 @@ def make(
       predictor_width: of the predictor's hidden layer.
     """
     axis = backbone.axis_name
-    projector = heads.MLP(
+    projector = MLP(
         (projector_width,) * (projector_layers - 1) + (dim,), dtype=backbone.dtype, axis_name=axis
     )
-    head = heads.MLP((predictor_width, dim), dtype=backbone.dtype, axis_name=axis)
+    head = MLP((predictor_width, dim), dtype=backbone.dtype, axis_name=axis)
 
     def init_memory(key: Array) -> dict[str, Any]:
         empty = jnp.zeros((2, queue, dim)) if queue else None
         return {'step': jnp.zeros((), jnp.int32), 'queue': empty}
 
-    def assign(z: Float[Array, 'B D'], weights: Float[Array, 'K D']) -> Float[Array, 'B K']:
-        return sinkhorn(inner_products(z, weights), epsilon=epsilon, iterations=iterations)
+    def assign(z: Float[Array, 'B D'], centres: Float[Array, 'K D']) -> Float[Array, 'B K']:
+        return sinkhorn(inner_products(z, centres), epsilon=epsilon, iterations=iterations)
 
     def loss(
-        online: Sequence[Any], target: Sequence[Any], memory: dict[str, Any]
+        online: Sequence[Outputs], target: Sequence[Outputs], memory: dict[str, Any]
     ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
         """Each view predicts the assignments of the others, made over the global batch."""
-        step, weights = memory['step'], online[0].prototypes
-        weights = jnp.where(step < frozen_steps, jax.lax.stop_gradient(weights), weights)
+        step, centres = memory['step'], online[0].prototypes
+        centres = jnp.where(step < frozen_steps, jax.lax.stop_gradient(centres), centres)
         z = jnp.stack([devices.gather(l2_normalise(view.z), axis) for view in target])
-        q = jax.vmap(assign, (0, None))(z, weights)
+        q = jax.vmap(assign, (0, None))(z, centres)
         kept = memory['queue']
         if queue:
             batch = z.shape[1]
             kept = jnp.concatenate([z, kept], axis=1)
             full = step >= max(queue_start, -(-queue // batch))
-            q = jnp.where(full, jax.vmap(assign, (0, None))(kept, weights)[:, :batch], q)
+            q = jnp.where(full, jax.vmap(assign, (0, None))(kept, centres)[:, :batch], q)
             kept = jax.lax.stop_gradient(kept[:, :queue])
         if stop_gradient:
             q = jax.lax.stop_gradient(q)
         codes = [devices.share(view, axis) for view in q]
-        scores = [inner_products(l2_normalise(view.p), weights) for view in online]
+        scores = [inner_products(l2_normalise(view.p), centres) for view in online]
         value = over_pairs(
             lambda i, j: cross_entropy(codes[j], scores[i], temperature=temperature),
             len(online),
@@ -125,7 +95,5 @@ def make(
     def constrain(params: dict[str, Any]) -> dict[str, Any]:
         return {**params, 'prototypes': jax.tree.map(l2_normalise, params['prototypes'])}
 
-    network = PrototypeNetwork(
-        backbone, projector, head if predictor else None, Prototypes(prototypes, dim)
-    )
+    network = Network(backbone, projector, head if predictor else None, Prototypes(prototypes, dim))
     return Method(network, loss, init_memory=init_memory, constrain=constrain)
