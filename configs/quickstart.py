@@ -5,14 +5,17 @@ learns in about a minute and a half; kNN on its features is above raw pixels and
 random initialisation. Not from the paper.
 
     python -m simsiam_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+and `quickstart.py:METHOD` with simclr, moco_v2, byol or swav.
 """
 
 from ml_collections import ConfigDict
 
+from simsiam_jax import compared
 from simsiam_jax import config as config_lib
 
 
-def get_config() -> ConfigDict:
+def get_config(method: str = 'simsiam') -> ConfigDict:
     config = config_lib.default()
     config.batch_size = 128
     config.epochs = 200
@@ -37,11 +40,32 @@ def get_config() -> ConfigDict:
     config.model.zero_init_residual = False  # so small a net learns better with its blocks on
     config.model.dtype = 'float32'
 
-    config.method.dim = 128
-    config.method.predictor_width = 32
-
     config.optim.learning_rate = 0.8
     config.optim.weight_decay = 5e-4
+
+    compared.use(config, method)
+    config.method.dim = 128
+    if method == 'simsiam':
+        config.method.predictor_width = 32
+    else:
+        config.method.projector_width = 128
+        config.optim.learning_rate = 0.2
+    if method == 'simclr':
+        config.method.temperature = 0.2
+        config.optim.learning_rate = 0.4
+    elif method == 'moco_v2':
+        config.method.temperature = 0.1
+        config.method.momentum = 0.99
+        config.method.queue = 1024  # of 1,437 images
+        config.method.bn_group = 16
+    elif method == 'byol':
+        config.method.predictor_width = 128
+        config.method.momentum = 0.97
+        config.optim.learning_rate = 0.4
+    elif method == 'swav':
+        config.method.prototypes = 64
+        config.method.temperature = 0.2
+        config.method.frozen_steps = 11  # an epoch
 
     config.eval.train = 'digits/train'
     config.eval.test = 'digits/test'

@@ -40,9 +40,17 @@ def default() -> ConfigDict:
     config.augment.gray = 0.2
     config.augment.blur = 0.5
     config.augment.blur_sigma = (0.1, 2.0)
+    config.augment.solarise = 0.0
     config.augment.flip = 0.5
     config.augment.mean = (0.485, 0.456, 0.406)
     config.augment.std = (0.229, 0.224, 0.225)
+
+    config.second_view = ConfigDict()  # keys of augment that are others in the second view
+
+    config.small_views = ConfigDict()  # multi-crop: views beside the two, as augment but for these
+    config.small_views.number = 0
+    config.small_views.size = 96
+    config.small_views.crop_scale = (0.05, 0.14)
 
     config.model = ConfigDict()  # models/resnet.py
     config.model.name = 'resnet50'
@@ -64,6 +72,7 @@ def default() -> ConfigDict:
     config.method.predictor_hidden_bn = True
     config.method.predictor_output_bn = False
     config.method.stop_gradient = True
+    config.method.momentum = 0.0  # of the target; 0: there is none
 
     config.optim = ConfigDict()  # training/optim.py
     config.optim.name = 'sgd'  # or lars
@@ -72,6 +81,8 @@ def default() -> ConfigDict:
     config.optim.weight_decay = 1e-4
     config.optim.exclude_bn_bias = False  # from the weight decay, and from LARS's scaling
     config.optim.warmup_epochs = 0  # 10 for batch 1024 and above
+    config.optim.warmup_start = 0.0  # share of the rate that the warm-up starts from
+    config.optim.final = 0.0  # share of the rate that the cosine ends at
     config.optim.by_epoch = True
     config.optim.constant_predictor = True
 
@@ -195,7 +206,7 @@ DEFAULTS = {
 def check(config: ConfigDict) -> None:
     """Raises UserError for keys that nothing reads or that are missing, by their names.
 
-    `method` is left to the method's own constructor.
+    `method` is left to the method's own constructor, `second_view` to the recipe's.
     """
     errors.check_choice('config.task', config.task, DEFAULTS)
     _check(config, DEFAULTS[config.task](), '')
@@ -210,5 +221,5 @@ def _check(given: ConfigDict, known: ConfigDict, prefix: str) -> None:
     for key, value in known.items():
         if key not in given:
             raise errors.UserError(f'key config.{prefix}{key} is missing')
-        if isinstance(value, ConfigDict) and key != 'method':
+        if isinstance(value, ConfigDict) and key not in ('method', 'second_view'):
             _check(given[key], value, f'{prefix}{key}.')

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     'main': {'tasks'},
     'tools': {'main', 'tasks', 'training', 'methods', 'models', 'data', 'config'},
     'config': set(),
+    'compared': set(),
     'errors': set(),
     'tensorflow': set(),
     '__init__': {'training'},

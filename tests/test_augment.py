@@ -28,14 +28,14 @@ BOXES = ((20, 30, 24, 24), (9, 4, 50, 66), (31, 47, 13, 11), (2, 70, 57, 9), (0,
 RESIZES = (24, 28, 31)
 ANGLES = (15.0, -40.0)
 CHAINS = (
-    ((9, 4, 40, 52), (1.3, 0.7, 1.35, -0.08), (0, 1, 2, 3), False, 0.9, True),
-    ((5, 11, 51, 43), (0.65, 1.38, 0.7, 0.1), (3, 1, 0, 2), False, 1.7, False),
-    ((17, 2, 19, 25), (1.2, 1.25, 0.8, 0.05), (2, 0, 3, 1), True, 0.4, True),
+    ((9, 4, 40, 52), (1.3, 0.7, 1.35, -0.08), (0, 1, 2, 3), False, 0.9, False, True),
+    ((5, 11, 51, 43), (0.65, 1.38, 0.7, 0.1), (3, 1, 0, 2), False, 1.7, True, False),
+    ((17, 2, 19, 25), (1.2, 1.25, 0.8, 0.05), (2, 0, 3, 1), True, 0.4, True, True),
 )
 
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 ORDER = np.arange(4, dtype=np.int32)
-RECIPE = Recipe(size=SIZE, mean=MEAN, std=STD)
+RECIPE = Recipe(size=SIZE, mean=MEAN, std=STD, solarise=0.2)
 # In steps of 1/255, from what the device alone makes: the host rounds its crops to uint8, which
 # jitter multiplies by up to 1.4 more than once (measured: 2.4 at most, 0.2 on average), and with
 # 'none' rounds the views too, after a shortened blur (measured: 2.7 and 0.3).
@@ -59,7 +59,7 @@ def part(photograph) -> np.ndarray:
 
 @pytest.fixture(scope='module', params=['device', 'host'])
 def back_end(request) -> types.SimpleNamespace:
-    """jitter, gray, blur, crop, rotate of one back end, on numpy arrays.
+    """jitter, gray, solarise, blur, crop, rotate of one back end, on numpy arrays.
 
     Differences from the figures, in steps of 1/255: the host's crops and rotations are uint8,
     and its blur leaves out the taps beyond three sigmas.
@@ -72,6 +72,7 @@ def back_end(request) -> types.SimpleNamespace:
         return types.SimpleNamespace(
             jitter=lambda x, factors, order=ORDER: np.asarray(jitter(x, f32(factors), order)),
             gray=lambda x: np.asarray(ops.gray(x, jnp)),
+            solarise=lambda x: np.asarray(ops.solarise(x, jnp)),
             blur=lambda x, sigma: np.asarray(blur(x, f32(sigma))),
             crop=lambda x, box: np.asarray(crop(x, tuple(map(f32, box)), SIZE)),
             rotate=lambda x, angle: np.asarray(rotate(x, f32(angle), *x.shape[:2])),
@@ -97,6 +98,7 @@ def back_end(request) -> types.SimpleNamespace:
     return types.SimpleNamespace(
         jitter=lambda x, factors, order=ORDER: jitter(x, f32(factors), order),
         gray=gray,
+        solarise=planes(lambda tf, x: ops.solarise(x, tf)),
         blur=lambda x, sigma: blur(x, f32(sigma)),
         crop=on_bytes(lambda x, box: geometry.crop_resize(x, *box, SIZE, SIZE)),
         rotate=on_bytes(geometry.rotate),
@@ -150,6 +152,13 @@ def test_colour_operations_are_torchvisions(back_end, figures, part, operation) 
 
 def test_gray_is_torchvisions(back_end, figures, part) -> None:
     close(back_end.gray(part), figures['gray'][0], 0.01)
+
+
+def test_solarise_is_torchvisions(back_end, figures, part) -> None:
+    close(back_end.solarise(part), figures['solarise'][0], 0.01)
+    as_bytes = to_bytes(part)  # there the usual threshold is 128
+    inverted = np.where(as_bytes >= 128, 255 - as_bytes, as_bytes)
+    np.testing.assert_allclose(back_end.solarise(as_bytes / np.float32(255)), inverted / 255)
 
 
 def test_blur_is_torchvisions(back_end, figures, part) -> None:
@@ -211,9 +220,10 @@ def test_whole_chain_is_torchvisions(monkeypatch, figures) -> None:
             'order': np.array(order, np.int32),
             'gray': np.bool_(gray),
             'sigma': np.float32(sigma),
+            'solarise': np.bool_(solarise),
             'flip': np.bool_(flip),
         }
-        for box, factors, order, gray, sigma, flip in CHAINS
+        for box, factors, order, gray, sigma, solarise, flip in CHAINS
     ]
     params = jax.tree.map(lambda *leaves: np.stack(leaves), *cases)
     expected = figures['chain']
@@ -258,6 +268,7 @@ def harsh(channels: int, rotation: float) -> Recipe:
         jitter=1.0,
         hue=0.5,
         gray=0.2,
+        solarise=0.4,
         mean=(0.5,),
         std=(0.5,),
     ).for_channels(channels)
@@ -404,7 +415,7 @@ def test_crop_boxes_of_all_array_modules_are_equal() -> None:
 
 def test_probabilities_and_ranges_of_a_sample() -> None:
     n = 24_000
-    made = Recipe(jitter=0.7, gray=0.2, blur=0.45, flip=0.3, rotation=10.0)
+    made = Recipe(jitter=0.7, gray=0.2, blur=0.45, flip=0.3, solarise=0.6, rotation=10.0)
     params = recipe.sample(made, np.random.default_rng(0), n)
     jittered = (params['factors'] != NEUTRAL).any(1)
     happened = {
@@ -412,12 +423,13 @@ def test_probabilities_and_ranges_of_a_sample() -> None:
         'gray': params['gray'],
         'blur': params['sigma'] > 0,
         'flip': params['flip'],
+        'solarise': params['solarise'],
     }
     for key, flags in happened.items():
         p = getattr(made, key)
         assert abs(flags.mean() - p) < 4 * np.sqrt(p * (1 - p) / n), key
     flags = np.stack(list(happened.values())).astype(float)
-    assert np.abs(np.corrcoef(flags) - np.eye(4)).max() < 4 / np.sqrt(n)
+    assert np.abs(np.corrcoef(flags) - np.eye(5)).max() < 4 / np.sqrt(n)
 
     def is_uniform(values: np.ndarray, low: float, high: float) -> None:
         values = np.sort(values)
@@ -458,6 +470,7 @@ def test_a_strength_above_1_stops_at_factor_0() -> None:
         {'gray': -0.1},
         {'blur': float('nan')},
         {'flip': 2.0},
+        {'solarise': -0.2},
         {'brightness': -0.4},
         {'contrast': float('inf')},
         {'saturation': -0.1},

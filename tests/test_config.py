@@ -1,5 +1,6 @@
 """Configurations: all build and step in the abstract; wrong ones fail by name, in one line."""
 
+import dataclasses
 import importlib.util
 import pathlib
 import re
@@ -12,13 +13,17 @@ from PIL import Image
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.data import files, sources
-from simsiam_jax.tasks import pretrain
+from simsiam_jax.tasks import pretrain, summary
 from simsiam_jax.training import step
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
-VARIANTS = ['imagenet', 'imagenet:200ep', 'cifar10', 'folder', 'quickstart']
 EVALUATIONS = ['linear', 'linear:sgd', 'linear:sweep', 'linear:cached', 'finetune']
 EVALUATIONS += ['finetune:10pct', 'finetune:1pct', 'knn']
+COMPARED = ['simclr', 'moco_v2', 'byol', 'swav']
+VARIANTS = [
+    *['imagenet', 'imagenet:200ep', 'cifar10', 'folder', 'quickstart'],
+    *(f'{file}:{method}' for file in ('imagenet', 'cifar10', 'quickstart') for method in COMPARED),
+]
 
 
 def load(name: str):
@@ -55,11 +60,15 @@ def _no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
 def test_config_builds_and_steps(name: str) -> None:
     config = load(name)
     parts = pretrain.build(config)
-    size, channels = parts.recipes[0].size, config.data.channels
-    view = jax.ShapeDtypeStruct((config.batch_size, size, size, channels), np.float32)
+    views = [
+        jax.ShapeDtypeStruct(
+            (config.batch_size, recipe.size, recipe.size, config.data.channels), np.float32
+        )
+        for recipe in parts.recipes
+    ]
     train_step = step.make_train_step(parts.method, parts.tx, parts.mesh)
     before = jax.eval_shape(parts.init)
-    after, metrics = jax.eval_shape(train_step, before, [view, view])
+    after, metrics = jax.eval_shape(train_step, before, views)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
         lambda x: (x.shape, x.dtype), after
     )
@@ -101,6 +110,46 @@ def test_imagenet_is_the_papers_baseline() -> None:
     assert folder.eval.test == 'folder:/data/val'
 
 
+def test_byol_has_three_schedules() -> None:
+    for epochs, rate, decay, momentum in (
+        (100, 0.45, 1e-6, 0.99),
+        (200, 0.3, 1e-6, 0.99),
+        (400, 0.3, 1e-6, 0.99),
+        (800, 0.2, 1.5e-6, 0.996),
+    ):
+        config = load(f'imagenet:byol,{epochs}ep')
+        optim = config.optim
+        assert (config.epochs, optim.learning_rate, optim.weight_decay) == (epochs, rate, decay)
+        assert config.method.momentum == momentum
+
+
+@pytest.mark.usefixtures('_no_files')
+def test_swavs_rate_is_the_papers() -> None:
+    rate = pretrain.build(load('imagenet:swav')).rates['lr']  # an epoch is a step here
+    np.testing.assert_allclose(
+        [rate(0), rate(10), rate(55), rate(100)], [0.3, 4.8, 2.4024, 0.0048], rtol=1e-5
+    )
+
+
+@pytest.mark.usefixtures('_no_files')
+def test_second_and_small_views_are_others() -> None:
+    config = load('imagenet:byol')
+    config.small_views.number = 2
+    first, second, *small = pretrain.build(config).recipes
+    assert (first.blur, first.solarise) == (1.0, 0.0)
+    assert second == dataclasses.replace(first, blur=0.1, solarise=0.2)
+    assert small == [dataclasses.replace(first, size=96, crop_scale=(0.05, 0.14))] * 2
+
+
+def test_views_of_other_sizes_are_shown_beside_the_large_ones() -> None:
+    config = load('quickstart')
+    config.small_views.update(number=3, size=5, crop_scale=(0.2, 0.5))
+    parts = pretrain.build(config)
+    picture = summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipes)
+    # 16 images in rows of two; views of 8 and 5 pixels 8-fold, borders of 2 at every side.
+    assert picture.shape == (8 * (64 + 4), 2 * (2 * (64 + 4) + 3 * (40 + 4) + 2 * 4), 3)
+
+
 @pytest.mark.usefixtures('_no_files')
 def test_normalisation_is_measured() -> None:
     config = load('folder')
@@ -136,6 +185,9 @@ def test_docstrings_give_the_command_and_the_papers_figure() -> None:
         ({'data.source': 'folder:/no/such'}, r'/no/such does not exist'),
         ({'eval.test': ''}, r'eval\.test'),
         ({'eval.k': 0}, r'eval\.k is \(0,\)'),
+        ({'second_view.blurr': 0.1}, r'second_view\.blurr.*blur'),
+        ({'small_views.sise': 4}, r'small_views\.sise.*size'),
+        ({'small_views.number': -1}, r'small_views\.number is -1'),
         ({'augment.size': 16}, r'images are 8x8.*config\.eval\.resize'),
     ],
 )

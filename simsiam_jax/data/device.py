@@ -87,6 +87,8 @@ def _colour(x: Image, params: dict[str, Array], *, recipe: Recipe) -> Image:
         x = jnp.where(params['gray'], ops.gray(x, jnp), x)
     if recipe.blur:
         x = blur(x, params['sigma'])
+    if recipe.solarise:
+        x = jnp.where(params['solarise'], ops.solarise(x, jnp), x)
     return jnp.where(params['flip'], x[:, ::-1], x)
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from simsiam_jax.data import ops
 from simsiam_jax.data.recipe import BLUR_RADIUS, Recipe
 
-PACKED = 11
+PACKED = 12
 
 
 def pack(params: dict[str, Any]) -> np.ndarray:
     """One view's colour parameters as float32 [PACKED]."""
-    rest = (params['gray'], params['sigma'], params['flip'])
+    rest = (params['gray'], params['sigma'], params['flip'], params['solarise'])
     return np.concatenate([params['factors'], params['order'], rest]).astype(np.float32)
 
 
@@ -31,6 +31,8 @@ def colour(tf: Any, crop: Any, packed: Any, recipe: Recipe) -> Any:
             x = tf.cond(packed[8] > 0, lambda: ops.gray(x, tf, 0) + tf.zeros_like(x), lambda: x)
         if recipe.blur:
             x = blur(tf, x, packed[9])
+        if recipe.solarise:
+            x = tf.cond(packed[11] > 0, lambda: ops.solarise(x, tf), lambda: x)
         x = tf.cast(tf.round(x * 255), tf.uint8)
         x = tf.cond(packed[10] > 0, lambda: x[:, :, ::-1], lambda: x)
         return tf.transpose(x, (1, 2, 0))

@@ -44,3 +44,8 @@ def shift_hue(rgb: Any, turns: Any, xp: ModuleType, axis: int = -1) -> Any:
         return value - chroma * xp.maximum(xp.minimum(xp.minimum(k, 4 - k), 1.0), 0.0)
 
     return xp.stack([channel(5.0), channel(3.0), channel(1.0)], axis)
+
+
+def solarise(x: Any, xp: ModuleType) -> Any:
+    """1 - x above 1/2: torchvision's solarize with threshold 0.5, or 128 of uint8."""
+    return xp.minimum(x, 1 - x)

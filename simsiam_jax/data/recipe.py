@@ -31,6 +31,7 @@ class Recipe:
       gray: probability of losing the colours.
       blur: probability of a Gaussian blur.
       blur_sigma: range of its sigma in pixels.
+      solarise: probability that values above 1/2 become 1 - x, after the blur (BYOL).
       flip: probability of a horizontal flip.
       mean, std: normalisation by channel, of values in [0, 1]; one figure serves all channels.
     """
@@ -47,12 +48,13 @@ class Recipe:
     gray: float = 0.2
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarise: float = 0.0
     flip: float = 0.5
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        for key in ('jitter', 'gray', 'blur', 'flip'):
+        for key in ('jitter', 'gray', 'blur', 'solarise', 'flip'):
             if not 0 <= getattr(self, key) <= 1:
                 raise errors.UserError(
                     f'augment.{key} is {getattr(self, key)}; expected a probability from 0 to 1'
@@ -107,7 +109,7 @@ def sample(recipe: Recipe, rng: np.random.Generator, n: int) -> dict[str, np.nda
 
     Returns arrays [n, ...]: `area`, `ratio`, `position` for crop_box; `angle` in radians;
     `factors` of brightness, contrast, saturation (1: none) and hue (0: none); `order` of the
-    four; `gray`, `flip`; `sigma` of the blur (0: none).
+    four; `gray`, `flip`, `solarise`; `sigma` of the blur (0: none).
     """
 
     def uniform(low: Any, high: Any, *shape: int) -> np.ndarray:
@@ -131,6 +133,7 @@ def sample(recipe: Recipe, rng: np.random.Generator, n: int) -> dict[str, np.nda
         'gray': chance(recipe.gray),
         'sigma': np.where(chance(recipe.blur), uniform(*recipe.blur_sigma), 0).astype(np.float32),
         'flip': chance(recipe.flip),
+        'solarise': chance(recipe.solarise),
     }
 
 

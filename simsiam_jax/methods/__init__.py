@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 
-from simsiam_jax.methods import simsiam
+from simsiam_jax.methods import byol, moco, simclr, simsiam, swav
 from simsiam_jax.methods.contract import Method
 
 METHODS: dict[str, Callable[..., Method]] = {
     'simsiam': simsiam.make,
+    'simclr': simclr.make,
+    'moco_v2': moco.make,
+    'byol': byol.make,
+    'swav': swav.make,
 }

@@ -12,10 +12,22 @@ from simsiam_jax.models.network import Outputs
 Loss = Callable[
     [Sequence[Outputs], Sequence[Outputs], Any], tuple[Float[Array, ''], Any, dict[str, Array]]
 ]
+Pass = Callable[[nn.Module, Any, Array, Array], tuple[Outputs, Any]]
 
 
-def no_memory() -> None:
+def no_memory(key: Array) -> None:
     """A method without state beside its weights."""
+
+
+def straight(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:
+    """The network as it is, on this device's share of a view."""
+    outputs, changed = network.apply(variables, view, train=True, mutable='batch_stats')
+    return outputs, changed.get('batch_stats', {})
+
+
+def unconstrained(params: Any) -> Any:
+    """Weights that may be anything."""
+    return params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +37,21 @@ class Method:
     Attributes:
       network: view -> Outputs(feature, z, p).
       loss: (online, target, memory) -> (loss, memory, metrics), over one device's batch;
-        `online` and `target` hold the Outputs of every view.
-      momentum: step -> m of the target's moving average t <- m t + (1 - m) w over the online
-        weights; None: the target is the online network itself.
-      init_memory: makes the state that `loss` reads and returns.
+        `online` holds the Outputs of every view, `target` those of the first two, the large ones.
+      momentum: share of the training that is done, 0 to 1 -> m of the target's moving average
+        t <- m t + (1 - m) w over the online weights; None: the target is the online network
+        itself.
+      init_memory: key -> the state that `loss` reads and returns, the same on every device.
+      pass_online, pass_target: (network, variables, view, key) -> (Outputs, BN statistics), a
+        view's way through the network in training; the key is another for each step and view and
+        the same on every device.
+      constrain: weights -> those allowed that they stand for, at the start and after every update.
     """
 
     network: nn.Module
     loss: Loss
     momentum: Callable[[Array], Array] | None = None
-    init_memory: Callable[[], Any] = no_memory
+    init_memory: Callable[[Array], Any] = no_memory
+    pass_online: Pass = straight
+    pass_target: Pass = straight
+    constrain: Callable[[Any], Any] = unconstrained

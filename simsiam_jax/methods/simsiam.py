@@ -6,8 +6,9 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
+from simsiam_jax.methods import momentum as momenta
 from simsiam_jax.methods.contract import Method
-from simsiam_jax.methods.losses import negative_cosine
+from simsiam_jax.methods.losses import negative_cosine, over_pairs
 from simsiam_jax.models.heads import MLP
 from simsiam_jax.models.network import Network, Outputs
 from simsiam_jax.models.resnet import ResNet
@@ -26,6 +27,7 @@ def make(
     predictor_hidden_bn: bool = True,
     predictor_output_bn: bool = False,
     stop_gradient: bool = True,
+    momentum: float = 0.0,
 ) -> Method:
     """SimSiam on a backbone; the defaults are the paper's baseline.
 
@@ -38,6 +40,8 @@ def make(
         predictor_output_bn: where BN stands (Table 3).
       predictor_width: of the hidden layer, the bottleneck; dim/4 in the paper.
       stop_gradient: False collapses (Figure 2).
+      momentum: at the start, of a target that follows the encoder as BYOL's does (section 6.2);
+        0: the target is the encoder itself.
     """
     projector = MLP(
         (projector_width or dim,) * (projector_layers - 1) + (dim,),
@@ -58,12 +62,14 @@ def make(
     def loss(
         online: Sequence[Outputs], target: Sequence[Outputs], memory: Any
     ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
-        """L = D(p1, stopgrad(z2))/2 + D(p2, stopgrad(z1))/2."""
-        p1, p2 = (view.p for view in online)
-        z1, z2 = (view.z for view in target)
+        """L = D(p1, stopgrad(z2))/2 + D(p2, stopgrad(z1))/2; the mean over pairs of more views."""
+        z = [view.z for view in target]
         if stop_gradient:
-            z1, z2 = jax.lax.stop_gradient((z1, z2))
-        value = negative_cosine(p1, z2) / 2 + negative_cosine(p2, z1) / 2
+            z = jax.lax.stop_gradient(z)
+        value = over_pairs(
+            lambda i, j: negative_cosine(online[i].p, z[j]), len(online), len(target)
+        )
         return value, memory, {}
 
-    return Method(Network(backbone, projector, predictor), loss)
+    network = Network(backbone, projector, predictor)
+    return Method(network, loss, momenta.rising(momentum) if momentum else None)

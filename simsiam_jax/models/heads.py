@@ -1,4 +1,4 @@
-"""The heads: projection and prediction MLPs (SimSiam, section 3)."""
+"""The heads: projection and prediction MLPs (SimSiam, section 3), and prototypes (SwAV)."""
 
 from typing import Any
 
@@ -59,6 +59,17 @@ class MLP(nn.Module):
             if not last:
                 x = nn.relu(x)
         return x.astype(jnp.float32)
+
+
+class Prototypes(nn.Module):
+    """The centres of `count` clusters in `dim` dimensions."""
+
+    count: int
+    dim: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, 'K D']:
+        return self.param('centres', nn.initializers.normal(1.0), (self.count, self.dim))
 
 
 def _uniform_bias(fan_in: int) -> nn.initializers.Initializer:

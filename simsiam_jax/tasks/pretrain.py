@@ -68,9 +68,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
     source = inputs.open_source(config.data.source, config.data)
     if config.data.normalize == 'auto':
         config.augment.update(inputs.measure_normalisation(source))
-    recipe = errors.build('augment', Recipe, config.augment.to_dict()).for_channels(
-        config.data.channels
-    )
+    recipes = build_recipes(config)
     order = Order(config.seed, len(source), config.batch_size)
     tx, rates = errors.build(
         'optim',
@@ -80,12 +78,11 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
         epochs=config.epochs,
         steps_per_epoch=order.steps_per_epoch,
     )
-    recipes = (recipe, recipe)
     batches = inputs.device_batches(source, order, recipes, config.data, mesh)
     to_views = functools.partial(host.to_views, recipes=recipes)
-    shape = (recipe.size, recipe.size, config.data.channels)
+    shape = (recipes[0].size, recipes[0].size, config.data.channels)
     init = functools.partial(step.init_state, method, tx, config.seed, shape)
-    knn = _knn(config, method, recipe, mesh)
+    knn = _knn(config, method, recipes[0], mesh)
     return Run(mesh, source, order, recipes, method, tx, rates, batches, to_views, init, knn)
 
 
@@ -96,6 +93,21 @@ def build_method(config: ConfigDict) -> Method:
     name = arguments.pop('name')
     errors.check_choice('method.name', name, METHODS)
     return errors.build('method', METHODS[name], arguments, backbone=backbone)
+
+
+def build_recipes(config: ConfigDict) -> tuple[Recipe, ...]:
+    """Of the two large views and the small ones."""
+    augment, second = config.augment.to_dict(), config.second_view.to_dict()
+    small = config.small_views.to_dict()
+    number = small.pop('number')
+    if number < 0:
+        raise errors.UserError(f'small_views.number is {number}; expected 0 or more')
+    recipes = [
+        errors.build('augment', Recipe, augment),
+        errors.build('second_view', Recipe, augment | second),
+        *[errors.build('small_views', Recipe, augment | small)] * number,
+    ]
+    return tuple(recipe.for_channels(config.data.channels) for recipe in recipes)
 
 
 def _knn(config: ConfigDict, method: Method, recipe: Recipe, mesh: Mesh) -> Knn | None:
@@ -141,7 +153,13 @@ def run(config: ConfigDict, workdir: str) -> None:
       SystemExit: with 143 after SIGTERM, when all is saved.
     """
     parts = build(config)
-    train_step = step.make_train_step(parts.method, parts.tx, parts.mesh, parts.to_views)
+    train_step = step.make_train_step(
+        parts.method,
+        parts.tx,
+        parts.mesh,
+        parts.to_views,
+        config.epochs * parts.order.steps_per_epoch,
+    )
     say(
         f'{config.method.name} on {config.model.name}: {parts.order.size} images of '
         f'{config.data.source}, {config.epochs} epochs of {parts.order.steps_per_epoch} steps, '
@@ -174,9 +192,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             state = checkpoints.restore(state)
             say(f'resuming from step {int(state.step)} in {workdir}')
         else:
-            log.views(
-                summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipes[0])
-            )
+            log.views(summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipes))
             if baselines:
                 log.scalars(0, {'eval/knn_top1': baselines[at_start]})
         say(f'everything goes to {workdir}; curves: tensorboard --logdir {workdir}')

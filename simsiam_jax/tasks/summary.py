@@ -1,6 +1,6 @@
 """What a run shows of itself: parameters, memory, views, the final table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -52,25 +52,30 @@ def dry_run(train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: M
 
 
 def view_grid(
-    batch: Any, to_views: Callable[[Any], list[jax.Array]], recipe: Recipe, images: int = 16
+    batch: Any,
+    to_views: Callable[[Any], list[jax.Array]],
+    recipes: Sequence[Recipe],
+    images: int = 16,
 ) -> Float[np.ndarray, 'H W 3']:
     """The views of some images, two images a row, values in [0, 1].
 
-    Small ones are enlarged to about 64 pixels; of images that are not RGB the first channel
+    Images below 64 pixels are enlarged to about that; of images that are not RGB the first channel
     is shown.
     """
     replicated = NamedSharding(jax.tree.leaves(batch)[0].sharding.mesh, P())
     first = jax.jit(
         lambda batch: to_views(jax.tree.map(lambda x: x[:images], batch)), out_shardings=replicated
     )(batch)
-    enlarge = max(1, 64 // recipe.size)
+    large = max(recipe.size for recipe in recipes)
+    enlarge = max(1, 64 // large)
     pictures = []
-    for view in first:
+    for view, recipe in zip(first, recipes, strict=True):
         picture = np.asarray(view) * np.asarray(recipe.std) + np.asarray(recipe.mean)
         if picture.shape[-1] != 3:
             picture = np.repeat(picture[..., :1], 3, axis=-1)
         picture = picture.repeat(enlarge, 1).repeat(enlarge, 2)
-        pictures.append(np.pad(picture, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=1))
+        below = 2 + enlarge * (large - recipe.size)
+        pictures.append(np.pad(picture, ((0, 0), (2, below), (2, 2), (0, 0)), constant_values=1))
     pairs = np.pad(np.concatenate(pictures, 2), ((0, 0), (2, 2), (4, 4), (0, 0)), constant_values=1)
     left, right = np.concatenate(pairs[0::2]), np.concatenate(pairs[1::2][: len(pairs[0::2])])
     if len(left) > len(right):  # an odd number of images

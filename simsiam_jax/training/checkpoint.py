@@ -127,9 +127,15 @@ class Checkpoints:
 def _changed(
     given: Mapping[str, Any], saved: Mapping[str, Any], free: Sequence[str], prefix: str = ''
 ) -> list[str]:
-    """Names, old and new values of the keys that differ, free ones aside."""
+    """Names, old and new values of the keys that differ, free ones aside.
+
+    Of a section with another `name`, as a method's, that alone: the rest has another meaning.
+    """
     differences = []
-    for key in sorted(set(given) | set(saved)):
+    keys = sorted(set(given) | set(saved))
+    if given.get('name') != saved.get('name'):
+        keys = ['name']
+    for key in keys:
         new, old = given.get(key), saved.get(key)
         if new == old or prefix + key in free:
             continue

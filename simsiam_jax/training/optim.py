@@ -16,12 +16,15 @@ def cosine_schedule(
     epochs: int,
     steps_per_epoch: int,
     warmup_epochs: int = 0,
+    warmup_start: float = 0.0,
+    final: float = 0.0,
     by_epoch: bool = False,
 ) -> optax.Schedule:
-    """Linear warm-up from 0, then cosine to 0 at the end of the last epoch.
+    """Linear warm-up, then cosine to the end of the last epoch.
 
     Args:
       base: the rate at its highest.
+      warmup_start, final: shares of it where the warm-up starts and where the cosine ends.
       by_epoch: the cosine changes once an epoch, as in the official code; else every step.
     """
     if not 0 <= warmup_epochs < epochs:
@@ -29,10 +32,15 @@ def cosine_schedule(
             f'optim.warmup_epochs is {warmup_epochs}; expected from 0 to under epochs = {epochs}'
         )
     unit = steps_per_epoch if by_epoch else 1
-    cosine = optax.cosine_decay_schedule(base, (epochs - warmup_epochs) * steps_per_epoch // unit)
+    cosine = optax.cosine_decay_schedule(
+        base, (epochs - warmup_epochs) * steps_per_epoch // unit, final
+    )
     warmup = warmup_epochs * steps_per_epoch
     return optax.join_schedules(
-        [optax.linear_schedule(0.0, base, max(warmup, 1)), lambda step: cosine(step // unit)],
+        [
+            optax.linear_schedule(warmup_start * base, base, max(warmup, 1)),
+            lambda step: cosine(step // unit),
+        ],
         [warmup],
     )
 
@@ -91,6 +99,8 @@ def make(
     weight_decay: float = 1e-4,
     exclude_bn_bias: bool = False,
     warmup_epochs: int = 0,
+    warmup_start: float = 0.0,
+    final: float = 0.0,
     by_epoch: bool = True,
     constant_predictor: bool = True,
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
@@ -100,7 +110,7 @@ def make(
       name: 'sgd' or 'lars'.
       learning_rate: base rate, times batch_size/256.
       exclude_bn_bias: BN and biases are neither decayed nor scaled by LARS.
-      by_epoch: see cosine_schedule.
+      warmup_start, final, by_epoch: see cosine_schedule.
       constant_predictor: the predictor's rate stays at its start (Table 1).
     """
     errors.check_choice('optim.name', name, OPTIMISERS)
@@ -110,6 +120,8 @@ def make(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         warmup_epochs=warmup_epochs,
+        warmup_start=warmup_start,
+        final=final,
         by_epoch=by_epoch,
     )
 

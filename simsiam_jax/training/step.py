@@ -1,5 +1,6 @@
 """One training step for every method."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from simsiam_jax.methods.contract import Method
+from simsiam_jax.methods.contract import Method, Pass, straight
 from simsiam_jax.models.network import Outputs
 from simsiam_jax.training import monitor
 from simsiam_jax.training.mesh import DATA
@@ -45,7 +46,8 @@ def init_state(
 
     def init(key: Array) -> TrainState:
         variables = method.network.init(key, jnp.zeros((1, *view_shape)))
-        params, batch_stats = variables['params'], variables.get('batch_stats', {})
+        params = method.constrain(variables['params'])
+        batch_stats = variables.get('batch_stats', {})
         target = None if method.momentum is None else {'params': params, 'batch_stats': batch_stats}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -53,25 +55,29 @@ def init_state(
             batch_stats=batch_stats,
             opt_state=tx.init(params),
             target=target,
-            memory=method.init_memory(),
+            memory=method.init_memory(jax.random.fold_in(key, 1)),
         )
 
     return jax.jit(init)(jax.random.key(seed))
 
 
 def forward(
-    network: nn.Module, params: Any, batch_stats: Any, views: Sequence[Array]
+    network: nn.Module,
+    params: Any,
+    batch_stats: Any,
+    views: Sequence[Array],
+    through: Pass = straight,
+    step: Array | int = 0,
 ) -> tuple[list[Outputs], Any]:
     """Outputs of each view and the running BN statistics after all of them.
 
     The views pass one after the other: one batch of both would have other BN statistics.
     """
     outputs = []
-    for view in views:
-        output, changed = network.apply(
-            {'params': params, 'batch_stats': batch_stats}, view, train=True, mutable='batch_stats'
-        )
-        batch_stats = changed.get('batch_stats', {})
+    for i, view in enumerate(views):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), i)
+        variables = {'params': params, 'batch_stats': batch_stats}
+        output, batch_stats = through(network, variables, view, key)
         outputs.append(output)
     return outputs, batch_stats
 
@@ -81,20 +87,30 @@ def make_train_step(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     to_views: Callable[[Any], Views] = list,
+    total_steps: float | int = math.inf,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """(state, batch) -> (state, metrics), compiled over the mesh; the state is donated.
 
     Args:
-      method: what is learnt; its BN must be synchronised over DATA.
-      to_views: a device's share of the batch -> its views, float [B, H, W, C] each.
+      method: what is learnt; its BN statistics must be those of all devices.
+      to_views: a device's share of the batch -> its views, float [B, H, W, C] each, the two large
+        ones first.
+      total_steps: of the whole training, over which the target's momentum changes.
     """
 
     def loss_fn(params: Any, state: TrainState, views: Views) -> tuple[Array, Any]:
-        online, batch_stats = forward(method.network, params, state.batch_stats, views)
-        target, target_stats = online, None
+        online, batch_stats = forward(
+            method.network, params, state.batch_stats, views, method.pass_online, state.step
+        )
+        target, target_stats = online[:2], None
         if method.momentum is not None:
             target, target_stats = forward(
-                method.network, state.target['params'], state.target['batch_stats'], views
+                method.network,
+                state.target['params'],
+                state.target['batch_stats'],
+                views[:2],
+                method.pass_target,
+                state.step,
             )
         loss, memory, metrics = method.loss(online, target, state.memory)
         z_std = sum(monitor.z_std(view.z, DATA) for view in online) / len(online)
@@ -110,10 +126,10 @@ def make_train_step(
         loss, metrics, grads = jax.lax.pmean((loss, metrics, grads), DATA)
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = method.constrain(optax.apply_updates(state.params, updates))
         target = None
         if method.momentum is not None:
-            m = method.momentum(state.step)
+            m = method.momentum(state.step / total_steps)
             average = optax.incremental_update(params, state.target['params'], 1 - m)
             target = {'params': average, 'batch_stats': target_stats}
         state = TrainState(state.step + 1, params, batch_stats, opt_state, target, memory)

@@ -27,10 +27,10 @@ SIGMAS = (0.1, 0.7, 2.0)
 BOXES = ((20, 30, 24, 24), (9, 4, 50, 66), (31, 47, 13, 11), (2, 70, 57, 9), (0, 0, 60, 80))
 RESIZES = (24, 28, 31)  # of the shorter side, before a centre crop
 ANGLES = (15.0, -40.0)  # degrees; torchvision's positive angle turns counter-clockwise
-CHAINS = (  # box, brightness, contrast, saturation, hue, order, gray, sigma, flip
-    ((9, 4, 40, 52), (1.3, 0.7, 1.35, -0.08), (0, 1, 2, 3), False, 0.9, True),
-    ((5, 11, 51, 43), (0.65, 1.38, 0.7, 0.1), (3, 1, 0, 2), False, 1.7, False),
-    ((17, 2, 19, 25), (1.2, 1.25, 0.8, 0.05), (2, 0, 3, 1), True, 0.4, True),
+CHAINS = (  # box, brightness, contrast, saturation, hue, order, gray, sigma, solarise, flip
+    ((9, 4, 40, 52), (1.3, 0.7, 1.35, -0.08), (0, 1, 2, 3), False, 0.9, False, True),
+    ((5, 11, 51, 43), (0.65, 1.38, 0.7, 0.1), (3, 1, 0, 2), False, 1.7, True, False),
+    ((17, 2, 19, 25), (1.2, 1.25, 0.8, 0.05), (2, 0, 3, 1), True, 0.4, True, True),
 )
 DRAWS = 40_000
 LEVELS = np.linspace(0.05, 0.95, 19)
@@ -45,7 +45,7 @@ def photograph() -> np.ndarray:
 
 
 def chain(image: torch.Tensor, case: tuple) -> torch.Tensor:
-    box, factors, order, gray, sigma, flip = case
+    box, factors, order, gray, sigma, solarise, flip = case
     x = F.resized_crop(image, *box, [SIZE, SIZE], antialias=True)
     operations = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
     for turn in order:
@@ -53,6 +53,8 @@ def chain(image: torch.Tensor, case: tuple) -> torch.Tensor:
     if gray:
         x = F.rgb_to_grayscale(x, num_output_channels=3)
     x = F.gaussian_blur(x, [13, 13], [sigma, sigma])
+    if solarise:
+        x = F.solarize(x, 0.5)
     if flip:
         x = F.hflip(x)
     return F.normalize(x, MEAN, STD)
@@ -86,6 +88,7 @@ def main() -> None:
         'saturation': [F.adjust_saturation(part, f) for f in FACTORS],
         'hue': [F.adjust_hue(part, s) for s in SHIFTS],
         'gray': [F.rgb_to_grayscale(part)],
+        'solarise': [F.solarize(part, 0.5)],
         'blur': [F.gaussian_blur(part, [13, 13], [s, s]) for s in SIGMAS],
         'crop': [F.resized_crop(image, *b, [SIZE, SIZE], antialias=True) for b in BOXES],
         'centre': [

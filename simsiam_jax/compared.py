@@ -1,0 +1,65 @@
+"""The methods that the paper compares SimSiam with: every key of config.method, its settings."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from simsiam_jax import errors
+
+METHODS: dict[str, dict[str, Any]] = {  # methods/NAME.py say what each is
+    'simclr': {
+        'dim': 128,
+        'projector_width': 2048,
+        'projector_layers': 3,
+        'projector_output_bn': True,
+        'temperature': 0.1,
+        'predictor': False,
+        'predictor_width': 512,
+        'stop_gradient': False,
+    },
+    'moco_v2': {
+        'dim': 128,
+        'projector_width': 2048,
+        'temperature': 0.2,
+        'momentum': 0.999,
+        'queue': 65536,
+        'bn_group': 32,
+    },
+    'byol': {
+        'dim': 256,
+        'projector_width': 4096,
+        'predictor_width': 4096,
+        'momentum': 0.99,
+    },
+    'swav': {
+        'dim': 128,
+        'projector_width': 2048,
+        'projector_layers': 3,
+        'prototypes': 3000,
+        'frozen_steps': 313,
+        'temperature': 0.1,
+        'epsilon': 0.05,
+        'iterations': 3,
+        'queue': 0,
+        'queue_start': 0,
+        'predictor': False,
+        'predictor_width': 512,
+        'stop_gradient': True,
+    },
+}
+
+
+def use(config: ConfigDict, name: str) -> None:
+    """Makes config.method that of a method; 'simsiam' leaves it as it is.
+
+    Raises:
+      UserError: there is no such method.
+    """
+    if name == 'simsiam':
+        return
+    if name not in METHODS:
+        raise errors.UserError(
+            f'there is no method {name!r}; {errors.suggestion(name, ["simsiam", *METHODS])}'
+        )
+    config.method = ConfigDict({'name': name, **METHODS[name]})
+    config.optim.constant_predictor = False  # SimSiam's alone

@@ -1,0 +1,46 @@
+"""BYOL (Grill et al., "Bootstrap Your Own Latent", 2020)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from simsiam_jax.methods import momentum as momenta
+from simsiam_jax.methods.contract import Method
+from simsiam_jax.methods.losses import negative_cosine, over_pairs
+from simsiam_jax.models.heads import MLP
+from simsiam_jax.models.network import Network, Outputs
+from simsiam_jax.models.resnet import ResNet
+
+
+def make(
+    backbone: ResNet,
+    *,
+    dim: int = 256,
+    projector_width: int = 4096,
+    predictor_width: int = 4096,
+    momentum: float = 0.99,
+) -> Method:
+    """BYOL on a backbone; the defaults are the paper's.
+
+    Args:
+      backbone: gives dtype and BN axis to the heads.
+      dim: of z and p.
+      projector_width, predictor_width: of the hidden layers.
+      momentum: of the target at the start; it rises to 1 by a cosine.
+    """
+
+    def head(width: int) -> MLP:
+        return MLP((width, dim), dtype=backbone.dtype, axis_name=backbone.axis_name)
+
+    def loss(
+        online: Sequence[Outputs], target: Sequence[Outputs], memory: Any
+    ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
+        """|p/|p| - z/|z||^2 = 2 - 2 cos, summed over both directions; z is the target's."""
+        cosine = over_pairs(
+            lambda i, j: negative_cosine(online[i].p, target[j].z), len(online), len(target)
+        )
+        return 2 * (2 + 2 * cosine), memory, {}
+
+    network = Network(backbone, head(projector_width), head(predictor_width))
+    return Method(network, loss, momenta.rising(momentum))

@@ -1,0 +1,356 @@
+"""The compared methods: lightly's figures, any number of devices, resuming, targets and queues."""
+
+import inspect
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from simsiam_jax import compared, errors, load_encoder
+from simsiam_jax import config as config_lib
+from simsiam_jax.methods import METHODS, losses, moco, momentum
+from simsiam_jax.methods.contract import Method, Pass, straight
+from simsiam_jax.models import resnet
+from simsiam_jax.models.network import Outputs
+from simsiam_jax.training import checkpoint, step
+from simsiam_jax.training import mesh as mesh_lib
+
+FIGURES = pathlib.Path(__file__).parent / 'figures' / 'methods.npz'
+MODEL = {'name': 'resnet18', 'stem': 'cifar', 'width_multiplier': 0.125, 'stages': (1,)}
+BATCH, STEPS = 32, 10
+
+SMALL = {
+    'simsiam': {'dim': 16, 'predictor_width': 8},
+    'simclr': {'dim': 8, 'projector_width': 16, 'temperature': 0.5},
+    'moco_v2': {'dim': 8, 'projector_width': 16, 'queue': 160, 'bn_group': 4},
+    'byol': {'dim': 8, 'projector_width': 16, 'predictor_width': 16},
+    'swav': {'dim': 8, 'projector_width': 16, 'prototypes': 12, 'frozen_steps': 2, 'queue': 80},
+}
+# What only an argument makes: gradients through gathered codes, a target of SimSiam's heads.
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in METHODS),
+    ('simsiam', {'momentum': 0.9}),
+    ('simclr', {'predictor': True, 'stop_gradient': True}),
+    ('swav', {'predictor': True, 'stop_gradient': False, 'frozen_steps': 0, 'queue': 0}),
+]
+
+
+def make(name: str, axis_name: str | None = mesh_lib.DATA, **kwargs: Any) -> Method:
+    backbone = resnet.make(**MODEL, axis_name=axis_name)
+    return METHODS[name](backbone, **SMALL[name] | kwargs)
+
+
+def batches(n: int) -> list[list[np.ndarray]]:
+    """Two large views and a small one."""
+    rng = np.random.default_rng(0)
+    return [
+        [rng.standard_normal((BATCH, size, size, 3), np.float32) for size in (8, 8, 6)]
+        for _ in range(n)
+    ]
+
+
+def sgd(rate: float) -> optax.GradientTransformation:
+    """Its state is the last gradient."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda grads, state, params: (jax.tree.map(lambda g: -rate * g, grads), grads),
+    )
+
+
+def train(method: Method, devices: int, steps: int, rate: float = 0.02):
+    mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+    state = mesh_lib.replicate(step.init_state(method, sgd(rate), 0, (8, 8, 3)), mesh)
+    train_step = step.make_train_step(method, sgd(rate), mesh, total_steps=STEPS)
+    states, values = [jax.device_get(state)], []
+    for batch in batches(steps):
+        state, metrics = train_step(state, mesh_lib.shard(batch, mesh))
+        states.append(jax.device_get(state))
+        values.append(float(metrics['loss']))
+    return states, values
+
+
+def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
+    """Within `tolerance` of the largest entry of the whole tree."""
+    actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
+    largest = max((np.abs(x).max() for x in expected if x.size), default=0)
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize(('name', 'changes'), VARIANTS)
+def test_8_devices_equal_1(name: str, changes: dict) -> None:
+    method = make(name, **changes)
+    states, values = train(method, 1, STEPS)
+    states_8, values_8 = train(method, 8, STEPS)
+    np.testing.assert_allclose(values_8[0], values[0], rtol=1e-6, atol=1e-6)
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(states[1].opt_state))
+    assert largest > 1e-2
+    assert_trees_close(states_8[1].opt_state, states[1].opt_state, 2e-5)
+    np.testing.assert_allclose(values_8, values, rtol=1e-3, atol=1e-4)
+    assert np.ptp(values) > 1e-3
+    for part in ('memory', 'target', 'batch_stats'):
+        assert_trees_close(getattr(states_8[-1], part), getattr(states[-1], part), 2e-3)
+
+
+@pytest.fixture(scope='module')
+def figures() -> dict[str, dict[str, jax.Array]]:
+    groups: dict[str, dict[str, jax.Array]] = {}
+    with np.load(FIGURES) as file:
+        for path in file:
+            group, _, name = path.partition('/')
+            groups.setdefault(group, {})[name] = jnp.asarray(file[path])
+    return groups
+
+
+def loss_and_gradients(method: Method, memory: Any, online: dict, target: dict | None = None):
+    """Loss, gradients by the online arrays [V, B, ...], and the memory afterwards."""
+
+    def outputs(arrays: dict) -> list[Outputs]:
+        return [
+            Outputs(feature=None, z=z, p=p, prototypes=arrays.get('prototypes'))
+            for z, p in zip(arrays['z'], arrays.get('p', arrays['z']), strict=True)
+        ]
+
+    def loss(arrays: dict):
+        views = outputs(arrays)
+        value, after, _ = method.loss(views, outputs(target) if target else views[:2], memory)
+        return value, after
+
+    (value, after), gradients = jax.value_and_grad(loss, has_aux=True)(online)
+    return value, gradients, after
+
+
+def test_simclr_is_lightlys(figures) -> None:
+    expected = figures['simclr']
+    method = make('simclr', None, dim=6, temperature=0.1)
+    loss, gradients, _ = loss_and_gradients(method, None, {'z': expected['z']})
+    np.testing.assert_allclose(loss, expected['loss'], rtol=1e-5)
+    np.testing.assert_allclose(gradients['z'], expected['gradient'], rtol=1e-5, atol=1e-5)
+
+
+def test_moco_is_lightlys_over_a_queue_that_goes_round(figures) -> None:
+    expected = figures['moco']
+    method = make('moco_v2', None, dim=6, queue=24)
+    memory = expected['queue'][::-1]  # the first rows leave lightly's first, ours last
+    for i, (q, k) in enumerate(zip(expected['q'], expected['k'], strict=True)):
+        loss, gradients, memory = loss_and_gradients(method, memory, {'z': q}, {'z': k})
+        np.testing.assert_allclose(loss, expected['losses'][i], rtol=1e-5)
+        np.testing.assert_allclose(gradients['z'], expected['gradient'][i], rtol=1e-5, atol=1e-5)
+    assert memory.shape == (24, 6)
+
+
+def test_byol_is_lightlys(figures) -> None:
+    expected = figures['byol']
+    z = {'z': expected['z']}
+    loss, gradients, _ = loss_and_gradients(
+        make('byol', None, dim=6), None, {'p': expected['p']} | z, z
+    )
+    np.testing.assert_allclose(loss, expected['loss'], rtol=1e-5)
+    np.testing.assert_allclose(gradients['p'], expected['gradient'], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('case', ['swav', 'swav_multi_crop', 'swav_queue'])
+def test_swav_is_lightlys(figures, case: str) -> None:
+    expected = figures[case]
+    queue = expected['queue']
+    method = make('swav', None, dim=6, prototypes=5, frozen_steps=0, queue=queue.shape[1])
+    online = {k: expected[k] for k in ('z', 'prototypes')}
+    memory = {'step': jnp.int32(100), 'queue': queue}
+    loss, gradients, after = loss_and_gradients(method, memory, online)
+    np.testing.assert_allclose(loss, expected['loss'], rtol=1e-5)
+    np.testing.assert_allclose(gradients['z'], expected['gradient'], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        gradients['prototypes'], expected['prototypes_gradient'], rtol=1e-5, atol=1e-5
+    )
+    moved = method.constrain({'prototypes': expected['prototypes'] - gradients['prototypes']})
+    np.testing.assert_allclose(moved['prototypes'], expected['prototypes_after'], atol=1e-5)
+    if queue.size:
+        rows = expected['z'][:2] / np.linalg.norm(expected['z'][:2], axis=-1, keepdims=True)
+        np.testing.assert_allclose(
+            after['queue'], np.concatenate([rows, queue[:, :-4]], axis=1), atol=1e-6
+        )
+
+
+def test_swavs_queue_is_used_once_it_is_full(figures) -> None:
+    expected = figures['swav_queue']
+    online = {k: expected[k] for k in ('z', 'prototypes')}
+    queue = expected['queue']  # three batches
+
+    def loss(at: int, start: int = 0) -> Any:
+        method = make(
+            'swav', None, dim=6, prototypes=5, frozen_steps=0, queue=12, queue_start=start
+        )
+        return loss_and_gradients(method, {'step': jnp.int32(at), 'queue': queue}, online)[0]
+
+    without = make('swav', None, dim=6, prototypes=5, frozen_steps=0, queue=0)
+    memory = {'step': jnp.int32(0), 'queue': queue[:, :0]}
+    np.testing.assert_allclose(loss(2), loss_and_gradients(without, memory, online)[0])
+    np.testing.assert_allclose(loss(3), expected['loss'], rtol=1e-5)
+    np.testing.assert_allclose(loss(3, start=5), loss(2))
+    np.testing.assert_allclose(loss(5, start=5), loss(3))
+
+
+def test_sinkhorn_is_lightlys_and_stable(figures) -> None:
+    scores, q = figures['sinkhorn']['scores'], figures['sinkhorn']['q']
+    actual = losses.sinkhorn(scores, epsilon=0.05, iterations=3)
+    np.testing.assert_allclose(actual, q, rtol=1e-4, atol=1e-6)
+    # exp(1/0.005) is no float32.
+    sharp = losses.sinkhorn(scores, epsilon=0.005, iterations=100)
+    np.testing.assert_allclose(sharp.sum(1), 1, rtol=1e-5)
+    assert sharp.max() > 0.99
+
+
+def test_swavs_prototypes_rest_at_first_and_stay_on_the_sphere() -> None:
+    states, _ = train(make('swav'), 1, 4)
+    prototypes = [state.params['prototypes']['centres'] for state in states]
+    for weights in prototypes:
+        np.testing.assert_allclose(np.linalg.norm(weights, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(prototypes[2], prototypes[0], atol=1e-6)
+    assert np.abs(prototypes[3] - prototypes[2]).max() > 1e-4
+
+
+def test_target_is_the_closed_form_of_the_average() -> None:
+    states, _ = train(make('byol', momentum=0.6), 1, STEPS)
+    done = np.arange(STEPS) / STEPS
+    m = 1 - (1 - 0.6) * (np.cos(np.pi * done) + 1) / 2
+    # t_n = sum over i of w_i (1 - m_i) m_(i+1) ... m_n, and the first weights times all m.
+    shares = [np.prod(m)] + [(1 - m[i]) * np.prod(m[i + 1 :]) for i in range(STEPS)]
+    assert sum(shares) == pytest.approx(1)
+    expected = jax.tree.map(
+        lambda *w: sum(s * x for s, x in zip(shares, w, strict=True)),
+        *(state.params for state in states),
+    )
+    assert_trees_close(states[-1].target['params'], expected, 1e-5)
+
+
+def test_momentum_rises_to_1() -> None:
+    schedule = momentum.rising(0.99)
+    np.testing.assert_allclose([schedule(x) for x in (0.0, 0.5, 1.0)], [0.99, 0.995, 1.0])
+
+
+@pytest.mark.parametrize(('name', 'changes'), [('byol', {}), ('simsiam', {'momentum': 0.9})])
+def test_targets_get_no_gradient(name: str, changes: dict) -> None:
+    # At the first step the target has the online weights: a leak would add to their gradient.
+    states, _ = train(make(name, **changes), 1, 1)
+    method, views = make(name, None, **changes), jax.tree.map(jnp.asarray, batches(1)[0])
+
+    def loss(params: Any, through_target: bool) -> Any:
+        def outputs(params: Any, views: list) -> Any:
+            return step.forward(method.network, params, states[0].batch_stats, views)[0]
+
+        target = outputs(params if through_target else states[0].params, views[:2])
+        return method.loss(outputs(params, views), target, None)[0]
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    without, leaked = (gradient(states[0].params, leak) for leak in (False, True))
+    assert_trees_close(states[1].opt_state, without, 1e-5)
+    if name == 'byol':  # SimSiam's loss stops it once more
+        difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), without, leaked)
+        assert max(jax.tree.leaves(difference)) > 1e-2
+
+
+def test_groups_have_statistics_of_their_own() -> None:
+    method = make('moco_v2', None)
+    state = step.init_state(method, sgd(1.0), 0, (8, 8, 3))
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+    (view, *_), key = batches(1)[0], jax.random.key(0)
+    view = jnp.asarray(view + np.linspace(0, 5, BATCH, dtype=np.float32)[:, None, None, None])
+
+    def through(a_pass: Pass, view: Any = view) -> Any:
+        return jax.jit(a_pass, static_argnums=0)(method.network, variables, view, key)
+
+    outputs, stats = through(method.pass_online)
+    apart = [through(straight, group) for group in jnp.split(view, 8)]
+    np.testing.assert_allclose(
+        outputs.z, np.concatenate([o.z for o, _ in apart]), rtol=1e-4, atol=1e-5
+    )
+    mean = jax.tree.map(lambda *x: sum(x) / 8, *(s for _, s in apart))
+    assert_trees_close(stats, mean, 1e-5)
+    together, _ = through(straight)
+    assert jnp.abs(together.z - outputs.z).max() > 0.01
+    # Keys: other groups, but the images in their places.
+    keys, _ = through(method.pass_target)
+    assert jnp.abs(keys.z - outputs.z).max() > 0.01
+    back, _ = through(moco.shuffled(straight, None))
+    np.testing.assert_allclose(back.z, together.z, rtol=1e-4, atol=1e-5)
+
+
+def test_a_group_must_divide_the_batch_of_a_device() -> None:
+    with pytest.raises(errors.UserError, match=r'bn_group is 5.*the 32 images of each device'):
+        train(make('moco_v2', bn_group=5), 1, 1)
+
+
+def run_config(name: str) -> dict[str, Any]:
+    return {
+        'method': {'name': name, **SMALL[name]},
+        'model': MODEL,
+        'data': {'channels': 3},
+        'batch_size': BATCH,
+    }
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_resumes_bit_for_bit_and_gives_its_encoder(name: str, tmp_path: pathlib.Path) -> None:
+    method, tx = make(name), optax.sgd(0.02, momentum=0.9)
+    mesh = mesh_lib.make_mesh(jax.devices()[:2])
+    train_step = step.make_train_step(method, tx, mesh, total_steps=4)
+
+    def start(seed: int) -> step.TrainState:
+        return mesh_lib.replicate(step.init_state(method, tx, seed, (8, 8, 3)), mesh)
+
+    def go_on(state: step.TrainState, first: int, last: int) -> step.TrainState:
+        for batch in batches(last)[first:]:
+            state, _ = train_step(state, mesh_lib.shard(batch, mesh))
+        return state
+
+    checkpoints = checkpoint.Checkpoints(str(tmp_path), run_config(name), keep=1)
+    half = go_on(start(0), 0, 2)
+    checkpoints.save(half)
+    checkpoints.close()
+    whole = go_on(half, 2, 4)
+    again = checkpoint.Checkpoints(str(tmp_path), run_config(name), keep=1)
+    resumed = go_on(again.restore(start(1)), 2, 4)
+    again.save(resumed)
+    again.close()
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert (resumed.target is None) == (method.momentum is None)
+
+    module, variables = load_encoder(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, variables, checkpoint.encoder_variables(resumed))
+    assert module.apply(variables, np.zeros((1, 8, 8, 3), np.float32)).shape == (1, 8)
+
+
+def test_a_checkpoint_of_one_method_refuses_another(tmp_path: pathlib.Path) -> None:
+    method, tx = make('byol'), optax.sgd(0.1)
+    checkpoints = checkpoint.Checkpoints(str(tmp_path), run_config('byol'), keep=1)
+    checkpoints.save(step.init_state(method, tx, 0, (8, 8, 3)).replace(step=jnp.int32(1)))
+    checkpoints.close()
+    with pytest.raises(errors.UserError) as caught:
+        checkpoint.Checkpoints(str(tmp_path), run_config('swav'), keep=1)
+    message = str(caught.value)
+    assert "another configuration: method.name ('byol' -> 'swav'); take" in message
+    assert '\n' not in message
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_configurations_show_every_argument_as_the_paper_has_it(name: str) -> None:
+    config = config_lib.default()
+    compared.use(config, name)
+    given = config.method.to_dict()
+    assert given.pop('name') == name
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(METHODS[name]).parameters.items()
+        if key != 'backbone'
+    }
+    assert given == defaults
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(errors.UserError, match=r"no method 'moco'; did you mean moco_v2\?"):
+        compared.use(ConfigDict(), 'moco')
