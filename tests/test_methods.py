@@ -36,7 +36,11 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in METHODS),
     ('simsiam', {'momentum': 0.9}),
     ('simclr', {'predictor': True, 'stop_gradient': True}),
-    ('swav', {'predictor': True, 'stop_gradient': False, 'frozen_steps': 0, 'queue': 0}),
+    # A mild epsilon: gradients through assignments by 0.05 multiply the rounding.
+    (
+        'swav',
+        {'predictor': True, 'stop_gradient': False, 'frozen_steps': 0, 'queue': 0, 'epsilon': 0.5},
+    ),
 ]
 
 
@@ -85,9 +89,10 @@ def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
 @pytest.mark.parametrize(('name', 'changes'), VARIANTS)
 def test_8_devices_equal_1(name: str, changes: dict) -> None:
     method = make(name, **changes)
-    states, values = train(method, 1, STEPS)
-    states_8, values_8 = train(method, 8, STEPS)
-    np.testing.assert_allclose(values_8[0], values[0], rtol=1e-6, atol=1e-6)
+    steps = STEPS if (SMALL[name] | changes).get('queue') else 3  # a queue holds 2.5 steps
+    states, values = train(method, 1, steps)
+    states_8, values_8 = train(method, 8, steps)
+    np.testing.assert_allclose(values_8[0], values[0], rtol=1e-5, atol=1e-6)
     largest = max(np.abs(g).max() for g in jax.tree.leaves(states[1].opt_state))
     assert largest > 1e-2
     assert_trees_close(states_8[1].opt_state, states[1].opt_state, 2e-5)
