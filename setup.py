@@ -17,6 +17,7 @@ setup(
         'importlib_resources',  # TFDS needs it to write array_record and does not say so
         'jax>=0.10.2',
         'jaxtyping',
+        'matplotlib',
         'ml-dtypes',
         'ml-collections',
         'numba',

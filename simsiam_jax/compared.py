@@ -62,4 +62,4 @@ def use(config: ConfigDict, name: str) -> None:
             f'there is no method {name!r}; {errors.suggestion(name, ["simsiam", *METHODS])}'
         )
     config.method = ConfigDict({'name': name, **METHODS[name]})
-    config.optim.constant_predictor = False  # SimSiam's alone
+    config.optim.predictor = 'decayed'  # the constant one is SimSiam's alone

@@ -71,7 +71,10 @@ def default() -> ConfigDict:
     config.method.predictor_width = 512
     config.method.predictor_hidden_bn = True
     config.method.predictor_output_bn = False
+    config.method.predictor = True
     config.method.stop_gradient = True
+    config.method.similarity = 'cosine'  # or cross_entropy
+    config.method.pairs = 'symmetric'  # or asymmetric, two_asymmetric
     config.method.momentum = 0.0  # of the target; 0: there is none
 
     config.optim = ConfigDict()  # training/optim.py
@@ -84,7 +87,11 @@ def default() -> ConfigDict:
     config.optim.warmup_start = 0.0  # share of the rate that the warm-up starts from
     config.optim.final = 0.0  # share of the rate that the cosine ends at
     config.optim.by_epoch = True
-    config.optim.constant_predictor = True
+    config.optim.predictor = 'constant'  # its rate: constant, decayed, fixed (at 0)
+
+    config.alternate = ConfigDict()  # training/alternation.py
+    config.alternate.steps = 1  # with targets of the same weights; 1: SimSiam, 0: an epoch
+    config.alternate.dtype = 'float32'  # of the targets on the host, or bfloat16
 
     config.eval = ConfigDict()  # the kNN monitor
     config.eval.train = 'tfds:imagenet2012/train'  # '': no monitor

@@ -3,18 +3,16 @@
 python -m simsiam_jax.main --config=configs/imagenet.py --workdir=DIR [--config.key=value ...]
 """
 
-import os
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from simsiam_jax import errors
 from simsiam_jax.tasks import knn, pretrain, probe, supervised
+from simsiam_jax.training import mesh
 
 TASKS = {
     'pretrain': pretrain.run,
@@ -33,9 +31,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; overrides are --config.KEY=VALUE')
     config, workdir = CONFIG.value, _WORKDIR.value
     logging.set_verbosity(logging.WARNING)
-    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
-        jax.config.update('jax_compilation_cache_dir', str(cache / 'simsiam_jax'))
+    mesh.use_compilation_cache()
     try:
         errors.check_choice('config.task', config.task, TASKS)
         TASKS[config.task](config, workdir)

@@ -102,7 +102,7 @@ def test_imagenet_is_the_papers_baseline() -> None:
     config = load('imagenet')
     assert (config.model.name, config.augment.size) == ('resnet50', 224)
     assert (config.batch_size, config.epochs, config.optim.learning_rate) == (512, 100, 0.05)
-    assert config.optim.constant_predictor
+    assert config.optim.predictor == 'constant'
     assert load('imagenet:200ep').epochs == 200
     folder = load('imagenet:400ep,folder:/data')
     assert folder.epochs == 400

@@ -40,7 +40,7 @@ def test_biases_can_be_excluded(name: str) -> None:
         learning_rate=1.0,
         weight_decay=0.5,
         exclude_bn_bias=True,
-        constant_predictor=False,
+        predictor='decayed',
     )
     updates, _ = tx.update(grads, tx.init(params), params)
     np.testing.assert_array_equal(updates['bias'], -1.0)  # the plain gradient

@@ -160,7 +160,7 @@ def trained(network, figures):
         momentum=0.9,
         weight_decay=1e-4,
         by_epoch=True,
-        constant_predictor=True,
+        predictor='constant',
     )
     params = jax.tree.map(jnp.asarray, to_flax(figures['weights']))
     state = step.TrainState(

@@ -50,10 +50,11 @@ def train_batches(
 ) -> Iterator[dict[str, Any]]:
     """This process's share of the batches of steps [start, stop), for `to_views`.
 
-    They hold 'label', int64 [B], -1 where there is none. With `on_device` 'none' or 'colour'
-    they hold 'crops', a uint8 [B, S, S, C] a view; with 'colour' also 'views', the parameters;
-    with 'all' instead of the crops 'image', uint8 [B, canvas, canvas, C], the images in its upper
-    left corners, and 'size', their heights and widths; larger images are shrunk to the canvas.
+    They hold 'index' and 'label', int64 [B], the label -1 where there is none. With `on_device`
+    'none' or 'colour' they hold 'crops', a uint8 [B, S, S, C] a view; with 'colour' also 'views',
+    the parameters; with 'all' instead of the crops 'image', uint8 [B, canvas, canvas, C], the
+    images in its upper left corners, and 'size', their heights and widths; larger images are
+    shrunk to the canvas.
 
     Raises:
       UserError: too many images cannot be read.
@@ -106,13 +107,14 @@ def train_batches(
     data = tf.data.Dataset.range(start * batch_size, stop * batch_size)
     data = _batched(tf, data, make, batch_size)
     for step, (label, *arrays) in enumerate(_checked(data, reader), start):
+        common = {'index': steps(step)[0], 'label': label}
         if on_device == 'none':
-            yield {'label': label, 'crops': arrays}
+            yield common | {'crops': arrays}
         elif on_device == 'colour':
-            yield {'label': label, 'crops': arrays, 'views': steps(step)[1]}
+            yield common | {'crops': arrays, 'views': steps(step)[1]}
         else:
             image, size = arrays
-            yield {'label': label, 'image': image, 'size': size, 'views': steps(step)[1]}
+            yield common | {'image': image, 'size': size, 'views': steps(step)[1]}
 
 
 def eval_batches(

@@ -93,6 +93,6 @@ def gatherer(
     )
 
     def with_images(batch: dict[str, Any]) -> dict[str, Any]:
-        return gather(images, labels, batch['index']) | {'views': batch['views']}
+        return batch | gather(images, labels, batch['index'])
 
     return with_images

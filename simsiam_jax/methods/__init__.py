@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from simsiam_jax.methods import byol, moco, simclr, simsiam, swav
+from simsiam_jax.methods import byol, moco, moving_average, simclr, simsiam, swav
 from simsiam_jax.methods.contract import Method
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -11,4 +11,5 @@ METHODS: dict[str, Callable[..., Method]] = {
     'moco_v2': moco.make,
     'byol': byol.make,
     'swav': swav.make,
+    'moving_average': moving_average.make,
 }

@@ -1,7 +1,7 @@
 """What a method is: a network and a loss over the views of a batch, and nothing else."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -9,9 +9,7 @@ from jaxtyping import Array, Float
 
 from simsiam_jax.models.network import Outputs
 
-Loss = Callable[
-    [Sequence[Outputs], Sequence[Outputs], Any], tuple[Float[Array, ''], Any, dict[str, Array]]
-]
+Loss = Callable[..., tuple[Float[Array, ''], Any, dict[str, Array]]]
 Pass = Callable[[nn.Module, Any, Array, Array], tuple[Outputs, Any]]
 
 
@@ -46,6 +44,7 @@ class Method:
         view's way through the network in training; the key is another for each step and view and
         the same on every device.
       constrain: weights -> those allowed that they stand for, at the start and after every update.
+      by_image: `loss` is also given the indices of the images, as its fourth argument.
     """
 
     network: nn.Module
@@ -55,3 +54,4 @@ class Method:
     pass_online: Pass = straight
     pass_target: Pass = straight
     constrain: Callable[[Any], Any] = unconstrained
+    by_image: bool = False

@@ -22,6 +22,11 @@ def negative_cosine(p: Float[Array, 'B D'], z: Float[Array, 'B D']) -> Float[Arr
     return -jnp.mean(jnp.sum(l2_normalise(p) * l2_normalise(z), axis=-1))
 
 
+def softmax_cross_entropy(p: Float[Array, 'B D'], z: Float[Array, 'B D']) -> Float[Array, '']:
+    """-softmax(z) . log softmax(p) over channels, mean over the batch (SimSiam, section 4.5)."""
+    return -jnp.mean(jnp.sum(jax.nn.softmax(z) * jax.nn.log_softmax(p), axis=-1))
+
+
 def over_pairs(
     loss: Callable[[int, int], Float[Array, '']], views: int, targets: int
 ) -> Float[Array, '']:

@@ -4,14 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from simsiam_jax import errors
 from simsiam_jax.methods import momentum as momenta
 from simsiam_jax.methods.contract import Method
-from simsiam_jax.methods.losses import negative_cosine, over_pairs
+from simsiam_jax.methods.losses import negative_cosine, over_pairs, softmax_cross_entropy
 from simsiam_jax.models.heads import MLP
 from simsiam_jax.models.network import Network, Outputs
 from simsiam_jax.models.resnet import ResNet
+
+SIMILARITIES = {'cosine': negative_cosine, 'cross_entropy': softmax_cross_entropy}
+
+# (view whose p, view whose z) of every term; symmetric: all pairs
+PAIRS = {'symmetric': (), 'asymmetric': ((0, 1),), 'two_asymmetric': ((2, 0), (3, 1))}
 
 
 def make(
@@ -26,7 +33,10 @@ def make(
     predictor_width: int = 512,
     predictor_hidden_bn: bool = True,
     predictor_output_bn: bool = False,
+    predictor: bool = True,
     stop_gradient: bool = True,
+    similarity: str = 'cosine',
+    pairs: str = 'symmetric',
     momentum: float = 0.0,
 ) -> Method:
     """SimSiam on a backbone; the defaults are the paper's baseline.
@@ -39,7 +49,11 @@ def make(
       projector_hidden_bn, projector_output_bn, projector_output_affine, predictor_hidden_bn,
         predictor_output_bn: where BN stands (Table 3).
       predictor_width: of the hidden layer, the bottleneck; dim/4 in the paper.
+      predictor: without one p is z, and it collapses (Table 1).
       stop_gradient: False collapses (Figure 2).
+      similarity: 'cosine', or 'cross_entropy' of softmaxes (section 4.5).
+      pairs: 'symmetric', 'asymmetric' (p1 with z2 alone), or 'two_asymmetric' of four views, p3
+        with z1 and p4 with z2 (section 4.6).
       momentum: at the start, of a target that follows the encoder as BYOL's does (section 6.2);
         0: the target is the encoder itself.
     """
@@ -51,7 +65,9 @@ def make(
         dtype=backbone.dtype,
         axis_name=backbone.axis_name,
     )
-    predictor = MLP(
+    errors.check_choice('method.similarity', similarity, SIMILARITIES)
+    errors.check_choice('method.pairs', pairs, PAIRS)
+    head = MLP(
         (predictor_width, dim),
         hidden_bn=predictor_hidden_bn,
         output_bn=predictor_output_bn,
@@ -66,10 +82,19 @@ def make(
         z = [view.z for view in target]
         if stop_gradient:
             z = jax.lax.stop_gradient(z)
-        value = over_pairs(
-            lambda i, j: negative_cosine(online[i].p, z[j]), len(online), len(target)
-        )
-        return value, memory, {}
 
-    network = Network(backbone, projector, predictor)
+        def term(i: int, j: int) -> Array:
+            return SIMILARITIES[similarity](online[i].p, z[j])
+
+        if pairs == 'symmetric':
+            return over_pairs(term, len(online), len(target)), memory, {}
+        some = PAIRS[pairs]
+        if len(online) <= max(i for i, _ in some):
+            raise errors.UserError(
+                f'method.pairs is {pairs!r}, which takes four views, not {len(online)}; set '
+                'config.small_views.number=2 with the size and crop_scale of config.augment'
+            )
+        return sum((term(i, j) for i, j in some), jnp.zeros(())) / len(some), memory, {}
+
+    network = Network(backbone, projector, head if predictor else None)
     return Method(network, loss, momenta.rising(momentum) if momentum else None)

@@ -26,6 +26,7 @@ def train(
     checkpoints: checkpoint.Checkpoints,
     log: writers.Writers,
     evaluate: Callable[[step.TrainState], object] | None,
+    block: int = 1,
 ) -> step.TrainState:
     """Trains from the state's step to the last epoch.
 
@@ -34,6 +35,7 @@ def train(
       batches: (start, stop) -> device batches of these steps.
       rates: name -> learning rate by step, for the log.
       evaluate: called every eval.every_epochs, the end left out.
+      block: checkpoints are of its multiples only, the next one after their interval.
 
     Raises:
       SystemExit: with 143 after SIGTERM, when all is saved.
@@ -43,7 +45,7 @@ def train(
     def due(every: int) -> bool:
         return number % max(every, 1) == 0 or number == last
 
-    clock = writers.Clock(last)
+    clock, save = writers.Clock(last), False
     with checkpoint.Sigterm() as sigterm:
         for number, batch in enumerate(clock.timed(batches(start, last)), start + 1):
             state, metrics = train_step(state, batch)
@@ -56,11 +58,14 @@ def train(
                 if isinstance(source, Reader):
                     log.bad_images(source.bad)
             leaving = sigterm.received or checkpoints.preempted(number)
-            if leaving or due(order.steps(config.checkpoint.every_epochs)):
+            save = save or leaving or due(order.steps(config.checkpoint.every_epochs))
+            if save and (number % block == 0 or number == last):
+                save = False
                 with clock.pause(state):
                     checkpoints.save(state)
             if leaving:
-                say(f'asked to end: step {number} is saved; the same command goes on from it')
+                saved = checkpoints.latest_step or 0
+                say(f'asked to end: step {saved} is saved; the same command goes on from it')
                 raise SystemExit(143)
             if evaluate and number < last and due(order.steps(config.eval.every_epochs)):
                 with clock.pause(state):

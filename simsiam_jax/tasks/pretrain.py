@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ from simsiam_jax.models import resnet
 from simsiam_jax.tasks import inputs, loop, summary
 from simsiam_jax.tasks.features import Extractor
 from simsiam_jax.tasks.knn import Knn
-from simsiam_jax.training import checkpoint, optim, step, weights, writers
+from simsiam_jax.training import alternation, checkpoint, optim, step, weights, writers
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.writers import say
 
@@ -83,6 +84,13 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
     shape = (recipes[0].size, recipes[0].size, config.data.channels)
     init = functools.partial(step.init_state, method, tx, config.seed, shape)
     knn = _knn(config, method, recipes[0], mesh)
+    if method.by_image:
+        remembered = jax.eval_shape(init).memory.shape[0]
+        if remembered != len(source):
+            raise errors.UserError(
+                f'config.method.images is {remembered}, but {config.data.source} has '
+                f'{len(source)}; set it to that'
+            )
     return Run(mesh, source, order, recipes, method, tx, rates, batches, to_views, init, knn)
 
 
@@ -93,6 +101,46 @@ def build_method(config: ConfigDict) -> Method:
     name = arguments.pop('name')
     errors.check_choice('method.name', name, METHODS)
     return errors.build('method', METHODS[name], arguments, backbone=backbone)
+
+
+def build_step(config: ConfigDict, parts: Run) -> alternation.TrainStep:
+    """The training step, alternating where config.alternate says so."""
+    last = config.epochs * parts.order.steps_per_epoch
+    block = block_of(config, parts)
+    train_step = step.make_train_step(
+        parts.method, parts.tx, parts.mesh, parts.to_views, last, cached_targets=block > 1
+    )
+    if block == 1:
+        return train_step
+    if config.method.name != 'simsiam' or parts.method.momentum:
+        raise errors.UserError(
+            f'config.alternate.steps is {config.alternate.steps}, which only method simsiam '
+            'without momentum takes; set it to 1'
+        )
+    errors.check_choice('alternate.dtype', config.alternate.dtype, ('float32', 'bfloat16'))
+    dtype = jnp.dtype(config.alternate.dtype)
+    size = alternation.cache_bytes(block, config.batch_size, config.method.dim, dtype)
+    say(f'targets of {block} steps at once: {size / 2**20:,.0f} MiB on the hosts')
+    return alternation.Alternating(
+        parts.method,
+        train_step,
+        parts.mesh,
+        parts.to_views,
+        parts.batches,
+        k=block,
+        last=last,
+        dtype=dtype,
+    )
+
+
+def block_of(config: ConfigDict, parts: Run) -> int:
+    """Steps that are taken on targets of the same weights."""
+    if config.alternate.steps < 0:
+        raise errors.UserError(
+            f'config.alternate.steps is {config.alternate.steps}; expected 1 or more, or 0 for an '
+            'epoch'
+        )
+    return config.alternate.steps or parts.order.steps_per_epoch
 
 
 def build_recipes(config: ConfigDict) -> tuple[Recipe, ...]:
@@ -153,18 +201,12 @@ def run(config: ConfigDict, workdir: str) -> None:
       SystemExit: with 143 after SIGTERM, when all is saved.
     """
     parts = build(config)
-    train_step = step.make_train_step(
-        parts.method,
-        parts.tx,
-        parts.mesh,
-        parts.to_views,
-        config.epochs * parts.order.steps_per_epoch,
-    )
     say(
         f'{config.method.name} on {config.model.name}: {parts.order.size} images of '
         f'{config.data.source}, {config.epochs} epochs of {parts.order.steps_per_epoch} steps, '
         f'batch {config.batch_size} on {parts.mesh.size} x {jax.devices()[0].device_kind}'
     )
+    train_step = build_step(config, parts)
     if config.dry_run:
         say(summary.dry_run(train_step, parts.init, next(parts.batches(0, 1)), parts.mesh))
         return
@@ -207,6 +249,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             checkpoints=checkpoints,
             log=log,
             evaluate=functools.partial(_evaluate, parts.knn, log) if parts.knn else None,
+            block=block_of(config, parts),
         )
         if parts.knn:
             top1 = _evaluate(parts.knn, log, state)

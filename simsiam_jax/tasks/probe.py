@@ -74,7 +74,9 @@ def run(config: ConfigDict, workdir: str) -> None:
 def _probe(train: Features, test: Features, classes: int, config: ConfigDict) -> dict[str, Any]:
     held, rest = subset.split(train.labels, config.eval.holdout, config.seed + 1)
     fit, held_out = (Features(*(a[i] for a in train)) for i in (rest, held))
-    results = {'SGD': _sweep(fit, held_out, train, test, classes, config)}
+    results = {}
+    if config.optim.learning_rates:
+        results['SGD'] = _sweep(fit, held_out, train, test, classes, config)
     strengths = config.logistic.strengths
     if strengths and train.x.size <= config.logistic.limit:
         results['L-BFGS'] = _logistic(fit, held_out, train, test, classes, strengths)

@@ -185,6 +185,7 @@ def parse(argv: list[str]) -> list[str]:
 
 def run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
+    mesh_lib.use_compilation_cache()
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}')
     out, html = _OUT.value, _HTML.value

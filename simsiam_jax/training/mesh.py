@@ -2,6 +2,8 @@
 
 import collections
 import itertools
+import os
+import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,6 +15,13 @@ from jax.sharding import PartitionSpec as P
 from simsiam_jax import errors
 
 DATA = 'data'
+
+
+def use_compilation_cache() -> None:
+    """Compiled programs are kept in the user's cache folder; for the start of a program."""
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
+        jax.config.update('jax_compilation_cache_dir', str(cache / 'simsiam_jax'))
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:

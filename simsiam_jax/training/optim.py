@@ -102,7 +102,7 @@ def make(
     warmup_start: float = 0.0,
     final: float = 0.0,
     by_epoch: bool = True,
-    constant_predictor: bool = True,
+    predictor: str = 'constant',
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
     """SGD on all parameters, BN and biases included (SimSiam, section 3), and its rates by name.
 
@@ -111,7 +111,8 @@ def make(
       learning_rate: base rate, times batch_size/256.
       exclude_bn_bias: BN and biases are neither decayed nor scaled by LARS.
       warmup_start, final, by_epoch: see cosine_schedule.
-      constant_predictor: the predictor's rate stays at its start (Table 1).
+      predictor: its rate (Table 1): 'constant' at its start, 'decayed' as all others, or 'fixed'
+        at 0, which leaves it as it was initialised.
     """
     errors.check_choice('optim.name', name, OPTIMISERS)
     base = learning_rate * batch_size / 256
@@ -128,12 +129,13 @@ def make(
     def optimiser(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
         return OPTIMISERS[name](rate, momentum, weight_decay, exclude_bn_bias=exclude_bn_bias)
 
-    if not constant_predictor:
+    errors.check_choice('optim.predictor', predictor, ('constant', 'decayed', 'fixed'))
+    if predictor == 'decayed':
         return optimiser(schedule), {'lr': schedule}
-    tx = optax.multi_transform(
-        {'decayed': optimiser(schedule), 'constant': optimiser(base)}, _labels
-    )
-    return tx, {'lr': schedule, 'lr_predictor': optax.constant_schedule(base)}
+    own = {'constant': optimiser(base), 'fixed': optax.set_to_zero()}[predictor]
+    tx = optax.multi_transform({'predictor': own, 'rest': optimiser(schedule)}, _labels)
+    rate = base if predictor == 'constant' else 0.0
+    return tx, {'lr': schedule, 'lr_predictor': optax.constant_schedule(rate)}
 
 
 OPTIMISERS = {'sgd': torch_sgd, 'lars': lars}
@@ -144,4 +146,4 @@ def _matrices(params: Any) -> Any:
 
 
 def _labels(params: dict[str, Any]) -> dict[str, str]:
-    return {part: 'constant' if part == 'predictor' else 'decayed' for part in params}
+    return {part: 'predictor' if part == 'predictor' else 'rest' for part in params}

@@ -88,6 +88,8 @@ def make_train_step(
     mesh: Mesh,
     to_views: Callable[[Any], Views] = list,
     total_steps: float | int = math.inf,
+    *,
+    cached_targets: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """(state, batch) -> (state, metrics), compiled over the mesh; the state is donated.
 
@@ -96,9 +98,11 @@ def make_train_step(
       to_views: a device's share of the batch -> its views, float [B, H, W, C] each, the two large
         ones first.
       total_steps: of the whole training, over which the target's momentum changes.
+      cached_targets: the batch brings the target's z of its views along, see alternation.py.
     """
 
-    def loss_fn(params: Any, state: TrainState, views: Views) -> tuple[Array, Any]:
+    def loss_fn(params: Any, state: TrainState, batch: Any) -> tuple[Array, Any]:
+        views = to_views(batch)
         online, batch_stats = forward(
             method.network, params, state.batch_stats, views, method.pass_online, state.step
         )
@@ -112,7 +116,10 @@ def make_train_step(
                 method.pass_target,
                 state.step,
             )
-        loss, memory, metrics = method.loss(online, target, state.memory)
+        if cached_targets:
+            target = [Outputs(feature=None, z=z, p=None) for z in batch['target']]
+        index = (batch['index'],) if method.by_image else ()
+        loss, memory, metrics = method.loss(online, target, state.memory, *index)
         z_std = sum(monitor.z_std(view.z, DATA) for view in online) / len(online)
         return loss, (batch_stats, target_stats, memory, metrics, z_std)
 
@@ -122,7 +129,7 @@ def make_train_step(
         params = jax.lax.pcast(state.params, (DATA,), to='varying')
         (loss, (batch_stats, target_stats, memory, metrics, z_std)), grads = jax.value_and_grad(
             loss_fn, has_aux=True
-        )(params, state, to_views(batch))
+        )(params, state, batch)
         loss, metrics, grads = jax.lax.pmean((loss, metrics, grads), DATA)
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

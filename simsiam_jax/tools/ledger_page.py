@@ -1,0 +1,104 @@
+"""The ledger's table and plots."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use('Agg')
+
+from matplotlib import pyplot as plt
+
+COLUMNS = ('knn', 'linear', 'loss', 'z_std', 'seconds')
+
+
+def read(folder: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
+    """metrics.jsonl as curves: name -> (step, value) of every point."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in (folder / 'metrics.jsonl').read_text().splitlines():
+        values = json.loads(line)
+        step = values.pop('step')
+        for name, value in values.items():
+            curves.setdefault(name, []).append((step, value))
+    return curves
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean and standard deviation over the seeds."""
+    mean = f'{np.mean(values):.{digits}f}'
+    return mean if len(values) < 2 else f'{mean} +- {np.std(values, ddof=1):.{digits}f}'
+
+
+def table(rows: dict[str, Any], results: dict[str, list[dict[str, float]]], data: str) -> str:
+    """Markdown: the paper's figure on ImageNet beside what was measured here."""
+    seeds = max(map(len, results.values()))
+    lines = [
+        f'| row | paper | linear top-1 %, ImageNet (paper) | kNN, {data} | linear, {data} '
+        '| final loss | z_std | s a run |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
+    for name, row in rows.items():
+        by_column = {key: [result[key] for result in results[name]] for key in COLUMNS}
+        cells = [spread(by_column[key]) for key in COLUMNS[:-1]]
+        seconds = spread(by_column['seconds'][:1], 0)
+        lines.append('| ' + ' | '.join([name, row.where, row.paper, *cells, seconds]) + ' |')
+    note = f'Mean and standard deviation of {seeds} seeds.' if seeds > 1 else 'One seed.'
+    return '\n'.join([*lines, '', note, ''])
+
+
+def plots(workdir: pathlib.Path, results: dict[str, list[dict[str, float]]]) -> None:
+    """figure2.png, batch.png and alternation.png, those whose rows were run."""
+    pair = {'baseline': 'with stop-gradient', 'no_stop_gradient': 'without'}
+    if set(pair) <= set(results):
+        _figure2(workdir, pair)
+    for name, prefix, what in (
+        ('batch', 'batch_', 'batch size of the row (ImageNet)'),
+        ('width', 'width_', 'output width of the row (ImageNet)'),
+        ('alternation', 'alternate_', 'steps on the same targets'),
+    ):
+        rows = [row for row in results if row.startswith(prefix)]
+        if name == 'alternation' and 'baseline' in results:
+            rows = ['baseline', *rows]
+        if len(rows) > 1:
+            _bars(workdir / f'{name}.png', rows, prefix, what, results)
+
+
+def _figure2(workdir: pathlib.Path, pair: dict[str, str]) -> None:
+    names = {'train/loss': 'loss', 'train/z_std': 'std of z/|z|, x sqrt(d)', 'eval/knn_top1': 'kNN'}
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout='constrained')
+    for row, label in pair.items():
+        runs = [read(folder) for folder in sorted((workdir / row).iterdir())]
+        for axis, (key, title) in zip(axes, names.items(), strict=True):
+            steps = [step for step, _ in runs[0][key]]
+            values = np.array([[value for _, value in run[key]] for run in runs])
+            axis.plot(steps, values.mean(0), label=label)
+            axis.fill_between(steps, values.min(0), values.max(0), alpha=0.25)
+            axis.set(title=title, xlabel='step')
+    axes[0].legend()
+    figure.savefig(workdir / 'figure2.png', dpi=120)
+    plt.close(figure)
+
+
+def _bars(
+    path: pathlib.Path,
+    rows: list[str],
+    prefix: str,
+    what: str,
+    results: dict[str, list[dict[str, float]]],
+) -> None:
+    figure, axis = plt.subplots(figsize=(6, 3.5), layout='constrained')
+    for key, label in (('knn', 'kNN'), ('linear', 'linear')):
+        values = [[result[key] for result in results[row]] for row in rows]
+        error = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in values]
+        axis.errorbar(
+            range(len(rows)), [np.mean(v) for v in values], error, marker='o', label=label
+        )
+    labels = ['1' if row == 'baseline' else row.removeprefix(prefix) for row in rows]
+    axis.set_xticks(range(len(rows)), labels)
+    axis.set(xlabel=what, ylabel='top-1')
+    axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
