@@ -319,6 +319,8 @@ def test_damaged_files_are_refused(ending, data, message, small_file, tmp_path):
         ({}, 3, 'torchvision', 'x.pth', 'torch is not installed.*safetensors'),
         ({}, 3, 'flax', '', 'is there already'),
         ({}, 3, 'flax', 'file/x.msgpack', 'cannot be written'),
+        ({}, 3, 'flax', 'file/x', 'cannot be written'),
+        ({}, 3, 'workdir', 'file/x', 'cannot be written'),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(kwargs, channels, format_, target, message, tmp_path):

@@ -1,9 +1,10 @@
 """Names and layouts of the weights in PyTorch's files: NumPy both ways, no PyTorch.
 
 Arrays are named as torchvision names them. A convolution's kernel [H, W, in, out] is a weight
-[out, in, H, W] there, a fully connected layer's [in, out] one [out, in]. Values are never
-changed: running variances stay what they are, although PyTorch's is n/(n-1) times Flax's over
-the same n values. The counters num_batches_tracked, which nothing reads, are written as 0.
+[out, in, H, W] there, a fully connected layer's [in, out] one [out, in]. A backbone's values
+are never changed: running variances stay what they are, although PyTorch's is n/(n-1) times
+Flax's over the same n values. The counters num_batches_tracked, which nothing reads, are written
+as 0.
 """
 
 import collections

@@ -41,7 +41,7 @@ _STEP: Any = flags.DEFINE_integer('step', None, 'Of the checkpoint; default: the
 
 
 def jax_outputs(weights: Weights, images: np.ndarray) -> dict[str, np.ndarray]:
-    """feature, and where there are heads z and p, in float32 on every device."""
+    """feature, and where there are heads z and p, in float32 whatever the device."""
     modules: list[tuple[str, str, nn.Module]] = [
         ('feature', 'backbone', resnet.make(**{**weights.config['model'], 'dtype': 'float32'}))
     ]

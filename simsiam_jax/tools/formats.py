@@ -128,8 +128,11 @@ def write_flax(weights: Weights, parts: Parts, target: str) -> None:
         weight_files.write(target, variables)
         return
     _check_new(pathlib.Path(target))
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(pathlib.Path(target).absolute(), variables)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(pathlib.Path(target).absolute(), variables)
+    except OSError as error:
+        raise errors.UserError(f'{target} cannot be written: {error.strerror}') from error
 
 
 def write_workdir(weights: Weights, parts: Parts, target: str) -> None:

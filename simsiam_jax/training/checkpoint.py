@@ -43,7 +43,7 @@ def find(
         wanted = 'a checkpoint' if step is None else f'step {step}'
         raise errors.UserError(
             f'{wanted} was expected in {folder}, there is: {found}; give the workdir of a '
-            'pre-training run'
+            'pre-training run or a file of weights'
         )
     item = folder / str(max(steps) if step is None else step)
     return item, json.loads((item / 'meta' / 'metadata').read_text())['config']

@@ -1,4 +1,4 @@
-"""Files of weights: PyTorch's .pth and .safetensors, Flax's msgpack. Opening one never runs code.
+"""Files of weights: PyTorch's, safetensors, Flax's, Orbax's. Opening one never runs code of it.
 
 Only .pth needs PyTorch, to write and to read.
 """
@@ -27,7 +27,7 @@ from simsiam_jax.models import pytorch
 
 TORCH = ('.pth', '.pt', '.pth.tar')
 ENDINGS = (*TORCH, '.safetensors', '.msgpack')
-# What a folder of weights has: timm's, Orbax's of a backbone.
+# A folder of weights has one of these: timm's, Orbax's.
 FOLDERS = ('model.safetensors', '_METADATA')
 
 
