@@ -18,7 +18,7 @@ import runpy
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import app, flags, logging
@@ -82,7 +82,7 @@ def _linear(folder: pathlib.Path) -> float:
 
 
 def run_all(
-    configs: dict[str, Callable[[], ConfigDict]], workdir: pathlib.Path, seeds: int, epochs: int
+    configs: Mapping[str, Callable[[], ConfigDict]], workdir: pathlib.Path, seeds: int, epochs: int
 ) -> dict[str, list[Result]]:
     """Results by row, one a seed; finished runs are read, the others run."""
     first: dict[str, str] = {}  # configuration -> the row that runs it
