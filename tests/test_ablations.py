@@ -1,0 +1,321 @@
+"""The paper's ablations: every row builds, and the two experiments of section 5.2."""
+
+import json
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from simsiam_jax import errors
+from simsiam_jax.data import files, sources
+from simsiam_jax.methods import losses, moving_average, simsiam
+from simsiam_jax.models import resnet
+from simsiam_jax.models.network import Outputs
+from simsiam_jax.tasks import pretrain
+from simsiam_jax.tools import ledger, ledger_page
+from simsiam_jax.training import alternation, optim, step
+from simsiam_jax.training import mesh as mesh_lib
+
+FILE = runpy.run_path(str(pathlib.Path(__file__).parent.parent / 'configs' / 'ablations.py'))
+ROWS, get_config = FILE['ROWS'], FILE['get_config']
+BACKBONE = {'stem': 'cifar', 'width_multiplier': 1 / 16, 'stages': (1, 1)}
+
+
+def views_of(*z: list) -> list[Outputs]:
+    return [Outputs(feature=None, z=jnp.array(x), p=2 * jnp.array(x)) for x in z]
+
+
+def method(axis_name: str | None = mesh_lib.DATA, **arguments):
+    backbone = resnet.make('resnet18', **BACKBONE, axis_name=axis_name)
+    return simsiam.make(backbone, **({'dim': 8, 'predictor_width': 4} | arguments))
+
+
+def batches(count: int, size: int = 8, views: int = 2) -> list[dict]:
+    rng = np.random.default_rng(0)
+    shape = (views, size, 8, 8, 3)
+    return [
+        {'views': list(rng.standard_normal(shape).astype(np.float32)), 'index': np.arange(size)}
+        for _ in range(count)
+    ]
+
+
+def to_views(batch: dict) -> list:
+    return batch['views']
+
+
+@pytest.mark.parametrize('name', ROWS)
+def test_every_row_builds_on_imagenet(name: str, monkeypatch) -> None:
+    # 1,281,167 images that nobody reads.
+    source = files.FileSource(['none.png'] * 1281167, [0] * 1281167, ('a', 'b'))
+    monkeypatch.setattr(sources, 'open_source', lambda spec, data_dir='': source)
+    config = get_config(name)
+    config.data.backend = 'host'
+    config.model.stages = (1, 1, 1, 1)  # as deep as it must be to be built
+    parts = pretrain.build(config)
+    train_step = pretrain.build_step(config, parts)
+    before = jax.eval_shape(parts.init)
+    batch = {
+        'views': [
+            jax.ShapeDtypeStruct((config.batch_size, r.size, r.size, 3), np.float32)
+            for r in parts.recipes
+        ],
+        'index': jax.ShapeDtypeStruct((config.batch_size,), np.int32),
+    }
+    if isinstance(train_step, alternation.Alternating):
+        z = jax.ShapeDtypeStruct((config.batch_size, config.method.dim), np.float32)
+        batch['target'] = [z, z]
+    plain = step.make_train_step(
+        parts.method, parts.tx, parts.mesh, to_views, cached_targets='target' in batch
+    )
+    after, _ = jax.eval_shape(plain, before, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), after
+    )
+
+
+def heads_of(name: str) -> int:
+    config = get_config(name)
+    config.model.stages = (1,)
+    built = pretrain.build_method(config)
+    params = jax.eval_shape(
+        lambda key: built.network.init(key, jnp.zeros((1, 32, 32, 3))), jax.random.key(0)
+    )['params']
+    leaves = jax.tree.leaves({key: params[key] for key in params if key != 'backbone'})
+    return sum(leaf.size for leaf in leaves)
+
+
+def test_rows_have_the_parameters_that_they_should() -> None:
+    # Of one stage the feature is 256 wide. fc1 256 -> 2048, fc2 and fc3 2048 -> 2048, predictor
+    # 2048 -> 512 -> 2048 with the last bias; BN has scale and bias but on the projector's output.
+    fc = 256 * 2048 + 2 * 2048 * 2048 + 2 * 2048 * 512
+    bn, predictor_bn, biases = 2 * 2 * 2048, 2 * 512, 2048
+    default = fc + bn + predictor_bn + biases
+    assert heads_of('baseline') == heads_of('bn_default') == default
+    assert heads_of('bn_hidden') == default + 2048  # a bias where the BN stood
+    assert heads_of('bn_none') == fc + 3 * 2048 + 512 + biases
+    assert heads_of('bn_all') == default + 2 * 2048 - 2048  # scale and bias for the bias
+    assert heads_of('predictor_none') == default - 2 * 2048 * 512 - predictor_bn - biases
+    assert heads_of('predictor_fixed') == heads_of('predictor_decayed') == default
+    assert heads_of('width_256') == 3 * 256 * 256 + 4 * 256 + 2 * 256 * 64 + 2 * 64 + 256
+
+
+def test_rows_name_what_the_paper_has() -> None:
+    assert {row.where for row in ROWS.values()} >= {'Fig. 2', 'Table 1', 'Table 2', 'Table 3'}
+    assert get_config('batch_4096').optim.warmup_epochs == 10
+    assert get_config('batch_512').optim.warmup_epochs == 0
+    assert get_config('bn_none').optim.warmup_epochs == 10
+    digits = get_config('width_512,digits')
+    assert (digits.method.dim, digits.method.predictor_width) == (32, 8)
+    with pytest.raises(errors.UserError, match=r"'no_stop_gradent'.*no_stop_gradient"):
+        get_config('no_stop_gradent')
+
+
+def test_cross_entropy_similarity_by_hand() -> None:
+    p, z = jnp.array([[0.0, 0.0], [1.0, 3.0]]), jnp.array([[0.0, np.log(3.0)], [5.0, 5.0]])
+    # softmax z = (1/4, 3/4) and (1/2, 1/2); log softmax p = -log 2 and (-2, 0) - log(1 + e^-2).
+    expected = (np.log(2) + 1 + np.log1p(np.exp(-2))) / 2
+    np.testing.assert_allclose(losses.softmax_cross_entropy(p, z), expected, rtol=1e-6)
+
+
+def test_asymmetric_losses_by_hand() -> None:
+    e1, e2, both = [[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 1.0]]
+
+    def loss(pairs: str, online: list[Outputs]) -> float:
+        return float(method(None, pairs=pairs).loss(online, online[:2], None)[0])
+
+    half = -np.sqrt(0.5)
+    online = views_of(e1, both)
+    online[1] = Outputs(feature=None, z=jnp.array(both), p=jnp.array(e2))
+    assert loss('asymmetric', online) == pytest.approx(half)  # p1 = e1 with z2
+    assert loss('symmetric', online) == pytest.approx(half / 2)  # p2 = e2 with z1 = e1 gives 0
+    four = views_of(e1, e2, both, e2)
+    assert loss('two_asymmetric', four) == pytest.approx((half - 1) / 2)
+    with pytest.raises(errors.UserError, match='takes four views, not 2'):
+        loss('two_asymmetric', online)
+
+
+def test_a_fixed_predictor_stays_to_the_bit() -> None:
+    tx, rates = optim.make(batch_size=256, epochs=1, steps_per_epoch=4, predictor='fixed')
+    mesh = mesh_lib.make_mesh()
+    start = jax.device_get(step.init_state(method(), tx, 0, (8, 8, 3)))
+    train_step = step.make_train_step(method(), tx, mesh, to_views)
+    state = mesh_lib.replicate(start, mesh)
+    for batch in batches(2):
+        state, _ = train_step(state, mesh_lib.shard(batch, mesh))
+    for a, b in zip(
+        jax.tree.leaves(start.params['predictor']),
+        jax.tree.leaves(state.params['predictor']),
+        strict=True,
+    ):
+        assert a.tobytes() == np.asarray(b).tobytes()
+    assert (
+        start.params['projector']['fc1']['kernel'] != state.params['projector']['fc1']['kernel']
+    ).any()
+    assert rates['lr_predictor'](3) == 0
+
+
+def alternating(k: int, last: int, all_batches: list[dict], dtype=np.float32):
+    tx, mesh = optax.sgd(0.5, momentum=0.9), mesh_lib.make_mesh()
+    train_step = step.make_train_step(method(), tx, mesh, to_views, cached_targets=True)
+
+    def made(start: int, stop: int):
+        return (mesh_lib.shard(batch, mesh) for batch in all_batches[start:stop])
+
+    wrapped = alternation.Alternating(
+        method(), train_step, mesh, to_views, made, k=k, last=last, dtype=dtype
+    )
+    state = mesh_lib.replicate(step.init_state(method(), tx, 0, (8, 8, 3)), mesh)
+    return wrapped, state, made
+
+
+def test_alternating_every_step_is_simsiam_bit_for_bit() -> None:
+    four = batches(4)
+    wrapped, state, made = alternating(1, 4, four)
+    mesh, tx = mesh_lib.make_mesh(), optax.sgd(0.5, momentum=0.9)
+    plain = step.make_train_step(method(), tx, mesh, to_views)
+    same = mesh_lib.replicate(step.init_state(method(), tx, 0, (8, 8, 3)), mesh)
+    for batch in made(0, 4):
+        state, _ = wrapped(state, batch)
+        same, _ = plain(same, batch)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(same), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_alternating_blocks_equal_a_plain_reference() -> None:
+    seven = batches(7)
+    wrapped, state, made = alternating(3, 7, seven)
+    alone = method(None)
+    start = step.init_state(alone, optax.sgd(0.5, momentum=0.9), 0, (8, 8, 3))
+    params, stats = start.params, start.batch_stats
+    tx = optax.sgd(0.5, momentum=0.9)
+    opt_state = tx.init(params)
+
+    def z_of(params, stats, batch) -> list:
+        return [o.z for o in step.forward(alone.network, params, stats, batch['views'])[0]]
+
+    @jax.jit
+    def gradient(params, stats, batch, z):
+        def loss(params):
+            online, after = step.forward(alone.network, params, stats, batch['views'])
+            value = losses.negative_cosine(online[0].p, z[1]) / 2
+            return value + losses.negative_cosine(online[1].p, z[0]) / 2, after
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    for block in ((0, 1, 2), (3, 4, 5), (6,)):
+        targets = [z_of(params, stats, seven[i]) for i in block]
+        for i, z in zip(block, targets, strict=True):
+            grads, stats = gradient(params, stats, seven[i], z)
+            updates, opt_state = tx.update(grads, opt_state)
+            params = optax.apply_updates(params, updates)
+    for batch in made(0, 7):
+        state, _ = wrapped(state, batch)
+    for a, b in zip(
+        jax.tree.leaves((state.params, state.batch_stats)),
+        jax.tree.leaves((params, stats)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+def test_the_cache_of_targets_has_the_size_that_is_announced() -> None:
+    wrapped, state, made = alternating(3, 3, batches(3), dtype=jnp.bfloat16)
+    wrapped(state, next(made(0, 1)))
+    held = sum(z.nbytes for batch in wrapped._cache for z in batch)
+    assert held == alternation.cache_bytes(3, 8, 8, jnp.bfloat16) * 2 / 3  # one is used up
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_the_moving_average_equals_its_closed_form(devices: int) -> None:
+    backbone = resnet.make('resnet18', **BACKBONE, axis_name=mesh_lib.DATA)
+    built = moving_average.make(backbone, images=20, average=0.8, dim=8)
+    rng = np.random.default_rng(0)
+    visits = [(rng.permutation(20)[:8], *rng.standard_normal((2, 8, 8))) for _ in range(4)]
+    mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+    spec = jax.sharding.PartitionSpec
+
+    @jax.jit
+    @lambda f: jax.shard_map(
+        f, mesh=mesh, in_specs=(spec(), *[spec('data')] * 3), out_specs=(spec(), spec())
+    )
+    def visit(memory, index, z1, z2):
+        online = [Outputs(feature=None, z=z, p=z) for z in (z1, z2)]
+        loss, memory, _ = built.loss(online, online, memory, index)
+        return jax.lax.pmean(loss, 'data'), memory
+
+    memory = built.init_memory(jax.random.key(0))
+    seen: dict[int, np.ndarray] = {}
+
+    def cosine(a, b) -> float:
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    for index, z1, z2 in visits:
+        loss, memory = visit(memory, index, z1.astype(np.float32), z2.astype(np.float32))
+        expected = 0.0
+        for i, a, b in zip(index, z1, z2, strict=True):
+            before = seen.get(i)
+            towards = (b, a) if before is None else [0.8 * before + 0.2 * z for z in (b, a)]
+            expected -= (cosine(a, towards[0]) + cosine(b, towards[1])) / 2 / 8
+            mean = (a + b) / 2
+            seen[i] = mean if before is None else 0.8 * before + 0.2 * mean
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for i in range(20):
+        np.testing.assert_allclose(memory[i], seen.get(i, np.zeros(8)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'alternate.steps': -1}, r'alternate\.steps is -1; expected 1 or more'),
+        ({'alternate.steps': 3, 'method.momentum': 0.9}, r'only method simsiam without momentum'),
+        ({'alternate.steps': 3, 'alternate.dtype': 'int8'}, r"alternate\.dtype is 'int8'"),
+        ({'method.similarity': 'dot'}, r"method\.similarity is 'dot'"),
+        ({'optim.predictor': 'none'}, r"optim\.predictor is 'none'"),
+    ],
+)
+def test_wrong_values_say_what_to_do(change: dict, message: str) -> None:
+    config = get_config('baseline,digits')
+    config.update_from_flattened_dict(change)
+    with pytest.raises(errors.UserError, match=message):
+        pretrain.build_step(config, pretrain.build(config))
+
+
+def test_the_averages_must_be_as_many_as_the_images() -> None:
+    config = get_config('moving_average,digits')
+    config.method.images = 1000
+    with pytest.raises(errors.UserError, match=r'images is 1000, but digits/train has 1437'):
+        pretrain.build(config)
+
+
+def test_the_ledger_runs_rows_once_and_goes_on(tmp_path, capsys) -> None:
+    def tiny(name: str):
+        config = get_config(f'{name},digits')
+        config.model.width_multiplier = 0.125
+        config.method.dim, config.method.predictor_width = 16, 8
+        config.eval.k = 5
+        return config
+
+    names = ('baseline', 'bn_default', 'no_stop_gradient')
+    configs = {name: (lambda name=name: tiny(name)) for name in names}
+    results = ledger.run_all(configs, tmp_path, 1, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['baseline', 'no_stop_gradient']
+    assert results['bn_default'] == results['baseline']
+    assert capsys.readouterr().out.count('left') == 2
+    found = json.loads((tmp_path / 'baseline' / '0' / 'result.json').read_text())
+    assert found == results['baseline'][0]
+    assert 0 < found['linear'] <= 1
+    (tmp_path / 'no_stop_gradient' / '0' / 'result.json').unlink()  # as if it was cut off
+    again = ledger.run_all(configs, tmp_path, 1, 1)
+    assert capsys.readouterr().out.count('left') == 1
+    assert again['no_stop_gradient'][0]['loss'] == results['no_stop_gradient'][0]['loss']
+    text = ledger_page.table({name: ROWS[name] for name in names}, again, 'digits')
+    assert text.count('\n| ') == 3
+    assert f'| 0.1 | {found["knn"]:.3f}' not in text.split('baseline')[0]
+    ledger_page.plots(tmp_path, again)
+    assert (tmp_path / 'figure2.png').stat().st_size > 10_000
+    with pytest.raises(errors.UserError, match=r"'baselin'.*baseline"):
+        ledger.chosen(ROWS, 'baselin')
