@@ -4,7 +4,7 @@
 
 Each run is `python -m simsiam_jax.main --config=configs/quickstart.py:METHOD` with that seed and
 number of epochs, from start to end, evaluations included, one after the other. Two CPU cores
-take about half a minute a run.
+take about a minute a run.
 """
 
 import argparse

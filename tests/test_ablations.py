@@ -47,16 +47,36 @@ def to_views(batch: dict) -> list:
     return batch['views']
 
 
-@pytest.mark.parametrize('name', ROWS)
-def test_every_row_builds_on_imagenet(name: str, monkeypatch) -> None:
-    # 1,281,167 images that nobody reads.
+@pytest.fixture
+def _imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,281,167 images that nobody reads."""
     source = files.FileSource(['none.png'] * 1281167, [0] * 1281167, ('a', 'b'))
     monkeypatch.setattr(sources, 'open_source', lambda spec, data_dir='': source)
+
+
+def imagenet(name: str):
     config = get_config(name)
     config.data.backend = 'host'
     config.model.stages = (1, 1, 1, 1)  # as deep as it must be to be built
+    return config
+
+
+@pytest.mark.usefixtures('_imagenet')
+def test_every_row_builds_on_imagenet() -> None:
+    for name in ROWS:
+        config = imagenet(name)
+        parts = pretrain.build(config)
+        alternating = isinstance(pretrain.build_step(config, parts), alternation.Alternating)
+        assert alternating == name.startswith('alternate')
+
+
+@pytest.mark.usefixtures('_imagenet')
+@pytest.mark.parametrize(
+    'name', [name for name in ROWS if not name.startswith(('batch', 'width', 'alternate_1'))]
+)
+def test_every_kind_of_row_steps_on_imagenet(name: str) -> None:
+    config = imagenet(name)
     parts = pretrain.build(config)
-    train_step = pretrain.build_step(config, parts)
     before = jax.eval_shape(parts.init)
     batch = {
         'views': [
@@ -65,13 +85,15 @@ def test_every_row_builds_on_imagenet(name: str, monkeypatch) -> None:
         ],
         'index': jax.ShapeDtypeStruct((config.batch_size,), np.int32),
     }
-    if isinstance(train_step, alternation.Alternating):
-        z = jax.ShapeDtypeStruct((config.batch_size, config.method.dim), np.float32)
-        batch['target'] = [z, z]
-    plain = step.make_train_step(
-        parts.method, parts.tx, parts.mesh, to_views, cached_targets='target' in batch
+    cached = pretrain.block_of(config, parts) > 1
+    if cached:
+        batch['target'] = [
+            jax.ShapeDtypeStruct((config.batch_size, config.method.dim), np.float32)
+        ] * 2
+    train_step = step.make_train_step(
+        parts.method, parts.tx, parts.mesh, to_views, cached_targets=cached
     )
-    after, _ = jax.eval_shape(plain, before, batch)
+    after, _ = jax.eval_shape(train_step, before, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
         lambda x: (x.shape, x.dtype), after
     )
@@ -159,7 +181,7 @@ def test_a_fixed_predictor_stays_to_the_bit() -> None:
 
 
 def alternating(k: int, last: int, all_batches: list[dict], dtype=np.float32):
-    tx, mesh = optax.sgd(0.5, momentum=0.9), mesh_lib.make_mesh()
+    tx, mesh = optax.sgd(0.1, momentum=0.9), mesh_lib.make_mesh()
     train_step = step.make_train_step(method(), tx, mesh, to_views, cached_targets=True)
 
     def made(start: int, stop: int):
@@ -175,7 +197,7 @@ def alternating(k: int, last: int, all_batches: list[dict], dtype=np.float32):
 def test_alternating_every_step_is_simsiam_bit_for_bit() -> None:
     four = batches(4)
     wrapped, state, made = alternating(1, 4, four)
-    mesh, tx = mesh_lib.make_mesh(), optax.sgd(0.5, momentum=0.9)
+    mesh, tx = mesh_lib.make_mesh(), optax.sgd(0.1, momentum=0.9)
     plain = step.make_train_step(method(), tx, mesh, to_views)
     same = mesh_lib.replicate(step.init_state(method(), tx, 0, (8, 8, 3)), mesh)
     for batch in made(0, 4):
@@ -189,18 +211,21 @@ def test_alternating_blocks_equal_a_plain_reference() -> None:
     seven = batches(7)
     wrapped, state, made = alternating(3, 7, seven)
     alone = method(None)
-    start = step.init_state(alone, optax.sgd(0.5, momentum=0.9), 0, (8, 8, 3))
+    start = step.init_state(alone, optax.sgd(0.1, momentum=0.9), 0, (8, 8, 3))
     params, stats = start.params, start.batch_stats
-    tx = optax.sgd(0.5, momentum=0.9)
+    tx = optax.sgd(0.1, momentum=0.9)
     opt_state = tx.init(params)
 
+    def views_in(batch) -> list:
+        return [jnp.asarray(view) for view in batch['views']]
+
     def z_of(params, stats, batch) -> list:
-        return [o.z for o in step.forward(alone.network, params, stats, batch['views'])[0]]
+        return [o.z for o in step.forward(alone.network, params, stats, views_in(batch))[0]]
 
     @jax.jit
     def gradient(params, stats, batch, z):
         def loss(params):
-            online, after = step.forward(alone.network, params, stats, batch['views'])
+            online, after = step.forward(alone.network, params, stats, views_in(batch))
             value = losses.negative_cosine(online[0].p, z[1]) / 2
             return value + losses.negative_cosine(online[1].p, z[0]) / 2, after
 
@@ -219,7 +244,12 @@ def test_alternating_blocks_equal_a_plain_reference() -> None:
         jax.tree.leaves((params, stats)),
         strict=True,
     ):
-        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=5e-5)
+    plain, same, made = alternating(1, 7, seven)
+    for batch in made(0, 7):
+        same, _ = plain(same, batch)
+    largest = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, same.params)
+    assert max(jax.tree.leaves(largest)) > 2e-3  # else the comparison would tell nothing
 
 
 def test_the_cache_of_targets_has_the_size_that_is_announced() -> None:

@@ -146,8 +146,9 @@ def test_views_of_other_sizes_are_shown_beside_the_large_ones() -> None:
     config.small_views.update(number=3, size=5, crop_scale=(0.2, 0.5))
     parts = pretrain.build(config)
     picture = summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipes)
-    # 16 images in rows of two; views of 8 and 5 pixels 8-fold, borders of 2 at every side.
-    assert picture.shape == (8 * (64 + 4), 2 * (2 * (64 + 4) + 3 * (40 + 4) + 2 * 4), 3)
+    # 16 images in rows of two; views of 8 and 5 pixels 8-fold, in borders of 2; images in such
+    # of 2 above and below and 4 at the sides.
+    assert picture.shape == (8 * (64 + 4 + 4), 2 * (2 * (64 + 4) + 3 * (40 + 4) + 8), 3)
 
 
 @pytest.mark.usefixtures('_no_files')

@@ -43,7 +43,8 @@ class Method:
       pass_online, pass_target: (network, variables, view, key) -> (Outputs, BN statistics), a
         view's way through the network in training; the key is another for each step and view and
         the same on every device.
-      constrain: weights -> those allowed that they stand for, at the start and after every update.
+      constrain: weights -> the nearest that are allowed (prototypes of length 1, say), at the
+        start and after every update.
       by_image: `loss` is also given the indices of the images, as its fourth argument.
     """
 

@@ -87,7 +87,8 @@ def run_all(
     """Results by row, one a seed; finished runs are read, the others run."""
     first: dict[str, str] = {}  # configuration -> the row that runs it
     own = {name: first.setdefault(make().to_json(), name) for name, make in configs.items()}
-    jobs = [(name, seed) for name in dict.fromkeys(own.values()) for seed in range(seeds)]
+    # Every row once before any twice: a table that is stopped early is a whole one.
+    jobs = [(name, seed) for seed in range(seeds) for name in dict.fromkeys(own.values())]
     done: dict[str, list[Result]] = {name: [] for name in own.values()}
     begin, ran = time.perf_counter(), 0
     for number, (name, seed) in enumerate(jobs, 1):
