@@ -195,7 +195,7 @@ def test_centre_crop_is_torchvisions(figures) -> None:
             resize=resize,
             local=slice(0, 1),
         )
-        ((images, _),) = batches
+        ((images, _, _),) = batches
         close(images[0] / 255, expected, 0.51)  # half a step is the rounding to uint8
 
 

@@ -19,6 +19,7 @@ from simsiam_jax.training import step
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 EVALUATIONS = ['linear', 'linear:sgd', 'linear:sweep', 'linear:cached', 'finetune']
 EVALUATIONS += ['finetune:10pct', 'finetune:1pct', 'knn']
+ABLATIONS = ['ablations']  # tests/test_ablations.py
 COMPARED = ['simclr', 'moco_v2', 'byol', 'swav']
 VARIANTS = [
     *['imagenet', 'imagenet:200ep', 'cifar10', 'folder', 'quickstart'],
@@ -35,7 +36,7 @@ def load(name: str):
 
 
 def test_every_config_is_listed_here() -> None:
-    names = {name.split(':')[0] for name in VARIANTS + EVALUATIONS}
+    names = {name.split(':')[0] for name in VARIANTS + EVALUATIONS + ABLATIONS}
     assert {path.stem for path in CONFIGS.glob('*.py')} == names
 
 

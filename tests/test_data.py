@@ -381,7 +381,10 @@ def test_tfds_is_read_by_index(tfds_dir, photographs, source) -> None:
     assert whole.name(3) == 'tfds:tiny/train[3]'
     encoded, _ = whole.read(5)
     np.testing.assert_array_equal(PIL.Image.open(io.BytesIO(encoded)), photographs[5])
-    assert_equal(train(whole, 'all', 0, 2), train(source, 'all', 0, 2))
+    for ours, files_ in zip(train(whole, 'all', 0, 2), train(source, 'all', 0, 2), strict=True):
+        np.testing.assert_array_equal(ours.pop('label'), ours['index'] % 3)
+        assert files_.pop('label').tolist() == [-1] * BATCH
+        assert_equal(ours, files_)
 
     half, rest = (
         sources.open_source(f'tfds:tiny/{split}', tfds_dir)

@@ -164,6 +164,7 @@ def test_checkpoint_restores_on_other_numbers_of_devices(
     config = json.loads((copy / 'config.json').read_text())
     for key in ('crop_scale', 'crop_ratio', 'blur_sigma', 'mean', 'std'):
         config['augment'][key] = tuple(config['augment'][key])
+    config['small_views']['crop_scale'] = tuple(config['small_views']['crop_scale'])
     parts = pretrain.build(ConfigDict(config))
     assert parts.mesh.size == 8  # one device saved it
     checkpoints = checkpoint.Checkpoints(str(copy), config, keep=2)
@@ -236,7 +237,7 @@ def test_the_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
     )
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines()}
     assert {'decode', 'none', 'colour', 'all'} <= set(rows)
-    assert rows['none'][-1] == f'{2 * 16 * 16 * 3:,}'  # bytes of two uint8 views
+    assert rows['none'][-1] == f'{2 * 16 * 16 * 3 + 8:,}'  # two uint8 views, index and label
 
 
 @pytest.mark.parametrize(
