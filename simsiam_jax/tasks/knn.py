@@ -6,7 +6,7 @@ weights exp(similarity / T); every image counts once, the last batch included.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -150,13 +150,26 @@ def nearest(
     n, k = len(bank), min(k, len(bank))
     share = -(-n // mesh.size)  # of a device
     block = min(block, share)
-    share = -(-share // block) * block
-    rows = np.arange(share * mesh.size)
+    rows = np.arange(-(-share // block) * block * mesh.size)
     shards = mesh_lib.shard_global(
         (np.pad(bank, ((0, len(rows) - n), (0, 0))), np.where(rows < n, rows, -1)), mesh
     )
+    search = _search(mesh, k, block)
+    found = []
+    chunk = min(chunk, len(queries))
+    for start in range(0, len(queries), chunk):
+        part = queries[start : start + chunk]
+        padded = np.pad(part, ((0, chunk - len(part)), (0, 0)))
+        found.append([np.asarray(x)[: len(part)] for x in search(padded, *shards)])
+    similarity, places = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return similarity, places
 
-    def search(queries: Array, bank: Array, rows: Array) -> tuple[Array, Array]:
+
+@functools.lru_cache(maxsize=8)  # compiled once, not once an evaluation
+def _search(mesh: Mesh, k: int, block: int) -> Callable[[Array, Array, Array], tuple[Array, Array]]:
+    """(queries, bank, its places, -1 for fillers) -> the k nearest, as `nearest` gives them."""
+
+    def on_device(queries: Array, bank: Array, rows: Array) -> tuple[Array, Array]:
         def look(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
             part = jax.lax.dynamic_slice_in_dim(bank, start, block).astype(jnp.float32)
             places = jax.lax.dynamic_slice_in_dim(rows, start, block)
@@ -170,29 +183,22 @@ def nearest(
 
         none = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1)
         none = jax.lax.pcast(none, (DATA,), to='varying')
-        return jax.lax.scan(look, none, jnp.arange(0, share, block))[0]
+        return jax.lax.scan(look, none, jnp.arange(0, len(bank), block))[0]
 
-    search = jax.shard_map(
-        search,
+    on_devices = jax.shard_map(
+        on_device,
         mesh=mesh,
         in_specs=(P(), P(DATA), P(DATA)),
         out_specs=(P(None, DATA), P(None, DATA)),
     )
 
     @jax.jit
-    def merge(queries: Array, bank: Array, rows: Array) -> tuple[Array, Array]:
-        similarity, places = search(queries, bank, rows)
+    def search(queries: Array, bank: Array, rows: Array) -> tuple[Array, Array]:
+        similarity, places = on_devices(queries, bank, rows)
         similarity, where = jax.lax.top_k(similarity, k)
         return similarity, jnp.take_along_axis(places, where, 1)
 
-    found = []
-    chunk = min(chunk, len(queries))
-    for start in range(0, len(queries), chunk):
-        part = queries[start : start + chunk]
-        padded = np.pad(part, ((0, chunk - len(part)), (0, 0)))
-        found.append([np.asarray(x)[: len(part)] for x in merge(padded, *shards)])
-    similarity, places = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return similarity, places
+    return search
 
 
 def run(config: ConfigDict, workdir: str) -> None:
