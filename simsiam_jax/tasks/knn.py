@@ -166,7 +166,7 @@ def nearest(
 
 
 @functools.lru_cache(maxsize=8)  # compiled once, not once an evaluation
-def _search(mesh: Mesh, k: int, block: int) -> Callable[[Array, Array, Array], tuple[Array, Array]]:
+def _search(mesh: Mesh, k: int, block: int) -> Callable[..., tuple[Array, Array]]:
     """(queries, bank, its places, -1 for fillers) -> the k nearest, as `nearest` gives them."""
 
     def on_device(queries: Array, bank: Array, rows: Array) -> tuple[Array, Array]:
