@@ -15,6 +15,8 @@ def default() -> ConfigDict:
     config.epochs = 100
     config.init_from = ''  # weights to start from: a run's workdir, .pth, .safetensors, .msgpack
     config.dry_run = False  # build, print shapes, parameters and memory, stop
+    config.profile = ''  # START:STOP, steps to trace into WORKDIR/profile
+    config.debug_nans = False  # stop with a traceback at the operation that gives the first NaN
 
     config.data = ConfigDict()
     config.data.source = 'tfds:imagenet2012/train'
@@ -51,6 +53,7 @@ def default() -> ConfigDict:
     config.model.stages = ()  # (): the name's own
     config.model.zero_init_residual = True
     config.model.dtype = 'bfloat16'
+    config.model.remat = False  # compute residual blocks again in the backward pass: less memory
 
     config.method = ConfigDict()  # methods/NAME.py
     config.method.name = 'simsiam'
@@ -74,6 +77,7 @@ def default() -> ConfigDict:
     config.optim.warmup_epochs = 0  # 10 for batch 1024 and above
     config.optim.by_epoch = True
     config.optim.constant_predictor = True
+    config.optim.accumulate = 1  # the batch in so many parts, one after the other: less memory
 
     config.eval = ConfigDict()  # the kNN monitor
     config.eval.train = 'tfds:imagenet2012/train'  # '': no monitor
@@ -88,6 +92,7 @@ def default() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_epochs = 1
     config.checkpoint.keep = 2
+    config.checkpoint.keep_every = 0  # also those of every so many epochs for good; 0: none
 
     config.log = ConfigDict()
     config.log.every_steps = 50
@@ -178,6 +183,7 @@ def supervised() -> ConfigDict:
     config.optim.warmup_epochs = 0
     config.optim.by_epoch = True
 
+    config.profile, config.debug_nans = ours.profile, ours.debug_nans
     config.checkpoint = ours.checkpoint
     config.log = ours.log
     return config

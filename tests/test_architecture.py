@@ -12,7 +12,7 @@ MAY_IMPORT = {
     'methods': {'models'},
     'training': {'methods', 'models', 'data', 'config'},
     'tasks': {'training', 'methods', 'models', 'data', 'config'},
-    'main': {'tasks'},
+    'main': {'tasks', 'training'},
     'tools': {'main', 'tasks', 'training', 'methods', 'models', 'data', 'config'},
     'config': set(),
     'errors': set(),

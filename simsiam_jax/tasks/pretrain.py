@@ -62,7 +62,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
     """
     config_lib.check(config)
     mesh = mesh or mesh_lib.make_mesh()
-    mesh_lib.check_batch_size('batch_size', config.batch_size, mesh)
+    mesh_lib.check_batch_size('batch_size', config.batch_size, mesh, config.optim.accumulate)
     method = build_method(config)
     errors.check_choice('data.normalize', config.data.normalize, ('given', 'auto'))
     source = inputs.open_source(config.data.source, config.data)
@@ -72,10 +72,12 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
         config.data.channels
     )
     order = Order(config.seed, len(source), config.batch_size)
+    arguments = config.optim.to_dict()
+    del arguments['accumulate']  # the step's
     tx, rates = errors.build(
         'optim',
         optim.make,
-        config.optim.to_dict(),
+        arguments,
         batch_size=config.batch_size,
         epochs=config.epochs,
         steps_per_epoch=order.steps_per_epoch,
@@ -141,7 +143,9 @@ def run(config: ConfigDict, workdir: str) -> None:
       SystemExit: with 143 after SIGTERM, when all is saved.
     """
     parts = build(config)
-    train_step = step.make_train_step(parts.method, parts.tx, parts.mesh, parts.to_views)
+    train_step = step.make_train_step(
+        parts.method, parts.tx, parts.mesh, parts.to_views, config.optim.accumulate
+    )
     say(
         f'{config.method.name} on {config.model.name}: {parts.order.size} images of '
         f'{config.data.source}, {config.epochs} epochs of {parts.order.steps_per_epoch} steps, '
@@ -151,7 +155,12 @@ def run(config: ConfigDict, workdir: str) -> None:
         say(summary.dry_run(train_step, parts.init, next(parts.batches(0, 1)), parts.mesh))
         return
     with contextlib.ExitStack() as stack:
-        checkpoints = checkpoint.Checkpoints(workdir, config.to_dict(), keep=config.checkpoint.keep)
+        checkpoints = checkpoint.Checkpoints(
+            workdir,
+            config.to_dict(),
+            keep=config.checkpoint.keep,
+            keep_every=parts.order.steps(config.checkpoint.keep_every),
+        )
         stack.callback(checkpoints.close)
         log = writers.Writers(
             workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step or 0

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.models.network import Outputs
 from simsiam_jax.training import monitor
+from simsiam_jax.training.accumulate import in_parts
 from simsiam_jax.training.mesh import DATA
 
 Views = list[Array]
@@ -81,43 +82,47 @@ def make_train_step(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     to_views: Callable[[Any], Views] = list,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """(state, batch) -> (state, metrics), compiled over the mesh; the state is donated.
 
     Args:
       method: what is learnt; its BN must be synchronised over DATA.
       to_views: a device's share of the batch -> its views, float [B, H, W, C] each.
+      accumulate: so many parts of the batch are computed one after the other; see in_parts.
     """
 
-    def loss_fn(params: Any, state: TrainState, views: Views) -> tuple[Array, Any]:
+    def loss_fn(params: Any, state: TrainState, batch: Any) -> tuple[Array, Any]:
+        views = to_views(batch)
         online, batch_stats = forward(method.network, params, state.batch_stats, views)
-        target, target_stats = online, None
+        target, kept = online, state.target
         if method.momentum is not None:
-            target, target_stats = forward(
-                method.network, state.target['params'], state.target['batch_stats'], views
-            )
+            target, stats = forward(method.network, kept['params'], kept['batch_stats'], views)
+            kept = kept | {'batch_stats': stats}
         loss, memory, metrics = method.loss(online, target, state.memory)
         z_std = sum(monitor.z_std(view.z, DATA) for view in online) / len(online)
-        return loss, (batch_stats, target_stats, memory, metrics, z_std)
+        changes = {'batch_stats': batch_stats, 'target': kept, 'memory': memory}
+        return loss, (changes, metrics | {'z_std': z_std})
+
+    compute = in_parts(jax.value_and_grad(loss_fn, has_aux=True), accumulate)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         # Each device differentiates its own loss in its own copy of the parameters; the mean
         # over devices is then taken once, by us and not by the transpose of a broadcast.
         params = jax.lax.pcast(state.params, (DATA,), to='varying')
-        (loss, (batch_stats, target_stats, memory, metrics, z_std)), grads = jax.value_and_grad(
-            loss_fn, has_aux=True
-        )(params, state, to_views(batch))
+        (loss, (changes, metrics)), grads = compute(params, state, batch)
         loss, metrics, grads = jax.lax.pmean((loss, metrics, grads), DATA)
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        target = None
+        params, target = optax.apply_updates(state.params, updates), changes['target']
         if method.momentum is not None:
             m = method.momentum(state.step)
-            average = optax.incremental_update(params, state.target['params'], 1 - m)
-            target = {'params': average, 'batch_stats': target_stats}
-        state = TrainState(state.step + 1, params, batch_stats, opt_state, target, memory)
-        return state, metrics | {'loss': loss, 'z_std': z_std}
+            average = optax.incremental_update(params, target['params'], 1 - m)
+            target = target | {'params': average}
+        state = TrainState(
+            state.step + 1, params, changes['batch_stats'], opt_state, target, changes['memory']
+        )
+        return state, metrics | {'loss': loss}
 
     sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(DATA)), out_specs=(P(), P()))
     return jax.jit(sharded, donate_argnums=0)

@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import flax.serialization
-import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
@@ -24,6 +23,7 @@ from etils import epath
 
 from simsiam_jax import errors
 from simsiam_jax.models import pytorch
+from simsiam_jax.training import saved
 
 TORCH = ('.pth', '.pt', '.pth.tar')
 ENDINGS = (*TORCH, '.safetensors', '.msgpack')
@@ -67,7 +67,9 @@ def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
     """
     file = epath.Path(path).absolute()
     if (file / '_METADATA').exists():
-        return pytorch.backbone_to_torch(read_orbax(file)), ''
+        described = ocp.PyTreeCheckpointHandler().metadata(file).tree
+        parts = {key: described[key] for key in ('params', 'batch_stats')}
+        return pytorch.backbone_to_torch(saved.read_arrays(file, parts)), ''
     if file.is_dir():
         file = file / 'model.safetensors'
     name, kind = str(file), ending(file)
@@ -96,18 +98,6 @@ def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
         if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
             tree = tree[key]
     return _named(name, tree), arch if isinstance(arch, str) else ''
-
-
-def read_orbax(item: epath.Path) -> dict[str, Any]:
-    """params and batch_stats of an item as NumPy arrays; momenta, as large, stay where they are."""
-    saved = ocp.PyTreeCheckpointHandler().metadata(item).tree
-    wanted = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-        {key: saved[key] for key in ('params', 'batch_stats')},
-    )
-    numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    args = ocp.args.PyTreeRestore(item=wanted, restore_args=numpy, partial_restore=True)
-    return ocp.PyTreeCheckpointer().restore(item, args=args)
 
 
 _WRITERS = {
