@@ -82,9 +82,7 @@ def _kind(mesh: jax.sharding.Mesh) -> str:
 
 
 def _step_rate(parts: pretrain.Run, batch: Any, batch_size: int, steps: int = 3) -> float:
-    train_step = step.make_train_step(
-        parts.method, parts.tx, parts.mesh, parts.to_views, config.optim.accumulate
-    )
+    train_step = step.make_train_step(parts.method, parts.tx, parts.mesh, parts.to_views)
     state, _ = train_step(mesh_lib.replicate(parts.init(), parts.mesh), batch)
     jax.block_until_ready(state)
     begin = time.perf_counter()

@@ -5,9 +5,11 @@ and the checksums of the items and of itself.
 """
 
 import dataclasses
+import gc
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,11 +68,14 @@ def load(
         problem = ''
         config: dict[str, Any] = {}
         tree: dict[str, Any] = {}
-        try:
-            config, tree = _read(folder / str(tried), item, keys)
-        # Damaged files raise nearly anything: Exception, ValueError, OSError, KeyError, ...
-        except Exception as error:
-            problem = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        with errors.quiet():  # of many damaged arrays one raises, the others print
+            try:
+                config, tree = _read(folder / str(tried), item, keys)
+            # Damaged files raise nearly anything: Exception, ValueError, OSError, KeyError, ...
+            except Exception as error:
+                problem = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                time.sleep(0.5)
+                gc.collect()
         if distributed.all_agree(not problem):
             return Saved(tried, config, tree, tuple(damaged))
         damaged.append(tried)
