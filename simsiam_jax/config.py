@@ -90,9 +90,9 @@ def default() -> ConfigDict:
     config.eval.baselines = False  # also raw pixels and the network at initialisation
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every_epochs = 1
+    config.checkpoint.every_epochs = 1.0  # may be a part of one
     config.checkpoint.keep = 2
-    config.checkpoint.keep_every = 0  # also those of every so many epochs for good; 0: none
+    config.checkpoint.keep_every = 0.0  # also those of every so many epochs for good; 0: none
 
     config.log = ConfigDict()
     config.log.every_steps = 50

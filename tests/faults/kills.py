@@ -35,9 +35,12 @@ FLAGS = [
 LIMIT = 240  # seconds for a run to end
 
 
-def start(workdir: pathlib.Path, processes: int, *flags: str) -> list[subprocess.Popen]:
+def start(
+    workdir: pathlib.Path, processes: int, *flags: str, logs: pathlib.Path | None = None
+) -> list[subprocess.Popen]:
     """The processes of a run, two forced devices in all; what they print goes to rank*.log."""
-    workdir.mkdir(exist_ok=True)
+    logs = logs or workdir
+    logs.mkdir(exist_ok=True)
     with socket.create_server(('', 0)) as server:
         port = server.getsockname()[1]
     devices = f'--xla_force_host_platform_device_count={2 // processes}'
@@ -48,7 +51,7 @@ def start(workdir: pathlib.Path, processes: int, *flags: str) -> list[subprocess
     started = []
     for rank in range(processes):
         own = [f'--process_id={rank}'] if processes > 1 else []
-        with (workdir / f'rank{rank}.log').open('a') as log:
+        with (logs / f'rank{rank}.log').open('a') as log:
             started.append(
                 subprocess.Popen(
                     command + own,
