@@ -1,11 +1,8 @@
 """Errors a user can mend: main prints them as one line, without a traceback."""
 
-import contextlib
 import difflib
 import inspect
-import os
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar('T')
@@ -34,17 +31,3 @@ def build(section: str, make: Callable[..., T], values: Mapping[str, Any], **fix
         if key not in known:
             raise UserError(f'unknown key {section}.{key}; {suggestion(key, known)}')
     return make(**values, **fixed)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Within it nothing is printed to stderr, by libraries' own threads neither."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, 'w') as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; overrides are --config.KEY=VALUE')
     config, workdir = CONFIG.value, _WORKDIR.value
     logging.set_verbosity(logging.WARNING)
+    sys.unraisablehook = _hook
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
         jax.config.update('jax_compilation_cache_dir', str(cache / 'simsiam_jax'))
@@ -56,8 +57,17 @@ def main(argv: list[str]) -> None:
         errors.check_choice('config.task', config.task, TASKS)
         with distributed.ending(AGAIN):
             TASKS[config.task](config, workdir)
+    except distributed.MissingError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(AGAIN)
     except errors.UserError as error:
         sys.exit(f'error: {error}')
+
+
+def _hook(unraisable: Any) -> None:
+    # Where a save fails, tensorstore's threads still call into the loop that Orbax has closed.
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(unraisable)
 
 
 def _peers() -> distributed.Peers | None:

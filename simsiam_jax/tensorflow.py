@@ -1,7 +1,10 @@
 """TensorFlow, imported only where image files or TensorBoard need it."""
 
+import contextlib
 import functools
 import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from simsiam_jax import errors
@@ -16,7 +19,7 @@ def load() -> Any:
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     try:
-        with errors.quiet():  # its lines come from C++ before any log level counts
+        with _quiet():
             import tensorflow as tf
 
             tf.config.set_visible_devices([], 'GPU')
@@ -27,3 +30,17 @@ def load() -> Any:
             f'pip install {error.name}, or use data.source=digits and log.tensorboard=False'
         ) from error
     return tf
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # Its start-up lines come from C++ before any log level counts.
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, 'w') as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -4,6 +4,7 @@ import concurrent.futures
 import errno
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -114,6 +115,8 @@ class Checkpoints:
         partial = self._folder / 'config.json.partial'
         partial.write_text(json.dumps(self._config, indent=2) + '\n')
         partial.replace(self._folder / 'config.json')
+        for left in (self._folder / saved.FOLDER).glob('*.orbax-checkpoint-tmp*'):
+            left.rmtree()  # of a save that was killed
         # By process 0 alone: what every process holds needs no more, nor any waiting for others.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix='checkpoints'
@@ -159,6 +162,9 @@ class Checkpoints:
             meta=ocp.args.JsonSave(meta | {'seal': saved.seal(meta)}),
         )
         try:
+            size = sum(x.nbytes for x in jax.tree.leaves(items))
+            if '://' not in os.fspath(self._folder) and shutil.disk_usage(self._folder).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._manager.save(step, args=args, force=True)
         except Exception as error:  # of many types, by what failed and where
             self._failure = f'step {step} cannot be saved: {_reason(error)}'

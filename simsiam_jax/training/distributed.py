@@ -26,6 +26,10 @@ from simsiam_jax import errors
 _PORTS = 61440
 
 
+class MissingError(errors.UserError):
+    """Processes of the run are not there; they may be the next time."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Peers:
     """The processes of a run: process 0 is found at `coordinator`, HOST:PORT."""
@@ -43,7 +47,8 @@ def start(peers: Peers | None = None, *, timeout: int = 300) -> None:
       timeout: seconds after which a process that has not come, or is silent, ends the run.
 
     Raises:
-      UserError: processes are missing, or disagree about the run.
+      MissingError: processes have not come.
+      UserError: they disagree about the run, or the environment is half set.
     """
     peers = peers or from_environment(os.environ)
     if peers is None:
@@ -138,7 +143,7 @@ def roll_call(peers: Peers, timeout: float) -> None:
     JAX's own start would end a process by an abort that names nobody.
 
     Raises:
-      UserError: names the ranks that came and those that did not.
+      MissingError: names the ranks that came and those that did not.
     """
     host, _, port = peers.coordinator.rpartition(':')
     if not host or not port.isdigit():
@@ -146,7 +151,7 @@ def roll_call(peers: Peers, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     answer = (_call if peers.rank == 0 else _answer)(peers, host, int(port), deadline)
     if answer != 'all here':
-        raise errors.UserError(answer)
+        raise MissingError(answer)
 
 
 def _call(peers: Peers, host: str, port: int, deadline: float) -> str:

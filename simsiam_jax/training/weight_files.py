@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import flax.serialization
+import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
@@ -23,7 +24,6 @@ from etils import epath
 
 from simsiam_jax import errors
 from simsiam_jax.models import pytorch
-from simsiam_jax.training import saved
 
 TORCH = ('.pth', '.pt', '.pth.tar')
 ENDINGS = (*TORCH, '.safetensors', '.msgpack')
@@ -67,9 +67,7 @@ def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
     """
     file = epath.Path(path).absolute()
     if (file / '_METADATA').exists():
-        described = ocp.PyTreeCheckpointHandler().metadata(file).tree
-        parts = {key: described[key] for key in ('params', 'batch_stats')}
-        return pytorch.backbone_to_torch(saved.read_arrays(file, parts)), ''
+        return pytorch.backbone_to_torch(_read_orbax(file)), ''
     if file.is_dir():
         file = file / 'model.safetensors'
     name, kind = str(file), ending(file)
@@ -123,6 +121,13 @@ def _unpickled(message: str) -> str:
         return f'it wants to run {match[1]}, which was not done'
     match = re.search(r'Unsupported .*', message)
     return f'{match[0] if match else "no state dict"}; nothing in it was run'
+
+
+def _read_orbax(item: epath.Path) -> dict[str, Any]:
+    """The arrays of an item as NumPy's."""
+    saved = ocp.PyTreeCheckpointHandler().metadata(item).tree
+    numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+    return ocp.PyTreeCheckpointer().restore(item, args=ocp.args.PyTreeRestore(restore_args=numpy))
 
 
 def _from_safetensors(data: bytes) -> pytorch.Arrays:
