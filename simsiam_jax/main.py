@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; overrides are --config.KEY=VALUE')
     config, workdir = CONFIG.value, _WORKDIR.value
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.FATAL)  # what fails in a save is said in one line of ours
     sys.unraisablehook = _hook
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()

@@ -137,7 +137,7 @@ def _local_devices(env: Mapping[str, str]) -> list[int] | None:
     return None if local is None else [int(local)]
 
 
-def roll_call(peers: Peers, timeout: float) -> None:
+def roll_call(peers: Peers, timeout: int) -> None:
     """Returns in every process once all are there, or raises in all that came.
 
     JAX's own start would end a process by an abort that names nobody.

@@ -85,15 +85,15 @@ def end(processes: list[subprocess.Popen]) -> list[int]:
     return [process.wait(timeout=LIMIT) for process in processes]
 
 
-def run(kills: int, processes: int, folder: pathlib.Path) -> collections.Counter[str]:
+def run(kills: int, processes: int, folder: pathlib.Path, *flags: str) -> collections.Counter[str]:
     """The counts of kills; raises where a run does not go on, or ends otherwise."""
-    if any(end(start(folder / 'whole', processes))):
+    if any(end(start(folder / 'whole', processes, *flags))):
         raise AssertionError((folder / 'whole' / 'rank0.log').read_text())
     counts: collections.Counter[str] = collections.Counter()
     workdir = folder / 'killed'
     while counts.total() < kills:
         kind = random.choice(['start', 'step', 'save', 'save'])
-        started = start(workdir, processes)
+        started = start(workdir, processes, *flags)
         await_moment(kind, workdir, started)
         if started[0].poll() is not None:
             raise AssertionError(f'ended before a kill, after {dict(counts)}')
@@ -103,7 +103,7 @@ def run(kills: int, processes: int, folder: pathlib.Path) -> collections.Counter
             raise AssertionError(f'{codes}: {(workdir / "rank0.log").read_text()}')
         counts[kind] += 1
         print(kind, codes, saved.list_steps(workdir / saved.FOLDER), flush=True)
-    if any(end(start(workdir, processes))):
+    if any(end(start(workdir, processes, *flags))):
         raise AssertionError((workdir / 'rank0.log').read_text())
     ends = [saved.load(at, 'state') for at in (folder / 'whole', workdir)]
     whole, killed = (saved.flatten(found.tree) for found in ends)
