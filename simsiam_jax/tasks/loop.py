@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from simsiam_jax import errors
 from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
+from simsiam_jax.tasks import memory
 from simsiam_jax.tasks.inputs import Source
-from simsiam_jax.training import checkpoint, distributed, memory, profile, step, writers
+from simsiam_jax.training import checkpoint, distributed, profile, step, writers
 from simsiam_jax.training.writers import say
 
 

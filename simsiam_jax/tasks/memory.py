@@ -1,16 +1,16 @@
 """What to do where a step does not fit on the devices."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax
+from ml_collections import ConfigDict
 
 from simsiam_jax import errors
 
 
 @contextlib.contextmanager
-def explained(config: Mapping[str, Any]) -> Iterator[None]:
+def explained(config: ConfigDict) -> Iterator[None]:
     """Within it, running out of the devices' memory raises UserError with what may be turned."""
     try:
         yield
@@ -20,7 +20,7 @@ def explained(config: Mapping[str, Any]) -> Iterator[None]:
         raise errors.UserError(advice(config)) from error
 
 
-def advice(config: Any) -> str:
+def advice(config: ConfigDict) -> str:
     """The keys that make a step smaller, in the order to try them, with what they are now."""
     optim, model = config.get('optim', {}), config.get('model', {})
     turns = []
