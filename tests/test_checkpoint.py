@@ -106,7 +106,7 @@ def test_keep_every_outlives_keep(tmp_path: pathlib.Path) -> None:
     for step in (11, 22, 33, 44, 55):
         checkpoints.save(corruptions.state_at(step))
     checkpoints.close()
-    assert saved.list_steps(saved.epath.Path(tmp_path) / saved.FOLDER) == [22, 44, 55]
+    assert saved.list_steps(tmp_path / saved.FOLDER) == [22, 44, 55]
 
 
 def test_a_failed_save_keeps_the_others_and_says_so(workdir, monkeypatch) -> None:

@@ -87,7 +87,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     assert where in text
     assert '(lr 0.009375, lr_predictor 0.0125, precision float32)' in text
     assert '\n' not in text
-    found = saved.list_steps(saved.epath.Path(tmp_path) / saved.FOLDER)
+    found = saved.list_steps(tmp_path / saved.FOLDER)
     assert max(found, default=None) == last
     assert (f'step {last} is the last good checkpoint' if last else 'nothing is saved yet') in text
 

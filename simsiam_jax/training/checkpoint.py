@@ -152,19 +152,19 @@ class Checkpoints:
     def _write(self, step: int, state: TrainState) -> None:
         assert self._manager is not None
         items = {'state': vars(state), 'encoder': encoder_variables(state)}
-        meta: dict[str, Any] = {
-            'step': step,
-            'config': self._config,
-            'items': {name: saved.describe(tree) for name, tree in items.items()},
-        }
-        args = ocp.args.Composite(
-            **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-            meta=ocp.args.JsonSave(meta | {'seal': saved.seal(meta)}),
-        )
         try:
             size = sum(x.nbytes for x in jax.tree.leaves(items))
             if '://' not in os.fspath(self._folder) and shutil.disk_usage(self._folder).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            meta: dict[str, Any] = {
+                'step': step,
+                'config': self._config,
+                'items': {name: saved.describe(tree) for name, tree in items.items()},
+            }
+            args = ocp.args.Composite(
+                **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+                meta=ocp.args.JsonSave(meta | {'seal': saved.seal(meta)}),
+            )
             self._manager.save(step, args=args, force=True)
         except Exception as error:  # of many types, by what failed and where
             self._failure = f'step {step} cannot be saved: {_reason(error)}'

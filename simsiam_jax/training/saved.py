@@ -86,8 +86,9 @@ def load(
     )
 
 
-def list_steps(folder: epath.Path) -> list[int]:
-    """Steps of the checkpoints in the folder, ascending, as process 0 sees them."""
+def list_steps(path: str | os.PathLike[str]) -> list[int]:
+    """Steps of the checkpoints in a folder, ascending, as process 0 sees them."""
+    folder = epath.Path(path)
     steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
     return distributed.from_first(steps)
 
