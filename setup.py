@@ -33,6 +33,7 @@ setup(
         'tensorboard',  # clu needs it and does not say so
         'tensorflow>=2.21',
         'tensorflow-datasets>=4.9.10',
+        'tensorstore',
         'tifffile',
         'tqdm',
     ],

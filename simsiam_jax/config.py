@@ -15,6 +15,8 @@ def default() -> ConfigDict:
     config.epochs = 100
     config.init_from = ''  # weights to start from: a run's workdir, .pth, .safetensors, .msgpack
     config.dry_run = False  # build, print shapes, parameters and memory, stop
+    config.profile = ''  # START:STOP, steps to trace into WORKDIR/profile
+    config.debug_nans = False  # stop with a traceback at the operation that gives the first NaN
 
     config.data = ConfigDict()
     config.data.source = 'tfds:imagenet2012/train'
@@ -59,6 +61,7 @@ def default() -> ConfigDict:
     config.model.stages = ()  # (): the name's own
     config.model.zero_init_residual = True
     config.model.dtype = 'bfloat16'
+    config.model.remat = False  # compute residual blocks again in the backward pass: less memory
 
     config.method = ConfigDict()  # methods/NAME.py
     config.method.name = 'simsiam'
@@ -88,6 +91,7 @@ def default() -> ConfigDict:
     config.optim.final = 0.0  # share of the rate that the cosine ends at
     config.optim.by_epoch = True
     config.optim.predictor = 'constant'  # its rate: constant, decayed, fixed (at 0)
+    config.optim.accumulate = 1  # the batch in so many parts, one after the other: less memory
 
     config.alternate = ConfigDict()  # training/alternation.py
     config.alternate.steps = 1  # with targets of the same weights; 1: SimSiam, 0: an epoch
@@ -104,8 +108,9 @@ def default() -> ConfigDict:
     config.eval.baselines = False  # also raw pixels and the network at initialisation
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every_epochs = 1
+    config.checkpoint.every_epochs = 1.0  # may be a part of one
     config.checkpoint.keep = 2
+    config.checkpoint.keep_every = 0.0  # also those of every so many epochs for good; 0: none
 
     config.log = ConfigDict()
     config.log.every_steps = 50
@@ -196,6 +201,7 @@ def supervised() -> ConfigDict:
     config.optim.warmup_epochs = 0
     config.optim.by_epoch = True
 
+    config.profile, config.debug_nans = ours.profile, ours.debug_nans
     config.checkpoint = ours.checkpoint
     config.log = ours.log
     return config

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from simsiam_jax import errors
 from simsiam_jax.tasks import knn, pretrain, probe, supervised
-from simsiam_jax.training import mesh
+from simsiam_jax.training import distributed, mesh
 
 TASKS = {
     'pretrain': pretrain.run,
@@ -22,21 +23,53 @@ TASKS = {
     'knn': knn.run,
 }
 
+# Ends of a run: 0, 1 for what the user must mend, 143 after SIGTERM, and for what may go well the
+# next time, such as a peer's death. Launchers start again after all but 0 and 1.
+AGAIN = 75
+
 CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 _WORKDIR: Any = flags.DEFINE_string('workdir', None, 'Where checkpoints and logs go.')
+_COORDINATOR: Any = flags.DEFINE_string(
+    'coordinator', '', 'HOST:PORT of process 0 of several; default: as the environment says.'
+)
+_NUM_PROCESSES: Any = flags.DEFINE_integer('num_processes', 1, 'With --coordinator.')
+_PROCESS_ID: Any = flags.DEFINE_integer('process_id', 0, 'With --coordinator; from 0.')
+_TIMEOUT: Any = flags.DEFINE_integer(
+    'timeout', 300, 'Seconds after which a process that is missing or silent ends the run.'
+)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; overrides are --config.KEY=VALUE')
     config, workdir = CONFIG.value, _WORKDIR.value
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.FATAL)  # what fails in a save is said in one line of ours
+    sys.unraisablehook = _hook
     mesh.use_compilation_cache()
+    if config.get('debug_nans'):
+        jax.config.update('jax_debug_nans', True)
     try:
+        distributed.start(_peers(), timeout=_TIMEOUT.value)
         errors.check_choice('config.task', config.task, TASKS)
-        TASKS[config.task](config, workdir)
+        with distributed.ending(AGAIN):
+            TASKS[config.task](config, workdir)
+    except distributed.MissingError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(AGAIN)
     except errors.UserError as error:
         sys.exit(f'error: {error}')
+
+
+def _hook(unraisable: Any) -> None:
+    # Where a save fails, tensorstore's threads still call into the loop that Orbax has closed.
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(unraisable)
+
+
+def _peers() -> distributed.Peers | None:
+    if not _COORDINATOR.value:
+        return None
+    return distributed.Peers(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
 
 
 def parse(argv: list[str], required: Sequence[str] = ('config', 'workdir')) -> list[str]:

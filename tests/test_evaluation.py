@@ -18,7 +18,7 @@ from simsiam_jax.data import files, sources, subset, tfds_source
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.tasks import knn, labelled, pretrain, probe, selection, supervised
 from simsiam_jax.tasks.features import Features
-from simsiam_jax.training import checkpoint, classifier, optim
+from simsiam_jax.training import classifier, distributed, optim
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState
 
@@ -132,7 +132,7 @@ def test_a_frozen_backbone_is_kept_to_the_bit(swept, checkpointed) -> None:
 def test_an_interrupted_run_goes_on_bit_for_bit(swept, tmp_path, monkeypatch) -> None:
     straight, config = swept
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, 'preempted', lambda self, step: step == 25)
+        patch.setattr(distributed.Sigterm, 'asked', lambda self, step: step == 25)
         with pytest.raises(SystemExit):
             supervised.run(config, str(tmp_path))
     assert not (tmp_path / 'result.json').exists()

@@ -77,6 +77,7 @@ class ResNet(nn.Module):
       zero_init_residual: the last BN scale of every block starts at 0, its output at x.
       dtype: of the computation; parameters and BN statistics are float32 always.
       axis_name: mesh axis over which BN is synchronised in training, None for a single device.
+      remat: blocks are computed again in the backward pass instead of kept: the same result.
     """
 
     stages: tuple[int, ...]
@@ -86,6 +87,7 @@ class ResNet(nn.Module):
     zero_init_residual: bool = True
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @property
     def features(self) -> int:
@@ -116,10 +118,11 @@ class ResNet(nn.Module):
         else:
             x = conv(self.width, 3, name='conv1')(x)
             x = nn.relu(norm(name='bn1')(x))
+        block = nn.remat(self.block) if self.remat else self.block
         for i, blocks in enumerate(self.stages):
             for j in range(blocks):
                 stride = 2 if i > 0 and j == 0 else 1
-                x = self.block(
+                x = block(
                     self.width * 2**i, stride, conv, norm, last_scale, name=f'layer{i + 1}_{j}'
                 )(x)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
@@ -156,6 +159,7 @@ def make(
     zero_init_residual: bool = True,
     dtype: str = 'float32',
     axis_name: str | None = None,
+    remat: bool = False,
 ) -> ResNet:
     """Builds one of RESNETS; `stages` replaces its numbers of blocks (small nets for tests).
 
@@ -179,6 +183,7 @@ def make(
         zero_init_residual=zero_init_residual,
         dtype=jnp.dtype(dtype),
         axis_name=axis_name,
+        remat=remat,
     )
 
 

@@ -1,16 +1,20 @@
 """The loop of every training: steps, measurements, checkpoints."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from simsiam_jax import errors
 from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
+from simsiam_jax.tasks import memory
 from simsiam_jax.tasks.inputs import Source
-from simsiam_jax.training import checkpoint, step, writers
+from simsiam_jax.training import checkpoint, distributed, profile, step, writers
 from simsiam_jax.training.writers import say
 
 
@@ -38,6 +42,8 @@ def train(
       block: checkpoints are of its multiples only, the next one after their interval.
 
     Raises:
+      UserError: the devices' memory is too small, the loss is no longer finite, or the end could
+        not be saved.
       SystemExit: with 143 after SIGTERM, when all is saved.
     """
     start, last = int(state.step), config.epochs * order.steps_per_epoch
@@ -45,29 +51,79 @@ def train(
     def due(every: int) -> bool:
         return number % max(every, 1) == 0 or number == last
 
-    clock, save = writers.Clock(last), False
-    with checkpoint.Sigterm() as sigterm:
+    def save() -> None:
+        _check_finite(config, number, metrics, rates, checkpoints, state)
+        checkpoints.save(state)
+
+    clock, waiting = writers.Clock(last), False
+    with distributed.Sigterm() as sigterm, profile.Window(config.profile, log.workdir) as window:
         for number, batch in enumerate(clock.timed(batches(start, last)), start + 1):
-            state, metrics = train_step(state, batch)
+            window.at(number, state)
             if number == start + 1:
-                jax.block_until_ready(metrics)
+                with memory.explained(config):
+                    state, metrics = jax.block_until_ready(train_step(state, batch))
                 clock.start(number)  # compiled by now
-            elif due(config.log.every_steps):
-                now = {name: rate(number - 1) for name, rate in rates.items()}
-                log.training(number, metrics | now, clock, config.batch_size)
-                if isinstance(source, Reader):
-                    log.bad_images(source.bad)
-            leaving = sigterm.received or checkpoints.preempted(number)
-            save = save or leaving or due(order.steps(config.checkpoint.every_epochs))
-            if save and (number % block == 0 or number == last):
-                save = False
+            else:
+                state, metrics = train_step(state, batch)
+                if due(config.log.every_steps):
+                    _check_finite(config, number, metrics, rates, checkpoints)
+                    now = {name: rate(number - 1) for name, rate in rates.items()}
+                    log.training(number, metrics | now, clock, config.batch_size)
+                    if isinstance(source, Reader):
+                        log.bad_images(source.bad)
+                    if failure := checkpoints.failure():
+                        say(f'warning: {failure}; training goes on, the next is tried when due')
+            leaving = sigterm.asked(number)
+            waiting = waiting or leaving or due(order.steps(config.checkpoint.every_epochs))
+            if waiting and (number % block == 0 or number == last):
+                waiting = False
                 with clock.pause(state):
-                    checkpoints.save(state)
+                    save()
+            if leaving or number == last:
+                failure = checkpoints.failure(wait=True)
+                if failure:
+                    raise errors.UserError(
+                        f'{failure}; training has ended at step {number}: make room, and the same '
+                        'command goes on from the last of them'
+                    )
             if leaving:
-                saved = checkpoints.latest_step or 0
+                saved = checkpoints.last_saved() or 0
                 say(f'asked to end: step {saved} is saved; the same command goes on from it')
                 raise SystemExit(143)
             if evaluate and number < last and due(order.steps(config.eval.every_epochs)):
                 with clock.pause(state):
                     evaluate(state)
     return state
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
+
+
+def _check_finite(
+    config: ConfigDict,
+    number: int,
+    metrics: dict[str, jax.Array],
+    rates: dict[str, optax.Schedule],
+    checkpoints: checkpoint.Checkpoints,
+    state: step.TrainState | None = None,
+) -> None:
+    """Raises UserError where the loss, or the encoder that is about to be saved, is not finite."""
+    loss = float(metrics['loss'])
+    what = f'the loss is {loss}' if not math.isfinite(loss) else ''
+    # Of several heads those of too high a rate may diverge: the encoder is what all share.
+    if not what and state and not _all_finite(checkpoint.encoder_variables(state)):
+        what = 'weights are no longer finite'
+    if not what:
+        return
+    now = ', '.join(f'{name} {float(rate(number - 1)):.4g}' for name, rate in rates.items())
+    precision = config.get('model', {}).get('dtype', "the checkpoint's")
+    checkpoints.failure(wait=True)
+    kept = checkpoints.last_saved()
+    raise errors.UserError(
+        f'{what} at step {number} ({now}, precision {precision}); '
+        + (f'step {kept} is the last good checkpoint; ' if kept else 'nothing is saved yet; ')
+        + 'try a lower learning rate, warm-up epochs or model.dtype=float32, and '
+        '--config.debug_nans=True for where it comes from'
+    )

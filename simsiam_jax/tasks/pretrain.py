@@ -63,7 +63,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
     """
     config_lib.check(config)
     mesh = mesh or mesh_lib.make_mesh()
-    mesh_lib.check_batch_size('batch_size', config.batch_size, mesh)
+    mesh_lib.check_batch_size('batch_size', config.batch_size, mesh, config.optim.accumulate)
     method = build_method(config)
     errors.check_choice('data.normalize', config.data.normalize, ('given', 'auto'))
     source = inputs.open_source(config.data.source, config.data)
@@ -71,10 +71,12 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
         config.augment.update(inputs.measure_normalisation(source))
     recipes = build_recipes(config)
     order = Order(config.seed, len(source), config.batch_size)
+    arguments = config.optim.to_dict()
+    del arguments['accumulate']  # the step's
     tx, rates = errors.build(
         'optim',
         optim.make,
-        config.optim.to_dict(),
+        arguments,
         batch_size=config.batch_size,
         epochs=config.epochs,
         steps_per_epoch=order.steps_per_epoch,
@@ -108,7 +110,13 @@ def build_step(config: ConfigDict, parts: Run) -> alternation.TrainStep:
     last = config.epochs * parts.order.steps_per_epoch
     block = block_of(config, parts)
     train_step = step.make_train_step(
-        parts.method, parts.tx, parts.mesh, parts.to_views, last, cached_targets=block > 1
+        parts.method,
+        parts.tx,
+        parts.mesh,
+        parts.to_views,
+        last,
+        accumulate=config.optim.accumulate,
+        cached_targets=block > 1,
     )
     if block == 1:
         return train_step
@@ -211,7 +219,12 @@ def run(config: ConfigDict, workdir: str) -> None:
         say(summary.dry_run(train_step, parts.init, next(parts.batches(0, 1)), parts.mesh))
         return
     with contextlib.ExitStack() as stack:
-        checkpoints = checkpoint.Checkpoints(workdir, config.to_dict(), keep=config.checkpoint.keep)
+        checkpoints = checkpoint.Checkpoints(
+            workdir,
+            config.to_dict(),
+            keep=config.checkpoint.keep,
+            keep_every=parts.order.steps(config.checkpoint.keep_every),
+        )
         stack.callback(checkpoints.close)
         log = writers.Writers(
             workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step or 0

@@ -29,7 +29,15 @@ from simsiam_jax.training.step import TrainState
 from simsiam_jax.training.writers import say
 
 # What may change when a run goes on; the data it learns from may not.
-_FREE = ('checkpoint', 'log', 'eval.test', 'eval.batch_size', 'eval.every_epochs')
+_FREE = (
+    'checkpoint',
+    'log',
+    'profile',
+    'debug_nans',
+    'eval.test',
+    'eval.batch_size',
+    'eval.every_epochs',
+)
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -80,7 +88,13 @@ def run(config: ConfigDict, workdir: str) -> None:
 
     with contextlib.ExitStack() as stack:
         kept = config.to_dict() | {'model': setting.encoder.config['model']}
-        checkpoints = checkpoint.Checkpoints(workdir, kept, keep=config.checkpoint.keep, free=_FREE)
+        checkpoints = checkpoint.Checkpoints(
+            workdir,
+            kept,
+            keep=config.checkpoint.keep,
+            keep_every=order.steps(config.checkpoint.keep_every),
+            free=_FREE,
+        )
         stack.callback(checkpoints.close)
         log = writers.Writers(
             workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step or 0

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 
 from simsiam_jax import errors
 from simsiam_jax.models import pytorch, pytorch_heads, resnet
-from simsiam_jax.training import checkpoint, weight_files
+from simsiam_jax.training import checkpoint, saved, weight_files
 from simsiam_jax.training.step import TrainState
 from simsiam_jax.training.weights import Weights, part
 
@@ -136,7 +136,7 @@ def write_flax(weights: Weights, parts: Parts, target: str) -> None:
 
 
 def write_workdir(weights: Weights, parts: Parts, target: str) -> None:
-    _check_new(pathlib.Path(target) / checkpoint.FOLDER)
+    _check_new(pathlib.Path(target) / saved.FOLDER)
     params, batch_stats = jax.tree.map(jnp.asarray, (weights.params, weights.batch_stats))
     step = jnp.zeros((), jnp.int32)
     state = TrainState(step, params, batch_stats, opt_state={}, target=None, memory=None)

@@ -5,10 +5,9 @@ import pathlib
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from simsiam_jax.models import resnet
-from simsiam_jax.training import checkpoint, weights
+from simsiam_jax.training import saved, weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +55,6 @@ def open_encoder(path: str | pathlib.Path, step: int | None = None) -> Encoder:
         found = weights.from_file(path)
         variables = jax.device_put(weights.part(found, 'backbone'), device)
         return Encoder(resnet.make(**found.config['model']), variables, found.config)
-    item, config = checkpoint.find(path, step)
-    backbone = resnet.make(**config['model'])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        resnet.abstract_variables(backbone, config['data']['channels']),
-    )
-    variables = ocp.StandardCheckpointer().restore(item / 'encoder', abstract)
-    return Encoder(backbone, variables, config)
+    item = saved.load(path, 'encoder', step=step)
+    variables = jax.device_put(item.tree, device)
+    return Encoder(resnet.make(**item.config['model']), variables, item.config)

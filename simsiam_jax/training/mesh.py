@@ -30,13 +30,17 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError unless every device gets the same, non-empty share of the batch."""
-    if batch_size < 1 or batch_size % mesh.size:
-        lower = batch_size // mesh.size * mesh.size
-        fits = f'{lower} or {lower + mesh.size}' if lower else f'{mesh.size}'
+def check_batch_size(key: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Raises UserError unless every device gets the same, non-empty share of each part of it."""
+    if parts < 1:
+        raise errors.UserError(f'optim.accumulate is {parts}; expected 1 or more')
+    unit = mesh.size * parts
+    if batch_size < 1 or batch_size % unit:
+        lower = batch_size // unit * unit
+        fits = f'{lower} or {lower + unit}' if lower else f'{unit}'
+        over = f'{mesh.size} devices' + (f' and optim.accumulate={parts} parts' * (parts > 1))
         raise errors.UserError(
-            f'{key} is {batch_size}, which does not divide over {mesh.size} devices; use {fits}'
+            f'{key} is {batch_size}, which does not divide over {over}; use {fits}'
         )
 
 

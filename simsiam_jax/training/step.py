@@ -16,6 +16,7 @@ from jaxtyping import Array
 from simsiam_jax.methods.contract import Method, Pass, straight
 from simsiam_jax.models.network import Outputs
 from simsiam_jax.training import monitor
+from simsiam_jax.training.accumulate import in_parts
 from simsiam_jax.training.mesh import DATA
 
 Views = list[Array]
@@ -89,6 +90,7 @@ def make_train_step(
     to_views: Callable[[Any], Views] = list,
     total_steps: float | int = math.inf,
     *,
+    accumulate: int = 1,
     cached_targets: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """(state, batch) -> (state, metrics), compiled over the mesh; the state is donated.
@@ -98,6 +100,7 @@ def make_train_step(
       to_views: a device's share of the batch -> its views, float [B, H, W, C] each, the two large
         ones first.
       total_steps: of the whole training, over which the target's momentum changes.
+      accumulate: so many parts of the batch are computed one after the other; see in_parts.
       cached_targets: the batch brings the target's z of its views along, see alternation.py.
     """
 
@@ -106,41 +109,45 @@ def make_train_step(
         online, batch_stats = forward(
             method.network, params, state.batch_stats, views, method.pass_online, state.step
         )
-        target, target_stats = online[:2], None
+        target, kept = online[:2], state.target
         if method.momentum is not None:
-            target, target_stats = forward(
+            target, stats = forward(
                 method.network,
-                state.target['params'],
-                state.target['batch_stats'],
+                kept['params'],
+                kept['batch_stats'],
                 views[:2],
                 method.pass_target,
                 state.step,
             )
+            kept = kept | {'batch_stats': stats}
         if cached_targets:
             target = [Outputs(feature=None, z=z, p=None) for z in batch['target']]
         index = (batch['index'],) if method.by_image else ()
         loss, memory, metrics = method.loss(online, target, state.memory, *index)
         z_std = sum(monitor.z_std(view.z, DATA) for view in online) / len(online)
-        return loss, (batch_stats, target_stats, memory, metrics, z_std)
+        changes = {'batch_stats': batch_stats, 'target': kept, 'memory': memory}
+        return loss, (changes, metrics | {'z_std': z_std})
+
+    compute = in_parts(jax.value_and_grad(loss_fn, has_aux=True), accumulate)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         # Each device differentiates its own loss in its own copy of the parameters; the mean
         # over devices is then taken once, by us and not by the transpose of a broadcast.
         params = jax.lax.pcast(state.params, (DATA,), to='varying')
-        (loss, (batch_stats, target_stats, memory, metrics, z_std)), grads = jax.value_and_grad(
-            loss_fn, has_aux=True
-        )(params, state, batch)
+        (loss, (changes, metrics)), grads = compute(params, state, batch)
         loss, metrics, grads = jax.lax.pmean((loss, metrics, grads), DATA)
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = method.constrain(optax.apply_updates(state.params, updates))
-        target = None
+        target = changes['target']
         if method.momentum is not None:
             m = method.momentum(state.step / total_steps)
-            average = optax.incremental_update(params, state.target['params'], 1 - m)
-            target = {'params': average, 'batch_stats': target_stats}
-        state = TrainState(state.step + 1, params, batch_stats, opt_state, target, memory)
-        return state, metrics | {'loss': loss, 'z_std': z_std}
+            average = optax.incremental_update(params, target['params'], 1 - m)
+            target = target | {'params': average}
+        state = TrainState(
+            state.step + 1, params, changes['batch_stats'], opt_state, target, changes['memory']
+        )
+        return state, metrics | {'loss': loss}
 
     sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(DATA)), out_specs=(P(), P()))
     return jax.jit(sharded, donate_argnums=0)

@@ -67,7 +67,7 @@ def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
     """
     file = epath.Path(path).absolute()
     if (file / '_METADATA').exists():
-        return pytorch.backbone_to_torch(read_orbax(file)), ''
+        return pytorch.backbone_to_torch(_read_orbax(file)), ''
     if file.is_dir():
         file = file / 'model.safetensors'
     name, kind = str(file), ending(file)
@@ -98,18 +98,6 @@ def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
     return _named(name, tree), arch if isinstance(arch, str) else ''
 
 
-def read_orbax(item: epath.Path) -> dict[str, Any]:
-    """params and batch_stats of an item as NumPy arrays; momenta, as large, stay where they are."""
-    saved = ocp.PyTreeCheckpointHandler().metadata(item).tree
-    wanted = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-        {key: saved[key] for key in ('params', 'batch_stats')},
-    )
-    numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    args = ocp.args.PyTreeRestore(item=wanted, restore_args=numpy, partial_restore=True)
-    return ocp.PyTreeCheckpointer().restore(item, args=args)
-
-
 _WRITERS = {
     '.safetensors': 'safetensors.torch.save_file(model.state_dict(), FILE)',
     '.msgpack': "flax.serialization.to_bytes({'params': ..., 'batch_stats': ...})",
@@ -133,6 +121,13 @@ def _unpickled(message: str) -> str:
         return f'it wants to run {match[1]}, which was not done'
     match = re.search(r'Unsupported .*', message)
     return f'{match[0] if match else "no state dict"}; nothing in it was run'
+
+
+def _read_orbax(item: epath.Path) -> dict[str, Any]:
+    """The arrays of an item as NumPy's."""
+    saved = ocp.PyTreeCheckpointHandler().metadata(item).tree
+    numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+    return ocp.PyTreeCheckpointer().restore(item, args=ocp.args.PyTreeRestore(restore_args=numpy))
 
 
 def _from_safetensors(data: bytes) -> pytorch.Arrays:

@@ -11,7 +11,7 @@ from etils import epath
 
 from simsiam_jax import errors
 from simsiam_jax.models import pytorch, pytorch_heads
-from simsiam_jax.training import checkpoint, weight_files
+from simsiam_jax.training import saved, weight_files
 from simsiam_jax.training.step import TrainState
 
 Path = str | os.PathLike[str]
@@ -60,9 +60,9 @@ def open_weights(path: Path, step: int | None = None) -> Weights:
 
 
 def _from_run(path: Path, step: int | None) -> Weights:
-    item, config = checkpoint.find(path, step)
-    tree = weight_files.read_orbax(item / 'state')
-    return Weights(str(path), tree['params'], tree['batch_stats'], config)
+    # Momenta, as large, stay where they are.
+    found = saved.load(path, 'state', step=step, keys=('params', 'batch_stats'))
+    return Weights(str(path), found.tree['params'], found.tree['batch_stats'], found.config)
 
 
 def from_file(path: Path) -> Weights:

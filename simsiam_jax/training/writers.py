@@ -3,13 +3,14 @@
 import contextlib
 import datetime
 import json
-import pathlib
+import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 
 from simsiam_jax import errors, tensorflow
@@ -36,15 +37,20 @@ class Writers:
     """
 
     def __init__(self, workdir: str, *, tensorboard: bool, step: int):
-        self._folder = pathlib.Path(workdir)
+        self.workdir = workdir
+        self._folder = epath.Path(workdir)
         self._events: Any = None
-        self._bad = 0
+        self._bad, self._told = 0, False
         self._first = jax.process_index() == 0
         if not self._first:
             return
         path = self._folder / 'metrics.jsonl'
         kept = path.read_text().splitlines() if path.exists() else []
-        path.write_text(''.join(line + '\n' for line in kept if _is_up_to(line, step)))
+        self._lines = [line for line in kept if _is_up_to(line, step)]
+        # By way of another file: a kill at the wrong moment must not take the old lines along.
+        partial = self._folder / 'metrics.jsonl.partial'
+        partial.write_text(''.join(line + '\n' for line in self._lines))
+        partial.replace(path)
         if tensorboard:
             try:
                 tensorflow.load()
@@ -58,11 +64,31 @@ class Writers:
         """One line of metrics.jsonl, one point of each curve."""
         if self._first:
             rounded = {key: float(f'{value:.7g}') for key, value in values.items()}
-            with (self._folder / 'metrics.jsonl').open('a') as lines:
-                lines.write(json.dumps({'step': step} | rounded) + '\n')
+            with self._forgiven():
+                self._append(json.dumps({'step': step} | rounded))
         if self._events:
-            self._events.write_scalars(step, values)
-            self._events.flush()
+            with self._forgiven():
+                self._events.write_scalars(step, values)
+                self._events.flush()
+
+    def _append(self, line: str) -> None:
+        self._lines.append(line)
+        path = self._folder / 'metrics.jsonl'
+        if '://' in os.fspath(path):  # a bucket's objects cannot be appended to
+            path.write_text('\n'.join(self._lines) + '\n')
+            return
+        with path.open('a') as lines:
+            lines.write(line + '\n')
+
+    @contextlib.contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        """A full disk costs measurements, not the run; it is said once."""
+        try:
+            yield
+        except OSError as error:
+            if not self._told:
+                say(f'warning: measurements cannot be written: {error.strerror}; training goes on')
+            self._told = True
 
     def training(self, step: int, metrics: dict[str, Any], clock: 'Clock', batch_size: int) -> None:
         """The metrics of a step, with the rate since the last call, and a line of progress."""
@@ -80,7 +106,8 @@ class Writers:
     def text(self, name: str, text: str) -> None:
         """A text file in the workdir."""
         if self._first:
-            (self._folder / name).write_text(text + '\n')
+            with self._forgiven():
+                (self._folder / name).write_text(text + '\n')
 
     def bad_images(self, bad: dict[str, str]) -> None:
         """The images that could not be read, with the reason, in bad_images.txt."""
@@ -96,7 +123,8 @@ class Writers:
 
         if self._first:
             picture = Image.fromarray(np.round(grid * 255).astype(np.uint8))
-            picture.save(self._folder / 'views.png')
+            with self._forgiven(), (self._folder / 'views.png').open('wb') as file:
+                picture.save(file, 'PNG')
         if self._events:
             self._events.write_images(0, {'views': grid[None]})
 

@@ -1,0 +1,101 @@
+"""One run at a time in a workdir."""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from typing import Any
+
+from etils import epath
+
+from simsiam_jax import errors
+
+NAME = 'lock.json'
+BEAT = 5.0  # seconds
+_PATIENCE = 3 * BEAT
+
+
+class Lock:
+    """Holds the workdir by a file that names host and process, until release() or death.
+
+    The file is written anew every BEAT seconds; one whose process is gone, or of another host
+    whose beat stands still, is taken over.
+
+    Raises:
+      UserError: another run is active there.
+      OSError: the workdir cannot be written.
+    """
+
+    def __init__(self, workdir: epath.Path):
+        self._path = workdir / NAME
+        self._me = {'host': socket.gethostname(), 'pid': os.getpid(), 'run': uuid.uuid4().hex}
+        workdir.mkdir(parents=True, exist_ok=True)
+        holder = _read(self._path)
+        if holder and _is_active(holder, self._path):
+            raise self._refusal(holder, workdir)
+        self._path.unlink(missing_ok=True)
+        self._beats = 0
+        try:
+            if '://' not in os.fspath(workdir):
+                open(self._path, 'x').close()  # of two at once one fails
+            self._write()
+        except FileExistsError as error:
+            raise self._refusal(_read(self._path), workdir) from error
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def _refusal(self, holder: dict[str, Any], workdir: epath.Path) -> errors.UserError:
+        return errors.UserError(
+            f'another run is active in {workdir}: process {holder.get("pid")} on host '
+            f'{holder.get("host")}; wait for it, end it, or give another --workdir'
+        )
+
+    def _write(self) -> None:
+        self._path.write_text(json.dumps(self._me | {'beats': self._beats}) + '\n')
+
+    def _beat(self) -> None:
+        while not self._released.wait(BEAT):
+            self._beats += 1
+            try:
+                self._write()
+            except OSError:
+                continue  # a full disk: the next beat may find room
+
+    def release(self) -> None:
+        self._released.set()
+        self._thread.join()
+        try:
+            if _read(self._path).get('run') == self._me['run']:
+                self._path.unlink(missing_ok=True)
+        except OSError:
+            return  # it will be found to be stale
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+    """{} where there is none, or half of one."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_active(holder: dict[str, Any], path: epath.Path) -> bool:
+    pid = holder.get('pid')
+    if holder.get('host') == socket.gethostname() and isinstance(pid, int):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # of another user
+        # The number may have gone to another process by now; then nothing beats.
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        time.sleep(BEAT / 10)
+        if _read(path) not in (holder, {}):
+            return True
+    return False

@@ -1,0 +1,122 @@
+"""Kills a run again and again and starts it again; prints the counts.
+
+PYTHONPATH=. python tests/faults/kills.py 30 [PROCESSES]
+
+SIGKILL comes at random moments: while the run starts, between two steps, in the middle of a save;
+of several processes to one, and the others must end by themselves. The end must be that of an
+uninterrupted run, bit for bit.
+"""
+
+import collections
+import os
+import pathlib
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from simsiam_jax.training import saved
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+FLAGS = [
+    '--config=configs/quickstart.py',
+    '--config.epochs=12',
+    '--config.model.width_multiplier=0.125',
+    '--config.log.tensorboard=False',
+    '--config.log.every_steps=1',
+    '--config.eval.every_epochs=1000',
+    '--config.eval.baselines=False',
+    '--config.checkpoint.every_epochs=0.3',
+]
+LIMIT = 240  # seconds for a run to end
+
+
+def start(
+    workdir: pathlib.Path, processes: int, *flags: str, logs: pathlib.Path | None = None
+) -> list[subprocess.Popen]:
+    """The processes of a run, two forced devices in all; what they print goes to rank*.log."""
+    logs = logs or workdir
+    logs.mkdir(exist_ok=True)
+    with socket.create_server(('', 0)) as server:
+        port = server.getsockname()[1]
+    devices = f'--xla_force_host_platform_device_count={2 // processes}'
+    command = [sys.executable, '-m', 'simsiam_jax.main', f'--workdir={workdir}', *FLAGS, *flags]
+    if processes > 1:
+        command += [f'--coordinator=127.0.0.1:{port}', f'--num_processes={processes}']
+        command += ['--timeout=20']
+    started = []
+    for rank in range(processes):
+        own = [f'--process_id={rank}'] if processes > 1 else []
+        with (logs / f'rank{rank}.log').open('a') as log:
+            started.append(
+                subprocess.Popen(
+                    command + own,
+                    cwd=ROOT,
+                    env=os.environ | {'XLA_FLAGS': devices, 'JAX_PLATFORMS': 'cpu'},
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+    return started
+
+
+def await_moment(kind: str, workdir: pathlib.Path, processes: list[subprocess.Popen]) -> None:
+    """Returns at a random moment of this kind, or when the run has ended."""
+    metrics = workdir / 'metrics.jsonl'
+    deadline = time.monotonic() + (random.uniform(0, 8) if kind == 'start' else LIMIT)
+    before = metrics.read_text().count('\n') if metrics.exists() else 0
+    steps = random.randint(1, 5)
+    while time.monotonic() < deadline and processes[0].poll() is None:
+        if kind != 'start' and metrics.exists():
+            here = metrics.read_text().count('\n') >= before + steps
+            saving = any((workdir / saved.FOLDER).glob('*tmp*'))
+            if here and (kind == 'step' or saving):
+                break
+        time.sleep(0.0005)
+    if kind == 'step':
+        time.sleep(random.uniform(0, 0.1))
+
+
+def end(processes: list[subprocess.Popen]) -> list[int]:
+    return [process.wait(timeout=LIMIT) for process in processes]
+
+
+def run(kills: int, processes: int, folder: pathlib.Path, *flags: str) -> collections.Counter[str]:
+    """The counts of kills; raises where a run does not go on, or ends otherwise."""
+    if any(end(start(folder / 'whole', processes, *flags))):
+        raise AssertionError((folder / 'whole' / 'rank0.log').read_text())
+    counts: collections.Counter[str] = collections.Counter()
+    workdir = folder / 'killed'
+    while counts.total() < kills:
+        kind = random.choice(['start', 'step', 'save', 'save'])
+        started = start(workdir, processes, *flags)
+        await_moment(kind, workdir, started)
+        if started[0].poll() is not None:
+            raise AssertionError(f'ended before a kill, after {dict(counts)}')
+        random.choice(started).kill()
+        codes = end(started)
+        if 0 in codes or 1 in codes:
+            raise AssertionError(f'{codes}: {(workdir / "rank0.log").read_text()}')
+        counts[kind] += 1
+        print(kind, codes, saved.list_steps(workdir / saved.FOLDER), flush=True)
+    if any(end(start(workdir, processes, *flags))):
+        raise AssertionError((workdir / 'rank0.log').read_text())
+    ends = [saved.load(at, 'state') for at in (folder / 'whole', workdir)]
+    whole, killed = (saved.flatten(found.tree) for found in ends)
+    if ends[0].step != ends[1].step or whole.keys() != killed.keys():
+        raise AssertionError('the ends are not of the same step')
+    for name in whole:
+        if np.asarray(whole[name]).tobytes() != np.asarray(killed[name]).tobytes():
+            raise AssertionError(f'{name} differs from that of the uninterrupted run')
+    return counts
+
+
+if __name__ == '__main__':
+    count, processes = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    with tempfile.TemporaryDirectory() as scratch:
+        counts = run(count, processes, pathlib.Path(scratch))
+    print(f'{counts.total()} kills of {processes} processes, the end the same: {dict(counts)}')

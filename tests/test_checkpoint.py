@@ -1,0 +1,192 @@
+"""Checkpoints: whole or passed over, kept, locked, and cheap to make."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from simsiam_jax import errors
+from simsiam_jax.training import checkpoint, lock, saved
+
+spec = importlib.util.spec_from_file_location(
+    'corruptions', pathlib.Path(__file__).parent / 'faults' / 'corruptions.py'
+)
+corruptions = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(corruptions)
+CONFIG, STEPS = corruptions.CONFIG, corruptions.STEPS
+
+
+@pytest.fixture
+def workdir(tmp_path: pathlib.Path) -> pathlib.Path:
+    corruptions.save(tmp_path / 'run')
+    return tmp_path / 'run'
+
+
+def reopen(workdir: pathlib.Path, **kwargs) -> checkpoint.Checkpoints:
+    return checkpoint.Checkpoints(str(workdir), CONFIG, keep=3, **kwargs)
+
+
+def largest(folder: pathlib.Path) -> pathlib.Path:
+    return max((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def test_random_corruptions_never_restore_wrongly(tmp_path: pathlib.Path) -> None:
+    counts = corruptions.run(12, tmp_path, seed=1)
+    assert counts['restored 22'] > 0
+    assert counts.total() == 12
+
+
+def test_sixteen_flipped_bytes_are_found_by_the_checksum(workdir, capsys) -> None:
+    state = corruptions.state_at(33)
+    value = np.asarray(state.params['backbone']['fc']['kernel'])
+    # As if the disk had given other bytes: the array on it is replaced whole, format and all.
+    item = workdir / 'checkpoints' / '33' / 'state'
+    tree = saved.load(workdir, 'state').tree
+    bent = tree['params']['backbone']['fc']['kernel'].copy()
+    bent.view(np.uint8).reshape(-1)[100:116] ^= 1
+    tree['params']['backbone']['fc']['kernel'] = bent
+    shutil.rmtree(item)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(item, tree)
+    assert not np.array_equal(bent, value)
+    assert saved.load(workdir, 'state').step == 22
+    assert 'step 33' in capsys.readouterr().out
+    # The parts that are whole can still be had, and so can the encoder.
+    assert saved.load(workdir, 'state', keys=('batch_stats',)).step == 33
+    assert saved.load(workdir, 'encoder').step == 33
+    with pytest.raises(errors.UserError, match='damaged: step 33'):
+        saved.load(workdir, 'state', step=33)
+
+
+def test_a_damaged_step_goes_aside_and_is_made_again(workdir, capsys) -> None:
+    largest(workdir / 'checkpoints' / '33' / 'state').write_bytes(b'')
+    checkpoints = reopen(workdir)
+    assert checkpoints.latest_step == 22
+    assert 'warning: step 33' in capsys.readouterr().out
+    assert (workdir / checkpoint.DAMAGED / '33').is_dir()
+    corruptions.same(checkpoints.restore(corruptions.state_at(0)), corruptions.state_at(22))
+    checkpoints.save(corruptions.state_at(33))
+    checkpoints.close()
+    checkpoints = reopen(workdir)
+    checkpoints.close()
+    assert checkpoints.latest_step == 33
+
+
+def test_nothing_is_begun_anew_where_all_steps_are_damaged(workdir) -> None:
+    for step in STEPS:
+        (workdir / 'checkpoints' / str(step) / 'meta' / 'metadata').write_text('{"step": 1')
+    with pytest.raises(errors.UserError, match='damaged: step 33, 22, 11') as caught:
+        reopen(workdir)
+    assert '\n' not in str(caught.value)
+    assert not (workdir / lock.NAME).exists()
+
+
+def test_another_structure_is_refused_by_name(workdir) -> None:
+    checkpoints = reopen(workdir)
+    state = corruptions.state_at(0)
+    del state.params['projector']['fc']['bias']
+    with pytest.raises(
+        errors.UserError, match=r'params/projector/fc/bias is \(16,\), expected not'
+    ):
+        checkpoints.restore(state)
+    checkpoints.close()
+
+
+def test_keep_every_outlives_keep(tmp_path: pathlib.Path) -> None:
+    checkpoints = checkpoint.Checkpoints(str(tmp_path), CONFIG, keep=1, keep_every=22)
+    for step in (11, 22, 33, 44, 55):
+        checkpoints.save(corruptions.state_at(step))
+    checkpoints.close()
+    assert saved.list_steps(tmp_path / saved.FOLDER) == [22, 44, 55]
+
+
+def test_a_failed_save_keeps_the_others_and_says_so(workdir, monkeypatch) -> None:
+    checkpoints = reopen(workdir)
+
+    def full(step: int, **kwargs) -> None:
+        (workdir / 'checkpoints' / f'{step}.orbax-checkpoint-tmp').mkdir()
+        raise ValueError('RESOURCE_EXHAUSTED: writing d/1f2e: No space left on device [28]')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, 'save', full)
+        checkpoints.save(corruptions.state_at(44))
+        text = checkpoints.failure(wait=True)
+    assert text == (
+        f'step 44 cannot be saved: No space left on device; checkpoints in {workdir}: 11, 22, 33'
+    )
+    assert checkpoints.failure() == ''
+    assert {p.name for p in (workdir / 'checkpoints').iterdir()} == {'11', '22', '33'}
+    checkpoints.save(corruptions.state_at(44))  # there is room again
+    assert checkpoints.failure(wait=True) == ''
+    checkpoints.close()
+    assert saved.load(workdir, 'state').step == 44
+
+
+def test_a_read_only_workdir_is_told_in_one_line(workdir, monkeypatch) -> None:
+    def refuse(self) -> None:
+        raise OSError(30, os.strerror(30))
+
+    # By hand: to root no folder is read-only.
+    monkeypatch.setattr(lock.Lock, '_write', refuse)
+    with pytest.raises(errors.UserError, match='cannot be written: Read-only file system'):
+        reopen(workdir)
+
+
+def test_a_workdir_in_use_is_refused_and_its_holder_named(workdir, monkeypatch) -> None:
+    monkeypatch.setattr(lock, 'BEAT', 0.05)
+    monkeypatch.setattr(lock, '_PATIENCE', 2.0)
+    checkpoints = reopen(workdir)
+    with pytest.raises(errors.UserError, match=f'active in .* process {os.getpid()} on host'):
+        reopen(workdir)
+    checkpoints.close()
+    assert not (workdir / lock.NAME).exists()
+    reopen(workdir).close()
+
+
+def test_locks_of_the_dead_are_taken_over(workdir, monkeypatch) -> None:
+    ended = subprocess.Popen([sys.executable, '-c', ''])
+    ended.wait()
+    here = {'host': lock.socket.gethostname(), 'pid': ended.pid, 'run': 'a', 'beats': 3}
+    monkeypatch.setattr(lock, '_PATIENCE', 0.1)
+    for holder in (here, here | {'host': 'elsewhere', 'pid': 1}):
+        (workdir / lock.NAME).write_text(json.dumps(holder))
+        checkpoints = reopen(workdir)
+        assert json.loads((workdir / lock.NAME).read_text())['pid'] == os.getpid()
+        checkpoints.close()
+    (workdir / lock.NAME).write_text('{"ho')  # killed while it was written
+    reopen(workdir).close()
+
+
+def test_a_save_returns_before_it_is_written(workdir, monkeypatch) -> None:
+    checkpoints = reopen(workdir)
+    may_end = threading.Event()
+    write = checkpoints._manager.save
+    monkeypatch.setattr(
+        checkpoints._manager, 'save', lambda *a, **k: (may_end.wait(60), write(*a, **k))
+    )
+    state = corruptions.state_at(44)
+    checkpoints.save(state)
+    jax.tree.map(lambda x: x.delete(), state)  # as the next step's donation does
+    may_end.set()
+    checkpoints.close()
+    corruptions.same(saved.load(workdir, 'state').tree, vars(corruptions.state_at(44)))
+
+
+def test_a_killed_first_save_is_no_checkpoint(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(errors.UserError, match='a checkpoint was expected'):
+        saved.load(tmp_path, 'state')
+    left = tmp_path / 'checkpoints' / '5.orbax-checkpoint-tmp'
+    left.mkdir(parents=True)
+    checkpoints = reopen(tmp_path)
+    assert checkpoints.latest_step is None
+    checkpoints.close()
+    assert not left.exists()

@@ -1,0 +1,216 @@
+"""Several processes: equal to one, found, missed, asked to leave, and left alone by the dead."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from simsiam_jax import errors
+from simsiam_jax.training import distributed, saved
+from simsiam_jax.training.distributed import Peers
+
+ROOT = pathlib.Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location('kills', ROOT / 'tests' / 'faults' / 'kills.py')
+kills = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kills)
+
+# Runs a config for five steps and keeps what tells whether the processes make a difference.
+PROBE = """
+import hashlib, json, sys
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+sys.path.insert(0, 'configs')
+import quickstart
+from simsiam_jax.tasks import pretrain
+from simsiam_jax.training import distributed, step
+from simsiam_jax.training import mesh as mesh_lib
+
+out, port, count, rank, change = sys.argv[1:]
+if int(count) > 1:
+    distributed.start(distributed.Peers(f'127.0.0.1:{port}', int(count), int(rank)), timeout=60)
+config = quickstart.get_config()
+config.update_from_flattened_dict({'model.width_multiplier': 0.125, **json.loads(change)})
+run = pretrain.build(config)
+train_step = step.make_train_step(run.method, run.tx, run.mesh, run.to_views)
+state = mesh_lib.replicate(run.init(), run.mesh)
+losses, digest = [], hashlib.sha256()
+for batch in run.batches(0, 5):
+    for x in jax.tree.leaves(multihost_utils.process_allgather(batch, tiled=True)):
+        digest.update(np.ascontiguousarray(x).tobytes())
+    state, metrics = train_step(state, batch)
+    losses.append(float(metrics['loss']))
+found = run.knn._extract(run.knn._encode, state, run.knn.test)
+if jax.process_index() == 0:
+    np.savez(out, losses=losses, digest=digest.hexdigest(), features=found.x)
+if int(count) > 1:
+    jax.distributed.shutdown()
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(('', 0)) as server:
+        return server.getsockname()[1]
+
+
+def environment(devices: int) -> dict[str, str]:
+    flag = f'--xla_force_host_platform_device_count={devices}'
+    return os.environ | {'XLA_FLAGS': flag, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+
+
+def probe(out: pathlib.Path, processes: int, change: dict) -> dict[str, np.ndarray]:
+    port = str(free_port())
+    started = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                '-c',
+                PROBE,
+                *map(str, (out, port, processes, rank)),
+                json.dumps(change),
+            ],
+            cwd=ROOT,
+            env=environment(4 // processes),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    outputs = [process.communicate(timeout=200)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, '\n'.join(outputs)
+    with np.load(out) as found:
+        return dict(found)
+
+
+# At the quickstart's own rate five steps of so small a net multiply rounding by ten thousand.
+@pytest.mark.parametrize('change', [{'optim.learning_rate': 0.05}], ids=['simsiam'])
+def test_two_processes_learn_what_one_learns(change: dict, tmp_path: pathlib.Path) -> None:
+    one = probe(tmp_path / 'one.npz', 1, change)
+    two = probe(tmp_path / 'two.npz', 2, change)
+    assert one['digest'] == two['digest']
+    np.testing.assert_allclose(two['losses'][0], one['losses'][0], rtol=0, atol=1e-6)
+    assert two['features'].shape == one['features'].shape == (360, 32)
+    assert np.std(one['features']) > 1e-2
+    np.testing.assert_allclose(two['features'], one['features'], rtol=0, atol=1e-4)
+
+
+def test_sigterm_to_one_of_two_ends_both_at_the_same_step_and_one_goes_on(tmp_path) -> None:
+    started = kills.start(tmp_path, 2, '--config.epochs=40')
+    metrics = tmp_path / 'metrics.jsonl'
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and started[0].poll() is None:
+        if metrics.exists() and '"step": 5' in metrics.read_text():
+            break
+        time.sleep(0.05)
+    started[1].send_signal(signal.SIGTERM)
+    assert kills.end(started) == [143, 143], (tmp_path / 'rank0.log').read_text()
+    log = (tmp_path / 'rank0.log').read_text()
+    step = int(re.search(r'asked to end: step (\d+) is saved', log)[1])
+    assert saved.load(tmp_path, 'state').step == step >= 5
+    assert 'step' not in (tmp_path / 'rank1.log').read_text()  # it writes no log
+    one = kills.start(tmp_path, 1, '--config.epochs=40')  # from two processes to one
+    while time.monotonic() < deadline and f'"step": {step + 3}' not in metrics.read_text():
+        time.sleep(0.05)
+    one[0].send_signal(signal.SIGTERM)
+    assert kills.end(one) == [143]
+    assert f'resuming from step {step}' in (tmp_path / 'rank0.log').read_text()
+
+
+def test_a_run_that_is_killed_ends_as_if_it_were_not(tmp_path) -> None:
+    counts = kills.run(3, 1, tmp_path, '--config.epochs=6')
+    assert counts.total() == 3
+
+
+def test_a_missing_process_is_named_in_bounded_time() -> None:
+    address = f'127.0.0.1:{free_port()}'
+    peers = [Peers(address, 4, rank) for rank in (0, 2, 1)]
+    told = {}
+
+    def join(peer: Peers) -> None:
+        try:
+            distributed.roll_call(peer, timeout=3)
+        except distributed.MissingError as error:
+            told[peer.rank] = str(error)
+
+    threads = [threading.Thread(target=join, args=[peer]) for peer in peers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert set(told) == {0, 1, 2}
+    assert set(told.values()) == {told[0]}
+    assert '3 of 4 processes' in told[0]
+    assert 'ranks 0, 1, 2; missing: 3;' in told[0]
+
+
+def test_all_come_to_the_roll_call_in_any_order() -> None:
+    address = f'127.0.0.1:{free_port()}'
+    came = []
+
+    def join(rank: int) -> None:
+        distributed.roll_call(Peers(address, 3, rank), timeout=60)
+        came.append(rank)
+
+    threads = [threading.Thread(target=join, args=[rank]) for rank in (2, 0, 1)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.3)
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sorted(came) == [0, 1, 2]
+
+
+SLURM = {
+    'SLURM_JOB_ID': '8193',
+    'SLURM_STEP_NUM_TASKS': '4',
+    'SLURM_PROCID': '3',
+    'SLURM_TASK_PID': str(os.getpid()),
+}
+MPI = {
+    'OMPI_COMM_WORLD_SIZE': '2',
+    'OMPI_COMM_WORLD_RANK': '1',
+    'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://10.96.0.1,10.148.0.1:34911',
+    'PMIX_SERVER_TMPDIR': '/tmp',
+}
+GIVEN = {'JAX_COORDINATOR_ADDRESS': 'pod-0:1234', 'JAX_NUM_PROCESSES': '8'}
+
+
+@pytest.mark.parametrize(
+    ('env', 'peers'),
+    [
+        ({}, None),
+        (SLURM | {'SLURM_STEP_NODELIST': 'node[007-9,12],b1'}, Peers('node007:61441', 4, 3)),
+        (SLURM | {'SLURM_STEP_NODELIST': 'a,b[1-3]'}, Peers('a:61441', 4, 3)),
+        # A batch script without srun; a shell that outlived its job; one task.
+        ({'SLURM_JOB_ID': '1', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'}, None),
+        (SLURM | {'SLURM_STEP_NODELIST': 'a', 'SLURM_TASK_PID': '99999999'}, None),
+        (SLURM | {'SLURM_STEP_NODELIST': 'a', 'SLURM_STEP_NUM_TASKS': '1'}, None),
+        (MPI, Peers(f'10.96.0.1:{61440 + 1531576320 // 4096 % 4096}', 2, 1)),
+        (MPI | {'PMIX_SERVER_TMPDIR': '/no/such'}, None),
+        (GIVEN | {'JAX_PROCESS_ID': '2'}, Peers('pod-0:1234', 8, 2)),
+        (GIVEN | {'JOB_COMPLETION_INDEX': '5'}, Peers('pod-0:1234', 8, 5)),
+    ],
+)
+def test_launchers_are_found_where_they_are_alive(env: dict, peers: Peers | None) -> None:
+    assert distributed.from_environment(env) == peers
+
+
+def test_half_an_environment_and_impossible_ranks_are_told() -> None:
+    with pytest.raises(errors.UserError, match='JAX_NUM_PROCESSES and JAX_PROCESS_ID'):
+        distributed.from_environment({'JAX_COORDINATOR_ADDRESS': 'a:1'})
+    with pytest.raises(errors.UserError, match='process_id is 2; expected from 0 to under'):
+        distributed.start(Peers('a:1', 2, 2))
+    with pytest.raises(errors.UserError, match="'a'; expected HOST:PORT"):
+        distributed.start(Peers('a', 2, 1))
+    distributed.start(Peers('a:1', 1, 0))  # alone: nothing to wait for

@@ -1,0 +1,202 @@
+"""What a run does when it diverges or does not fit, and how it is made to fit."""
+
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from simsiam_jax import config as config_lib
+from simsiam_jax import errors
+from simsiam_jax.data import sources
+from simsiam_jax.methods import simsiam
+from simsiam_jax.models import resnet
+from simsiam_jax.tasks import memory, pretrain
+from simsiam_jax.training import mesh as mesh_lib
+from simsiam_jax.training import saved, step
+
+
+def small(**changes) -> ConfigDict:
+    """A few steps on 256 digits, without evaluation."""
+    config = config_lib.default()
+    config.update_from_flattened_dict(
+        {
+            'batch_size': 64,
+            'epochs': 3,
+            'data.source': 'digits/train',
+            'data.channels': 1,
+            'augment.size': 8,
+            'augment.saturation': 0.0,
+            'augment.hue': 0.0,
+            'augment.gray': 0.0,
+            'augment.mean': (0.0,),
+            'augment.std': (0.38,),
+            'model.name': 'resnet18',
+            'model.stem': 'cifar',
+            'model.stages': (1,),
+            'model.width_multiplier': 0.125,
+            'model.dtype': 'float32',
+            'method.dim': 16,
+            'method.predictor_width': 8,
+            'eval.train': '',
+            'eval.test': '',
+            'log.tensorboard': False,
+            'log.every_steps': 2,
+            'checkpoint.every_epochs': 0.25,
+        }
+        | changes
+    )
+    return config
+
+
+@pytest.fixture(autouse=True)
+def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = sources.open_source('digits/train')
+    few = sources.ArraySource(digits.images[:256], digits.labels[:256], digits.classes)
+    monkeypatch.setattr(sources, 'open_source', lambda spec, data_dir='': few)
+
+
+@pytest.mark.parametrize(('every', 'last'), [(0.25, 5), (3.0, None)])
+def test_a_loss_that_is_not_finite_ends_the_run(
+    every: float, last: int | None, tmp_path: pathlib.Path, monkeypatch
+) -> None:
+    make = step.make_train_step
+
+    def poisoned(*args):
+        train_step = make(*args)
+
+        def at_step_6(state, batch):
+            spoil = jnp.where(state.step == 5, jnp.nan, 1.0)
+            state, metrics = train_step(state, batch)
+            params = jax.tree.map(lambda x: x * spoil, state.params)
+            return state.replace(params=params), metrics
+
+        return at_step_6
+
+    monkeypatch.setattr(step, 'make_train_step', poisoned)
+    config = small(**{'checkpoint.every_epochs': every, 'log.every_steps': 4})
+    with pytest.raises(errors.UserError) as caught:
+        pretrain.run(config, str(tmp_path))
+    text = str(caught.value)
+    # The weights are not finite after step 6, the loss from 7 on: found at a save or a line.
+    where = 'weights are no longer finite at step 6' if last else 'the loss is nan at step 8'
+    assert where in text
+    assert '(lr 0.009375, lr_predictor 0.0125, precision float32)' in text
+    assert '\n' not in text
+    found = saved.list_steps(tmp_path / saved.FOLDER)
+    assert max(found, default=None) == last
+    assert (f'step {last} is the last good checkpoint' if last else 'nothing is saved yet') in text
+
+
+def test_profile_writes_a_trace_of_these_steps(tmp_path: pathlib.Path, capsys) -> None:
+    pretrain.run(small(epochs=1, profile='2:4'), str(tmp_path))
+    assert 'steps 2 to 3 are traced' in capsys.readouterr().out
+    names = [path.name for path in (tmp_path / 'profile').rglob('*') if path.is_file()]
+    assert any(name.endswith('.xplane.pb') for name in names)
+    assert 'perfetto_trace.json.gz' in names
+    with pytest.raises(errors.UserError, match="profile is '4:2'; expected START:STOP"):
+        pretrain.run(small(profile='4:2'), str(tmp_path / 'other'))
+
+
+def test_out_of_memory_says_what_to_turn(tmp_path: pathlib.Path, monkeypatch) -> None:
+    def full(*args):
+        def train_step(state, batch):
+            raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes')
+
+        return train_step
+
+    monkeypatch.setattr(step, 'make_train_step', full)
+    with pytest.raises(errors.UserError) as caught:
+        pretrain.run(small(), str(tmp_path))
+    turns = ['model.dtype=bfloat16', 'model.remat=True', 'optim.accumulate=2', 'batch_size (now 64']
+    positions = [str(caught.value).index(turn) for turn in turns]
+    assert positions == sorted(positions)
+    with pytest.raises(jax.errors.JaxRuntimeError), memory.explained(small()):
+        raise jax.errors.JaxRuntimeError('INTERNAL: another failure')
+
+
+def method(remat: bool = False, norm: bool = True):
+    backbone = resnet.make(
+        'resnet18',
+        stem='cifar',
+        width_multiplier=0.125,
+        stages=(1, 1),
+        axis_name=mesh_lib.DATA,
+        remat=remat,
+    )
+    made = simsiam.make(backbone, dim=16, predictor_width=8)
+    if norm:
+        return made
+    return type(made)(Frozen(made.network), made.loss)
+
+
+class Frozen(nn.Module):
+    """BN by its running averages, which no batch changes."""
+
+    network: nn.Module
+
+    def __call__(self, view, train: bool = True):
+        return self.network(view, train=False)
+
+
+def update(made, accumulate: int, devices: int = 1):
+    tx, mesh = optax.sgd(1.0), mesh_lib.make_mesh(jax.devices()[:devices])
+    initial = step.init_state(made, tx, 0, (8, 8, 3))
+    # A last scale of zero would leave the blocks without a gradient.
+    initial = initial.replace(params=jax.tree.map(lambda x: x + 0.1, initial.params))
+    rng = np.random.default_rng(0)
+    views = [rng.standard_normal((256, 8, 8, 3), np.float32) for _ in range(2)]
+    train_step = step.make_train_step(made, tx, mesh, accumulate=accumulate)
+    state, metrics = train_step(mesh_lib.replicate(initial, mesh), mesh_lib.shard(views, mesh))
+    return jax.device_get((state, metrics))
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_four_parts_of_64_update_as_one_of_256(devices: int) -> None:
+    made = method(norm=False)
+    whole, whole_metrics = update(made, 1)
+    parts, parts_metrics = update(made, 4, devices)
+    assert abs(whole_metrics['loss'] - parts_metrics['loss']) < 1e-6
+    moved = [np.abs(p - 0.1).max() for p in jax.tree.leaves(whole.params)]
+    assert max(moved) > 1e-2
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-6)
+    assert parts.step == 1
+
+
+def test_with_batch_norm_every_part_has_statistics_of_its_own() -> None:
+    whole, parts = update(method(), 1)[0], update(method(), 4)[0]
+    means = [s.batch_stats['backbone']['bn1']['mean'] for s in (whole, parts)]
+    # Two views move the running mean twice, four parts of each eight times: 1 - 0.9^2, 1 - 0.9^8.
+    ratio = np.linalg.norm(means[1]) / np.linalg.norm(means[0])
+    np.testing.assert_allclose(ratio, (1 - 0.9**8) / (1 - 0.9**2), rtol=0.3)
+
+
+def test_a_batch_must_divide_into_its_parts() -> None:
+    mesh = mesh_lib.make_mesh()
+    mesh_lib.check_batch_size('batch_size', 64, mesh, 4)
+    with pytest.raises(errors.UserError, match=r'8 devices and optim.accumulate=3 parts; use 48'):
+        mesh_lib.check_batch_size('batch_size', 64, mesh, 3)
+    with pytest.raises(errors.UserError, match='accumulate is 0'):
+        mesh_lib.check_batch_size('batch_size', 64, mesh, 0)
+
+
+def test_remat_computes_the_same() -> None:
+    (plain, plain_metrics), (again, again_metrics) = update(method(), 1), update(method(True), 1)
+    np.testing.assert_allclose(again_metrics['loss'], plain_metrics['loss'], rtol=0, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+    assert jax.tree.structure(plain) == jax.tree.structure(again)
+    # The blocks' inner values are not kept for the backward pass.
+    image = jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32)
+    text = []
+    for remat in (False, True):
+        backbone = method(remat).network.backbone.clone(axis_name=None)
+        variables = resnet.abstract_variables(backbone, 3)
+        text.append(str(jax.make_jaxpr(lambda v, x, b=backbone: b.apply(v, x))(variables, image)))
+    assert ('remat' in text[0] or 'checkpoint' in text[0]) is False
+    assert 'remat' in text[1] or 'checkpoint' in text[1]
