@@ -66,8 +66,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(
 ) -> None:
     make = step.make_train_step
 
-    def poisoned(*args):
-        train_step = make(*args)
+    def poisoned(*args, **kwargs):
+        train_step = make(*args, **kwargs)
 
         def at_step_6(state, batch):
             spoil = jnp.where(state.step == 5, jnp.nan, 1.0)
