@@ -50,8 +50,6 @@ def main(argv: list[str]) -> None:
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
         jax.config.update('jax_compilation_cache_dir', str(cache / 'simsiam_jax'))
-    if config.get('debug_nans'):
-        jax.config.update('jax_debug_nans', True)
     try:
         distributed.start(_peers(), timeout=_TIMEOUT.value)
         errors.check_choice('config.task', config.task, TASKS)
