@@ -16,7 +16,7 @@ def default() -> ConfigDict:
     config.init_from = ''  # weights to start from: a run's workdir, .pth, .safetensors, .msgpack
     config.dry_run = False  # build, print shapes, parameters and memory, stop
     config.profile = ''  # START:STOP, steps to trace into WORKDIR/profile
-    config.debug_nans = False  # stop with a traceback at the operation that gives the first NaN
+    config.debug_nans = False  # check every step; a traceback to the operation that gives NaN
 
     config.data = ConfigDict()
     config.data.source = 'tfds:imagenet2012/train'

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -46,8 +45,6 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.FATAL)  # what fails in a save is said in one line of ours
     sys.unraisablehook = _hook
     mesh.use_compilation_cache()
-    if config.get('debug_nans'):
-        jax.config.update('jax_debug_nans', True)
     try:
         distributed.start(_peers(), timeout=_TIMEOUT.value)
         errors.check_choice('config.task', config.task, TASKS)

@@ -15,7 +15,7 @@ from simsiam_jax import errors
 from simsiam_jax.data import sources
 from simsiam_jax.methods import simsiam
 from simsiam_jax.models import resnet
-from simsiam_jax.tasks import memory, pretrain
+from simsiam_jax.tasks import loop, memory, pretrain
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training import saved, step
 
@@ -90,6 +90,23 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     found = saved.list_steps(tmp_path / saved.FOLDER)
     assert max(found, default=None) == last
     assert (f'step {last} is the last good checkpoint' if last else 'nothing is saved yet') in text
+
+
+def test_debug_nans_leads_to_the_operation() -> None:
+    def logarithm(x):
+        return jnp.log(x).sum()
+
+    def plain(state, batch):
+        return state.replace(step=state.step + 1), {'loss': logarithm(batch)}
+
+    params, none = {'backbone': {'w': jnp.ones(2)}}, {'backbone': {}}
+    state = step.TrainState(jnp.zeros((), jnp.int32), params, none, None, None, None)
+    watched = loop._watched(jax.jit(plain, donate_argnums=0))
+    state, metrics = watched(state, jnp.ones(3))
+    assert metrics['loss'] == 0
+    with pytest.raises(FloatingPointError) as caught:
+        watched(state, -jnp.ones(3))  # not the first call, which JAX would look into by itself
+    assert 'logarithm' in [entry.name for entry in caught.traceback]
 
 
 def test_profile_writes_a_trace_of_these_steps(tmp_path: pathlib.Path, capsys) -> None:

@@ -17,11 +17,13 @@ from simsiam_jax.tasks.inputs import Source
 from simsiam_jax.training import checkpoint, distributed, profile, step, writers
 from simsiam_jax.training.writers import say
 
+Step = Callable[[step.TrainState, Any], tuple[step.TrainState, dict[str, jax.Array]]]
+
 
 def train(
     config: ConfigDict,
     state: step.TrainState,
-    train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, dict[str, jax.Array]]],
+    train_step: Step,
     *,
     batches: Callable[[int, int], Iterator[Any]],
     order: Order,
@@ -55,6 +57,8 @@ def train(
         _check_finite(config, number, metrics, rates, checkpoints, state)
         checkpoints.save(state)
 
+    if config.debug_nans:
+        train_step = _watched(train_step)
     clock, waiting = writers.Clock(last), False
     with distributed.Sigterm() as sigterm, profile.Window(config.profile, log.workdir) as window:
         for number, batch in enumerate(clock.timed(batches(start, last)), start + 1):
@@ -96,6 +100,24 @@ def train(
     return state
 
 
+def _watched(train_step: Step) -> Step:
+    """The step; one that gives no finite loss or encoder is made again operation by operation.
+
+    That raises FloatingPointError in the line whose result is the first NaN.
+    """
+
+    def watched(state: step.TrainState, batch: Any) -> tuple[step.TrainState, dict[str, jax.Array]]:
+        before = jax.tree.map(jnp.copy, state)
+        state, metrics = train_step(state, batch)
+        if not _all_finite((metrics['loss'], checkpoint.encoder_variables(state))):
+            jax.clear_caches()  # JAX looks into the first call of a program only
+            with jax.debug_nans(True):
+                train_step(before, batch)
+        return state, metrics
+
+    return watched
+
+
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
@@ -119,11 +141,12 @@ def _check_finite(
         return
     now = ', '.join(f'{name} {float(rate(number - 1)):.4g}' for name, rate in rates.items())
     precision = config.get('model', {}).get('dtype', "the checkpoint's")
+    other = ' or model.dtype=float32' if precision == 'bfloat16' else ''
     checkpoints.failure(wait=True)
     kept = checkpoints.last_saved()
     raise errors.UserError(
         f'{what} at step {number} ({now}, precision {precision}); '
         + (f'step {kept} is the last good checkpoint; ' if kept else 'nothing is saved yet; ')
-        + 'try a lower learning rate, warm-up epochs or model.dtype=float32, and '
-        '--config.debug_nans=True for where it comes from'
+        + f'try a lower learning rate, warm-up epochs{other}, and --config.debug_nans=True for '
+        'where it comes from'
     )
