@@ -120,7 +120,7 @@ def test_profile_writes_a_trace_of_these_steps(tmp_path: pathlib.Path, capsys) -
 
 
 def test_out_of_memory_says_what_to_turn(tmp_path: pathlib.Path, monkeypatch) -> None:
-    def full(*args):
+    def full(*args, **kwargs):
         def train_step(state, batch):
             raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes')
 
