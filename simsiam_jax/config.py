@@ -118,10 +118,10 @@ def default() -> ConfigDict:
     return config
 
 
-def knn() -> ConfigDict:
-    """The configuration of task knn. Keys that are None are as the checkpoint was trained."""
+def _judged(task: str) -> ConfigDict:
+    """What all evaluations have. Keys that are None are as the checkpoint was trained."""
     config = ConfigDict()
-    config.task = 'knn'
+    config.task = task
     config.init_from = ''  # the workdir of a run, or a file of weights
     config.seed = 0
     config.labels = 1.0  # share of the training set's labels to use, class-balanced
@@ -143,6 +143,12 @@ def knn() -> ConfigDict:
     config.eval.test = placeholder(str)
     config.eval.resize = placeholder(int)
     config.eval.batch_size = 512
+    return config
+
+
+def knn() -> ConfigDict:
+    """The configuration of task knn."""
+    config = _judged('knn')
     config.eval.k = (10, 20, 100, 200)
     config.eval.temperature = (0.07, 0.1, 0.2)
     config.eval.bank_dtype = 'float16'
@@ -151,12 +157,9 @@ def knn() -> ConfigDict:
 
 def probe() -> ConfigDict:
     """The configuration of task probe: classifiers on cached features."""
-    config = knn()
-    config.task = 'probe'
+    config = _judged('probe')
     config.batch_size = 256
     config.epochs = 100
-    for key in ('k', 'temperature', 'bank_dtype'):
-        del config.eval[key]
     config.eval.holdout = 0.2  # of the training set, to choose by
     config.eval.baselines = True  # also raw pixels and the network at initialisation
 
@@ -173,15 +176,12 @@ def probe() -> ConfigDict:
 
 def supervised() -> ConfigDict:
     """The configuration of tasks linear and finetune: a classifier trained on images."""
-    config = knn()
-    config.task = 'linear'
+    config = _judged('linear')
     config.from_scratch = False  # the architecture of init_from with fresh weights: the baseline
     config.batch_size = 4096
     config.epochs = 90
     config.data.on_device = 'colour'
     config.data.canvas = 512
-    for key in ('k', 'temperature', 'bank_dtype'):
-        del config.eval[key]
     config.eval.holdout = 0.0  # share of the training set to watch and choose by
     config.eval.every_epochs = 10  # where there is one
 

@@ -37,8 +37,8 @@ def choose(score: Score) -> int:
 
 def table(score: Score, rates: Sequence[float], decays: Sequence[float]) -> str:
     """Top-1 by learning rate (rows) and weight decay (columns), the chosen one marked."""
-    marks = ['*' if i == choose(score) else ' ' for i in range(len(score.top1))]
-    cells = [f'{top1:>10.4f}{mark}' for top1, mark in zip(score.top1, marks, strict=True)]
+    best = choose(score)
+    cells = [f'{top1:>10.4f}{"*" if i == best else " "}' for i, top1 in enumerate(score.top1)]
     width = len(decays)
     rows = [cells[i : i + width] for i in range(0, len(cells), width)]
     return '\n'.join(

@@ -28,7 +28,7 @@ from absl import app, flags, logging
 
 from simsiam_jax import errors
 from simsiam_jax.models import pytorch, pytorch_heads, resnet
-from simsiam_jax.tools import formats, torch_forward
+from simsiam_jax.tools import arguments, formats, torch_forward
 from simsiam_jax.training import weight_files
 from simsiam_jax.training.weights import Weights, open_weights, part
 
@@ -106,18 +106,8 @@ def convert(source: str, target: str, format_: str, step: int | None = None) -> 
     return f'{compared}\n{target} holds {held} of {source}: {name}, for images of {images}'
 
 
-def parse(argv: list[str]) -> list[str]:
-    flags.mark_flags_as_required(['source', 'target', 'format'])
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(f'error: {" ".join(str(error).split())}')
-
-
 def run(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected argument {argv[1]!r}')
     try:
         print(convert(_SOURCE.value, _TARGET.value, _FORMAT.value, _STEP.value))
     except errors.UserError as error:
@@ -125,4 +115,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(run, flags_parser=parse)
+    app.run(run, flags_parser=arguments.parser('source', 'target', 'format'))

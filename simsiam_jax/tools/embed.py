@@ -28,7 +28,7 @@ from simsiam_jax.data.sources import ArraySource
 from simsiam_jax.methods.losses import l2_normalise
 from simsiam_jax.tasks import inputs, knn
 from simsiam_jax.tasks.features import Extractor, Features
-from simsiam_jax.tools import page
+from simsiam_jax.tools import arguments, page
 from simsiam_jax.training import encoder as encoder_lib
 from simsiam_jax.training import mesh as mesh_lib
 
@@ -175,19 +175,9 @@ def flatten(x: np.ndarray, map_name: str) -> np.ndarray:
     return TSNE(2, perplexity=perplexity, init='pca', random_state=0).fit_transform(x)
 
 
-def parse(argv: list[str]) -> list[str]:
-    flags.mark_flags_as_required(['checkpoint', 'images', 'out'])
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(f'error: {" ".join(str(error).split())}')
-
-
 def run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     mesh_lib.use_compilation_cache()
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected argument {argv[1]!r}')
     out, html = _OUT.value, _HTML.value
     try:
         errors.check_choice('--map', _MAP.value, MAPS)
@@ -218,4 +208,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(run, flags_parser=parse)
+    app.run(run, flags_parser=arguments.parser('checkpoint', 'images', 'out'))

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.tasks import pretrain, probe
-from simsiam_jax.tools import ledger_page
+from simsiam_jax.tools import arguments, ledger_page
 from simsiam_jax.training import mesh
 
 _CONFIG: Any = flags.DEFINE_string('config', 'configs/ablations.py', 'A file of ablations.')
@@ -127,8 +127,6 @@ def chosen(rows: dict[str, Any], names: str) -> list[str]:
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     mesh.use_compilation_cache()
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected argument {argv[1]!r}')
     path = pathlib.Path(_CONFIG.value)
     try:
         if not path.is_file():
@@ -151,13 +149,5 @@ def main(argv: list[str]) -> None:
         sys.exit(f'error: {error}')
 
 
-def parse(argv: list[str]) -> list[str]:
-    flags.mark_flags_as_required(['workdir'])
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(f'error: {" ".join(str(error).split())}')
-
-
 if __name__ == '__main__':
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=arguments.parser('workdir'))
