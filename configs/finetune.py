@@ -13,8 +13,8 @@ SGD at batch 256 for 20 epochs, cosine; the rates of backbone and classifier wit
 and 1 % (0.02, 5) are those of SwAV's semi-supervised evaluation. Not from the paper, which
 fine-tunes detectors only.
 
-These figures are ImageNet's: a small set has few steps in 20 epochs and wants more of them and higher
-rates (benchmarks/few_labels.py has digits').
+These figures are ImageNet's: a small set has few steps in 20 epochs and wants more of them and
+higher rates (benchmarks/few_labels.py has digits').
 """
 
 from ml_collections import ConfigDict
