@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from simsiam_jax import errors
+from simsiam_jax.models import kernels as kernels_lib
 
 _fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
@@ -31,10 +32,9 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'B H W C']) -> Float[Array, 'B H2 W2 D']:
         y = self.conv(self.channels, 3, self.stride, name='conv1')(x)
-        y = nn.relu(self.norm(name='bn1')(y))
+        y = self.norm(name='bn1')(y)
         y = self.conv(self.channels, 3, name='conv2')(y)
-        y = self.norm(name='bn2', scale_init=self.last_scale)(y)
-        return nn.relu(y + _shortcut(self, x, y))
+        return self.norm(name='bn2', scale_init=self.last_scale)(y, _shortcut(self, x, y))
 
 
 class Bottleneck(nn.Module):
@@ -51,19 +51,18 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'B H W C']) -> Float[Array, 'B H2 W2 D']:
         y = self.conv(self.channels, 1, name='conv1')(x)
-        y = nn.relu(self.norm(name='bn1')(y))
+        y = self.norm(name='bn1')(y)
         y = self.conv(self.channels, 3, self.stride, name='conv2')(y)
-        y = nn.relu(self.norm(name='bn2')(y))
+        y = self.norm(name='bn2')(y)
         y = self.conv(self.channels * self.expansion, 1, name='conv3')(y)
-        y = self.norm(name='bn3', scale_init=self.last_scale)(y)
-        return nn.relu(y + _shortcut(self, x, y))
+        return self.norm(name='bn3', scale_init=self.last_scale)(y, _shortcut(self, x, y))
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: Array, y: Array) -> Array:
     if x.shape == y.shape:
         return x
     x = block.conv(y.shape[-1], 1, block.stride, name='downsample_conv')(x)
-    return block.norm(name='downsample_bn')(x)
+    return block.norm(name='downsample_bn', relu=False)(x)
 
 
 class ResNet(nn.Module):
@@ -78,6 +77,7 @@ class ResNet(nn.Module):
       dtype: of the computation; parameters and BN statistics are float32 always.
       axis_name: mesh axis over which BN is synchronised in training, None for a single device.
       remat: blocks are computed again in the backward pass instead of kept: the same result.
+      kernels: 'plain', 'fused' for GPUs, or 'auto', what suits the device: the same result.
     """
 
     stages: tuple[int, ...]
@@ -88,6 +88,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     remat: bool = False
+    kernels: str = 'auto'
 
     @property
     def features(self) -> int:
@@ -99,8 +100,10 @@ class ResNet(nn.Module):
         self, images: Num[Array | np.ndarray, 'B H W C'], train: bool = False
     ) -> Float[Array, 'B D']:
         """The feature of a batch of normalised images: mean over positions, float32."""
+        fused = kernels_lib.are_fused(self.kernels)
         norm = functools.partial(
-            nn.BatchNorm,
+            kernels_lib.NormReLU,
+            fused=fused,
             use_running_average=not train,
             momentum=0.9,
             epsilon=1e-5,
@@ -113,11 +116,11 @@ class ResNet(nn.Module):
         x = jnp.asarray(images, self.dtype)
         if self.stem == 'imagenet':
             x = conv(self.width, 7, 2, name='conv1')(x)
-            x = nn.relu(norm(name='bn1')(x))
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            x = norm(name='bn1')(x)
+            x = kernels_lib.max_pool(x, fused=fused)
         else:
             x = conv(self.width, 3, name='conv1')(x)
-            x = nn.relu(norm(name='bn1')(x))
+            x = norm(name='bn1')(x)
         block = nn.remat(self.block) if self.remat else self.block
         for i, blocks in enumerate(self.stages):
             for j in range(blocks):
@@ -137,8 +140,27 @@ def _conv(channels: int, size: int, stride: int = 1, **kwargs: Any) -> nn.Conv:
         padding=size // 2,
         use_bias=False,
         kernel_init=_fan_out,
+        conv_general_dilated=_convolve,
         **kwargs,
     )
+
+
+def _convolve(
+    x: Array, kernel: Array, strides: Sequence[int], padding: Any, **kwargs: Any
+) -> Array:
+    size, stride = kernel.shape[0], strides[0]
+    if min(x.shape[1:3]) >= size:
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
+    # Of a map below the kernel's size XLA makes kernel and map change places, and a slow loop of
+    # that on CPUs: a product of the windows instead.
+    height, width = ((n - 1) // stride * stride + 1 for n in x.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    windows = [
+        padded[:, top : top + height : stride, left : left + width : stride]
+        for top in range(size)
+        for left in range(size)
+    ]
+    return jnp.concatenate(windows, -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
@@ -160,15 +182,17 @@ def make(
     dtype: str = 'float32',
     axis_name: str | None = None,
     remat: bool = False,
+    kernels: str = 'auto',
 ) -> ResNet:
     """Builds one of RESNETS; `stages` replaces its numbers of blocks (small nets for tests).
 
     Raises:
-      UserError: unknown name, stem or dtype, or a width below one channel.
+      UserError: unknown name, stem, dtype or kernels, or a width below one channel.
     """
     errors.check_choice('model.name', name, RESNETS)
     errors.check_choice('model.stem', stem, ('imagenet', 'cifar'))
     errors.check_choice('model.dtype', dtype, ('float32', 'bfloat16'))
+    errors.check_choice('model.kernels', kernels, kernels_lib.KERNELS)
     width = round(64 * width_multiplier)
     if width < 1:
         raise errors.UserError(
@@ -184,6 +208,7 @@ def make(
         dtype=jnp.dtype(dtype),
         axis_name=axis_name,
         remat=remat,
+        kernels=kernels,
     )
 
 

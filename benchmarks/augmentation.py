@@ -1,0 +1,177 @@
+"""What augmentation on the device costs the step, and training on a resident set of CIFAR's size.
+
+    python benchmarks/augmentation.py [--smoke] [--json FILE]
+
+The same step on normalised views, on uint8 crops (data.on_device=colour), on whole images (all) and
+on images that are gathered from a resident set; of random pixels, which cost what photographs cost.
+Variants take turns, each with batches that are on the device already. Then 50,000 images of 32
+pixels through CIFAR's ResNet-18, a whole epoch with its parameters sampled on the host.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from simsiam_jax.data import host, resident
+from simsiam_jax.data.order import Order
+from simsiam_jax.data.recipe import Recipe, plan
+from simsiam_jax.methods import simsiam
+from simsiam_jax.models import resnet
+from simsiam_jax.training import mesh as mesh_lib
+from simsiam_jax.training import optim, step
+
+MESH = mesh_lib.make_mesh(jax.devices()[:1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    network: str
+    stages: tuple[int, ...]
+    size: int
+    batch: int
+    canvas: int
+    images: int
+
+
+SETTINGS = {
+    'imagenet': Setting('resnet50', (3, 4, 6, 3), 224, 256, 512, 2048),
+    'cifar': Setting('resnet18', (2, 2, 2, 2), 32, 512, 32, 50_000),
+}
+SMOKE = {
+    'imagenet': Setting('resnet18', (1, 1), 24, 8, 32, 32),
+    'cifar': Setting('resnet18', (1, 1), 16, 8, 16, 64),
+}
+
+
+def make_step(setting: Setting) -> tuple[Any, Any]:
+    """(step, state)."""
+    backbone = resnet.make(
+        setting.network,
+        stages=setting.stages,
+        stem='imagenet' if setting.size > 64 else 'cifar',
+        dtype='bfloat16',
+        axis_name=mesh_lib.DATA,
+    )
+    method = simsiam.make(backbone)
+    tx, _ = optim.make(batch_size=setting.batch, epochs=100, steps_per_epoch=1000)
+    shape = (setting.size, setting.size, 3)
+    state = mesh_lib.replicate(step.init_state(method, tx, 0, shape), MESH)
+    to_views = functools.partial(host.to_views, recipes=recipes(setting))
+    return step.make_train_step(method, tx, MESH, to_views), state
+
+
+def recipes(setting: Setting) -> tuple[Recipe, ...]:
+    blur = 0.5 if setting.size > 64 else 0.0  # as configs/cifar10.py
+    return (Recipe(size=setting.size, blur=blur),) * 2
+
+
+def gatherer(setting: Setting) -> Callable[[Any], Any]:
+    """A resident set of random pixels."""
+    side = setting.canvas
+    pixels = np.random.default_rng(0).integers(0, 256, (setting.images, side, side, 3), np.uint8)
+    images, labels = mesh_lib.replicate((pixels, np.zeros(setting.images, np.int64)), MESH)
+    return resident.gatherer(images, labels, NamedSharding(MESH, P(mesh_lib.DATA)))
+
+
+def variants(setting: Setting) -> Iterator[tuple[str, Callable[[Any], Any], Any]]:
+    """(name, what makes a batch ready before the step, batch)."""
+    rng = np.random.default_rng(0)
+    order = Order(0, setting.images, setting.batch)
+    index, views = plan(order, recipes(setting), 0, slice(0, setting.batch))
+
+    def pixels(size: int) -> np.ndarray:
+        return rng.integers(0, 256, (setting.batch, size, size, 3), np.uint8)
+
+    crops = [pixels(setting.size) for _ in range(2)]
+    yield 'none', dict, {'crops': [c.astype(np.float32) / 255 for c in crops]}
+    yield 'colour', dict, {'crops': crops, 'views': views}
+    sizes = np.full((setting.batch, 2), setting.canvas, np.float32)
+    yield 'all', dict, {'image': pixels(setting.canvas), 'size': sizes, 'views': views}
+    yield 'resident', gatherer(setting), {'index': index, 'views': views}
+
+
+def augmentation(setting: Setting, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Milliseconds a step of each variant: medians of rounds in turns."""
+    runs = {
+        name: [ready, mesh_lib.shard(batch, MESH), *make_step(setting)]
+        for name, ready, batch in variants(setting)
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):  # the first compiles
+        for name, (ready, batch, train_step, state) in runs.items():
+            begin = time.perf_counter()
+            for _ in range(steps):
+                state, metrics = train_step(state, ready(batch))
+            float(metrics['loss'])
+            runs[name][3] = state
+            if turn:
+                times[name].append((time.perf_counter() - begin) / steps)
+    base = np.median(times['none'])
+    return [
+        {
+            'name': name,
+            'milliseconds': float(np.median(values)) * 1e3,
+            'share': float(np.median(values) / base - 1),
+        }
+        for name, values in times.items()
+    ]
+
+
+def resident_epoch(setting: Setting) -> dict[str, Any]:
+    """Images a second over an epoch of a resident set, as training takes it."""
+    order = Order(0, setting.images, setting.batch)
+    gather = gatherer(setting)
+    train_step, state = make_step(setting)
+
+    def train(start: int, stop: int) -> float:
+        nonlocal state
+        begin = time.perf_counter()
+        parameters = resident.train_batches(
+            order, recipes(setting), start=start, stop=stop, local=slice(0, setting.batch)
+        )
+        for batch in map(gather, mesh_lib.prefetch(parameters, MESH)):
+            state, metrics = train_step(state, batch)
+        float(metrics['loss'])
+        return time.perf_counter() - begin
+
+    train(0, 3)
+    steps = order.steps_per_epoch
+    took = train(steps, 2 * steps)
+    return {'seconds': took, 'images_per_second': steps * setting.batch / took}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--json', type=pathlib.Path, help='file of the results')
+    parser.add_argument('--smoke', action='store_true', help='tiny networks')
+    arguments = parser.parse_args()
+    settings = SMOKE if arguments.smoke else SETTINGS
+    rounds, steps = (1, 1) if arguments.smoke else (5, 10)
+    results: dict[str, Any] = {}
+    print(f'{MESH.devices.flat[0].device_kind}\n')
+    print('| step | augmentation | ms | of the step |\n|---|---|---|---|')
+    for name, setting in settings.items():
+        results[name] = augmentation(setting, rounds, steps)
+        for row in results[name]:
+            print(f'| {name} | {row["name"]} | {row["milliseconds"]:.2f} | {row["share"]:+.1%} |')
+    results['resident epoch'] = epoch = resident_epoch(settings['cifar'])
+    print(
+        f'\nresident, {settings["cifar"].images} images of {settings["cifar"].size} pixels: '
+        f'{epoch["seconds"]:.2f} s, {epoch["images_per_second"]:,.0f} images/s'
+    )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()

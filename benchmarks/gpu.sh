@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# What a GPU can tell, in calls of at most nine minutes: benchmarks/gpu.sh micro|step|torch|data|learn
+#   micro  the parts of the step alone          step   the fused kernels against the plain ones
+#   torch  the step against PyTorch's           data   augmentation on the device, a resident set
+#   learn  parity and step tests on the GPU, then training on digits
+# Tables go to the terminal and, with the JSON of each, to $OUT (runs/gpu where unset). Called
+# again, torch goes on with the compilers' caches. SMOKE=1 or --smoke runs it all small, on a CPU too.
+# Needs jax, flax, optax, jaxtyping, numpy; torch and torchvision for torch; pytest, ml_collections
+# and scikit-learn for learn.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usage() {
+  echo 'usage: benchmarks/gpu.sh micro|step|torch|data|learn [--smoke]' >&2
+  exit 1
+}
+
+part=${1:-}
+[[ $part =~ ^(micro|step|torch|data|learn)$ ]] || usage
+[[ ${2:-} == --smoke ]] && SMOKE=1
+python=${PYTHON:-python3}
+out=${OUT:-runs/gpu}
+small=()
+if [[ ${SMOKE:-0} == 1 ]]; then small=(--smoke); fi
+mkdir -p "$out"
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+
+# A command of this part, stopped with the nine minutes; its output is kept too.
+limited() {
+  timeout "$((540 - SECONDS))" "$@" 2>&1 | tee -a "$out/$part.txt"
+}
+
+: >"$out/$part.txt"
+case $part in
+  micro)
+    limited "$python" benchmarks/micro.py --json "$out/micro.json" "${small[@]}"
+    ;;
+  step)
+    limited "$python" benchmarks/step_vs_pytorch.py --against plain --seconds 400 \
+      --json "$out/step.json" "${small[@]}"
+    ;;
+  torch)
+    limited "$python" benchmarks/step_vs_pytorch.py --against compile eager --seconds 300 \
+      --json "$out/torch.json" "${small[@]}"
+    ;;
+  data)
+    limited "$python" benchmarks/augmentation.py --json "$out/data.json" "${small[@]}"
+    ;;
+  learn)
+    # Without the conftest, which would put the tests on the CPU; those of 8 devices stay there.
+    # Parity is of float32 proper: TF32 rounds products to ten bits.
+    JAX_DEFAULT_MATMUL_PRECISION=highest limited "$python" -m pytest -q --noconftest -o addopts= \
+      tests/test_parity.py tests/test_kernels.py tests/test_step.py -k 'not 8'
+    digits=(--config=configs/quickstart.py --config.log.tensorboard=False)
+    if [[ ${SMOKE:-0} == 1 ]]; then digits+=(--config.epochs=2); fi
+    rm -rf "$out/digits"
+    limited "$python" -m simsiam_jax.main --workdir="$out/digits" "${digits[@]}"
+    mv "$out/digits/metrics.jsonl" "$out/learn.json"
+    rm -r "$out/digits"
+    ;;
+esac

@@ -1,0 +1,302 @@
+"""The SimSiam step here against PyTorch's, on one GPU, the same network, batch and precision.
+
+    python benchmarks/step_vs_pytorch.py [--against eager compile plain] [--only resnet50-256]
+
+`ours` is this package's step; `plain` the same with model.kernels=plain; `eager` the recipe as
+PyTorch's users run it (torchvision's ResNet, channels_last, bfloat16 autocast, SGD); `compile` that
+under torch.compile(mode='max-autotune'). Both have normalised float32 views on the device already.
+Each pair is measured in turns, in processes of its own. Besides the package it needs torch and
+torchvision, but no TensorFlow; --smoke runs tiny networks, on a CPU too.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
+STAGES = {'resnet50': (3, 4, 6, 3), 'resnet18': (2, 2, 2, 2), 'tiny': (1, 1, 1, 1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    network: str
+    size: int
+    batch: int
+    dim: int = 2048
+
+    @property
+    def name(self) -> str:
+        return f'{self.network}-{self.batch}'
+
+
+SETTINGS = [
+    Setting('resnet50', 224, 256),
+    Setting('resnet50', 224, 512),
+    Setting('resnet18', 32, 512),
+]
+SMOKE = [Setting('tiny', 16, 4, 64)]
+
+# run(steps) -> seconds of so many steps, all done; with the number of parameters.
+Built = tuple[Callable[[int], float], int, Callable[[], int | None]]
+
+
+def build_ours(setting: Setting, kernels: str) -> Built:
+    import jax
+
+    from simsiam_jax.methods import simsiam
+    from simsiam_jax.models import resnet
+    from simsiam_jax.training import mesh as mesh_lib
+    from simsiam_jax.training import optim, step
+
+    mesh_lib.use_compilation_cache()
+    mesh = mesh_lib.make_mesh(jax.devices()[:1])
+    backbone = resnet.make(
+        'resnet50' if setting.network == 'resnet50' else 'resnet18',
+        stages=STAGES[setting.network],
+        stem='imagenet' if setting.size > 64 else 'cifar',
+        dtype='bfloat16',
+        axis_name=mesh_lib.DATA,
+        kernels=kernels,
+    )
+    method = simsiam.make(backbone, dim=setting.dim, predictor_width=setting.dim // 4)
+    tx, _ = optim.make(batch_size=setting.batch, epochs=100, steps_per_epoch=1000)
+    shape = (setting.size, setting.size, 3)
+    state = mesh_lib.replicate(step.init_state(method, tx, 0, shape), mesh)
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    rng = np.random.default_rng(0)
+    views = [rng.standard_normal((setting.batch, *shape), np.float32) for _ in range(2)]
+    batch = mesh_lib.shard(views, mesh)
+    train_step = step.make_train_step(method, tx, mesh)
+
+    def run(steps: int) -> float:
+        nonlocal state
+        begin = time.perf_counter()
+        for _ in range(steps):
+            state, metrics = train_step(state, batch)
+        if not np.isfinite(float(metrics['loss'])):
+            raise FloatingPointError('the loss is not finite')
+        return time.perf_counter() - begin
+
+    def memory() -> int | None:
+        stats = jax.devices()[0].memory_stats()
+        return stats and stats.get('peak_bytes_in_use')
+
+    return run, parameters, memory
+
+
+def build_torch(setting: Setting, compiled: bool) -> Built:
+    import torch
+    import torchvision
+    from torch import nn
+
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    torch.backends.cudnn.benchmark = True
+
+    def layer(inputs: int, outputs: int, *after: nn.Module) -> list[nn.Module]:
+        return [nn.Linear(inputs, outputs, bias=not after), *after]
+
+    class SimSiam(nn.Module):
+        """Section 3: a three-layer projector with BN, a bottleneck predictor."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            blocks = torchvision.models.resnet
+            self.encoder = blocks.ResNet(
+                blocks.Bottleneck if setting.network == 'resnet50' else blocks.BasicBlock,
+                list(STAGES[setting.network]),
+                zero_init_residual=True,
+            )
+            if setting.size <= 64:
+                self.encoder.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+                self.encoder.maxpool = nn.Identity()
+            features, dim = self.encoder.fc.in_features, setting.dim
+            self.encoder.fc = nn.Sequential(
+                *layer(features, dim, nn.BatchNorm1d(dim), nn.ReLU(inplace=True)),
+                *layer(dim, dim, nn.BatchNorm1d(dim), nn.ReLU(inplace=True)),
+                *layer(dim, dim, nn.BatchNorm1d(dim, affine=False)),
+            )
+            self.predictor = nn.Sequential(
+                *layer(dim, dim // 4, nn.BatchNorm1d(dim // 4), nn.ReLU(inplace=True)),
+                *layer(dim // 4, dim),
+            )
+
+        def forward(self, x1: Any, x2: Any) -> Any:
+            z1, z2 = self.encoder(x1), self.encoder(x2)
+            p1, p2 = self.predictor(z1), self.predictor(z2)
+            cosine = nn.functional.cosine_similarity
+            return -(cosine(p1, z2.detach()).mean() + cosine(p2, z1.detach()).mean()) / 2
+
+    model = SimSiam().to(device, memory_format=torch.channels_last)
+    parameters = sum(p.numel() for p in model.parameters())
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    shape = (setting.batch, 3, setting.size, setting.size)
+    views = [
+        torch.randn(shape, device=device).to(memory_format=torch.channels_last) for _ in range(2)
+    ]
+    forward = torch.compile(model, mode='max-autotune') if compiled else model
+
+    def run(steps: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(steps):
+            with torch.autocast(device, dtype=torch.bfloat16):
+                loss = forward(*views)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+        if not np.isfinite(loss.item()):
+            raise FloatingPointError('the loss is not finite')
+        return time.perf_counter() - begin
+
+    def memory() -> int | None:
+        return torch.cuda.max_memory_allocated() if device == 'cuda' else None
+
+    return run, parameters, memory
+
+
+BUILD: dict[str, Callable[[Setting], Built]] = {
+    'ours': lambda setting: build_ours(setting, 'auto'),
+    'plain': lambda setting: build_ours(setting, 'plain'),
+    'eager': lambda setting: build_torch(setting, compiled=False),
+    'compile': lambda setting: build_torch(setting, compiled=True),
+}
+
+
+def work(name: str, setting: Setting) -> None:
+    """A process of its own: for every line of standard input that many steps."""
+    begin = time.perf_counter()
+    run, parameters, memory = BUILD[name](setting)
+    run(3)
+    print(json.dumps({'parameters': parameters, 'start': time.perf_counter() - begin}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps({'seconds': run(int(line)), 'memory': memory()}), flush=True)
+
+
+class Worker:
+    def __init__(self, name: str, setting: Setting):
+        self.name = name
+        command = [sys.executable, __file__, '--worker', name, json.dumps(vars(setting))]
+        path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+        # Several processes share the GPU: none may take its memory in advance.
+        own = {'PYTHONPATH': path, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | own,
+        )
+
+    def answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            if line.startswith('{'):  # compilers print too
+                return json.loads(line)
+        raise RuntimeError(f'{self.name} has ended with {self._process.wait()}')
+
+    def run(self, steps: int) -> dict[str, Any]:
+        assert self._process.stdin
+        print(steps, file=self._process.stdin, flush=True)
+        return self.answer()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def compare(setting: Setting, other: str, rounds: int, steps: int) -> dict[str, Any]:
+    """Medians of the rounds; an error where one of the two cannot run."""
+    workers = []
+    row: dict[str, Any] = {'setting': setting.name, 'other': other}
+    try:
+        started = []
+        for name in ('ours', other):  # one after the other: both may tune their kernels
+            workers.append(Worker(name, setting))
+            started.append(workers[-1].answer())
+        if started[0]['parameters'] != started[1]['parameters']:
+            raise RuntimeError(f'the networks differ: {[s["parameters"] for s in started]}')
+        answers = [[worker.run(steps) for worker in workers] for _ in range(rounds)]
+    except RuntimeError as error:
+        return row | {'error': str(error)}
+    finally:
+        for worker in workers:
+            worker.close()
+    seconds = np.array([[a['seconds'] for a in pair] for pair in answers]) / steps
+    rates = np.median(setting.batch / seconds, axis=0)
+    return row | {
+        'images_per_second': dict(zip(('ours', other), rates.tolist(), strict=True)),
+        'ratio': float(np.median(seconds[:, 1] / seconds[:, 0])),
+        'ratios': [float(np.min(r := seconds[:, 1] / seconds[:, 0])), float(np.max(r))],
+        'memory': {name: a['memory'] for name, a in zip(('ours', other), answers[-1], strict=True)},
+        'start_seconds': [s['start'] for s in started],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    def gib(value: int | None) -> str:
+        return '-' if value is None else f'{value / 2**30:.1f}'
+
+    lines = [
+        '| network-batch | against | ours, images/s | other | ratio (lowest-highest) | GiB | GiB |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for row in rows:
+        head = f'| {row["setting"]} | {row["other"]} | '
+        if 'error' in row:
+            lines.append(f'{head}{row["error"]} | | | | |')
+            continue
+        ours, other = row['images_per_second'].values()
+        low, high = row['ratios']
+        memory = ' | '.join(gib(value) for value in row['memory'].values())
+        lines.append(
+            f'{head}{ours:,.1f} | {other:,.1f} | {row["ratio"]:.2f} ({low:.2f}-{high:.2f}) | '
+            f'{memory} |'
+        )
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--against', nargs='+', default=['eager', 'compile'], choices=[*BUILD])
+    parser.add_argument('--only', nargs='+', default=[], help='settings, such as resnet50-256')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--steps', type=int, default=10, help='of each in a round')
+    parser.add_argument('--seconds', type=float, default=1e9, help='no pair begins after these')
+    parser.add_argument('--json', type=pathlib.Path, help='file of the results')
+    parser.add_argument('--smoke', action='store_true', help='a tiny network')
+    parser.add_argument('--worker', nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        name, setting = arguments.worker
+        work(name, Setting(**json.loads(setting)))
+        return
+    begin, rows = time.monotonic(), []
+    if arguments.smoke:
+        arguments.rounds, arguments.steps = 2, 2
+    for setting in SMOKE if arguments.smoke else SETTINGS:
+        if arguments.only and setting.name not in arguments.only:
+            continue
+        for other in arguments.against:
+            late = time.monotonic() - begin > arguments.seconds
+            rows.append(
+                {'setting': setting.name, 'other': other, 'error': 'not run: no time left'}
+                if late
+                else compare(setting, other, arguments.rounds, arguments.steps)
+            )
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
+    print(f'\n{table(rows)}\n\n{platform.platform()}')
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()

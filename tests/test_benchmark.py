@@ -1,0 +1,165 @@
+"""The benchmarks: costs by hand, the real step on synthetic images and ahead of time."""
+
+import re
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from simsiam_jax import config as config_lib
+from simsiam_jax import errors
+from simsiam_jax.methods import METHODS
+from simsiam_jax.models import resnet
+from simsiam_jax.tools import ahead, costs, devices, hlo, speed, workload
+from simsiam_jax.training import mesh as mesh_lib
+
+pytestmark = pytest.mark.usefixtures('_compiled_quickly')
+
+
+def small(method: str = 'simsiam', **changes: object) -> ConfigDict:
+    """A net of two blocks on 16 pixels, batch 32."""
+    config = config_lib.default()
+    config.batch_size, config.epochs, config.augment.size = 32, 1, 16
+    config.model.update({'name': 'resnet18', 'stages': (1, 1), 'width_multiplier': 0.125})
+    config.model.update({'dtype': 'float32', 'kernels': 'plain'})
+    config.method = ConfigDict({'name': method, 'dim': 32, 'predictor_width': 8})
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_layers_are_those_of_resnet50() -> None:
+    layers = costs.layers(METHODS['simsiam'](resnet.make('resnet50')), 224, 3)
+    products = [layer for layer in layers if layer.kind == 'product']
+    heads = 3 * 2048**2 + 2 * 2048 * 512
+    # torchvision says 4,089,184,256 multiplications, with the classifier's.
+    assert sum(layer.macs for layer in products) == 4_089_184_256 - 2048 * 1000 + heads
+    assert sum(layer.weights for layer in products) == 25_557_032 - 53_120 - 2_049_000 + heads
+    assert len([layer for layer in layers if layer.kind == 'norm']) == 53 + 4
+    assert [layer.kind for layer in layers].count('block') == 16
+    # 24 GFLOP a view, forward and backward; the images themselves need no gradient.
+    stem = 2 * 112 * 112 * 64 * 7 * 7 * 3
+    forward = 2 * sum(layer.macs for layer in products)
+    kernels = costs.kernels(layers, 4, 'fused', 2)
+    assert sum(kernel.flops for kernel in kernels) == 4 * (3 * forward - stem)
+
+
+def test_bytes_of_a_layer_by_hand() -> None:
+    """A norm of 10 elements: what each way reads and writes, by whole arrays."""
+    layer = costs.Layer('norm', 10, 10, weights=5, relu=True)
+    array = 3 * 2 * 10  # three images, two bytes
+    for way, forward, backward in (('separate', 5, 8), ('fused', 3, 5), ('ideal', 0, 3)):
+        there = costs.kernels([layer], 3, way, 2, backward=False)
+        both = costs.kernels([layer], 3, way, 2)
+        assert sum(kernel.bytes for kernel in there) == forward * array
+        assert sum(kernel.bytes for kernel in both) == (forward + backward) * array
+    assert costs.statistics_bytes([layer]) == [40, 40]
+
+
+def test_device_table() -> None:
+    assert devices.find('TPU v5 lite') is devices.DEVICES['TPU v5 lite']
+    assert devices.find('TPU v5p') is devices.DEVICES['TPU v5']
+    assert devices.find('NVIDIA H100 80GB HBM3') is devices.DEVICES['NVIDIA H100']
+    assert devices.find('cpu') is None
+    # Two devices exchange their halves, then the sums.
+    assert devices.all_reduce_seconds(100, 2, 50.0) == 2.0
+    assert devices.all_reduce_seconds(100, 1, 50.0) == 0.0
+
+
+@pytest.mark.parametrize('method', ['simsiam', 'swav'])
+def test_the_real_step_compiled_for_eight_devices(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(method, **{'optim.accumulate': 2} if method == 'simsiam' else {})
+    if method == 'swav':
+        config.method.prototypes = 64
+    work = workload.build(config, mesh_lib.make_mesh(), images=640)
+    result = ahead.compile_step(work)
+    assert result.counts is not None
+    state = jax.eval_shape(work.init)
+    assert len(result.counts.donated) == len(jax.tree.leaves(state))
+    sums = work.reduced()
+    sent = sum(sums['gradients']) + sum(sums['BN statistics'])
+    if method == 'swav':
+        sent += 2 * config.batch_size * config.method.dim * 4  # z of two views, for Sinkhorn
+    (collective,) = result.counts.collectives
+    assert (collective.op, collective.devices) == ('all-reduce', 8)
+    assert collective.count <= len(sums['BN statistics']) + 8
+    # Beside these the loss, the metrics and z's spread: some hundred numbers.
+    assert sent <= collective.bytes <= sent + 4096
+    # XLA's own count of the same network: no padding, none of the losses' products.
+    by_hand = sum(kernel.flops for kernel in work.by_hand('fused'))
+    flops = sum(kernel.flops * kernel.runs for kernel in result.counts.kernels)
+    assert by_hand == pytest.approx(flops, rel=0.25)
+    monkeypatch.setattr(devices, 'find', lambda kind: devices.DEVICES['NVIDIA H100'])
+    text = ahead.report(result)
+    assert f'all-reduce between 8: {collective.count} of' in text
+    assert f'compiled: {result.counts.launches} kernels' in text
+
+
+def test_the_largest_batch_is_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a chip of 100 MB where the first guess is too large: the state aside 1 MB an image."""
+    tries = []
+
+    def compile_step(work: workload.Workload) -> ahead.Compiled:
+        batch = work.config.batch_size // 8
+        tries.append(batch)
+        return ahead.Compiled(work, batch * 10**6 + (9 * 10**6 if batch > 4 else 0), hlo.count(''))
+
+    chip = devices.Device(1e12, 1e9, 100 * 10**6, 1e9)
+    monkeypatch.setattr(devices, 'find', lambda kind: chip)
+    monkeypatch.setattr(hlo, 'count', lambda text: hlo.Counts((), (), (), (), frozenset(), ()))
+    monkeypatch.setattr(ahead, 'compile_step', compile_step)
+    result = compile_step(workload.build(small(), mesh_lib.make_mesh(), images=640))
+    best = ahead.largest_batch(result, images=640, image_size=0)
+    # 91 images fit; of the tries, the first follows the four images of the start.
+    assert best == (88, 97 * 10**6)
+    assert tries[1] > tries[-1] == 88
+
+
+@pytest.mark.long
+def test_speed_of_the_real_step(capsys: pytest.CaptureFixture) -> None:
+    config = small(**{'data.source': 'digits/train', 'data.channels': 1})
+    config.update_from_flattened_dict({'eval.train': '', 'eval.test': '', 'augment.size': 8})
+    config.augment.update({'mean': (0.3,), 'std': (0.4,)})
+    speed.measure(config, [16], with_data=True, images=640, image_size=8, rounds=1)
+    _, header, row, with_input = capsys.readouterr().out.splitlines()
+    assert 'images/s' in header
+    batch, rate, milliseconds = (float(x.replace(',', '')) for x in row.split()[:3])
+    assert batch == 16
+    assert rate == pytest.approx(batch / milliseconds * 1e3, rel=0.1)
+    assert re.fullmatch(
+        r'with the input of digits/train: [\d,]+ images/s, waiting \d+%', with_input
+    )
+
+
+def test_what_cannot_be_compiled_is_told() -> None:
+    with pytest.raises(errors.UserError, match='v9:2x2'):
+        ahead.topology('v9:2x2')
+    with pytest.raises(errors.UserError, match='alternate'):
+        workload.build(small(**{'alternate.steps': 10}), mesh_lib.make_mesh(), images=640)
+
+
+@pytest.fixture(scope='module')
+def h100() -> ahead.Compiled:
+    """The ImageNet configuration's step at batch 512, compiled for one H100; no augmentation."""
+    pytest.importorskip('jax_plugins.xla_cuda12', reason='jax_cuda12_plugin is not installed')
+    config = config_lib.default()
+    config.model.kernels, config.data.on_device = 'fused', 'none'
+    return ahead.compile_step(workload.build(config, mesh_lib.make_mesh(ahead.topology('h100'))))
+
+
+def test_bytes_on_an_h100(h100: ahead.Compiled) -> None:
+    counts = h100.counts
+    assert counts is not None
+    assert counts.bytes <= 370e9
+    assert counts.launches <= 1650
+    assert counts.scatters == ()
+    # Weights alone are float32 or change their places.
+    largest_weight = 512 * 3 * 3 * 512 * 4
+    assert counts.float32[0].bytes <= 2048 * 2048 * 4
+    assert counts.moves[0].bytes <= largest_weight
+    assert len(counts.donated) == len(jax.tree.leaves(jax.eval_shape(h100.work.init)))
+    assert h100.memory < 60 * 2**30
+    by_hand = sum(kernel.flops for kernel in h100.work.by_hand('fused'))
+    flops = sum(kernel.flops * kernel.runs for kernel in counts.kernels)
+    assert by_hand == pytest.approx(flops, rel=1e-3)
