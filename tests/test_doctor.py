@@ -1,0 +1,263 @@
+"""The doctor: right about images of all kinds, and what it writes runs."""
+
+import dataclasses
+import importlib.util
+import itertools
+import json
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from PIL import Image
+
+from simsiam_jax.data import sources
+from simsiam_jax.tasks import pretrain
+from simsiam_jax.tools import doctor, findings, machine, readiness, recommend
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def load(path: str | pathlib.Path) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location('config', ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def quickstart() -> ConfigDict:
+    """On few of its images, without kNN."""
+    config = load('configs/quickstart.py')
+    config.data.source = 'digits/test'
+    config.eval.train = config.eval.test = ''
+    return config
+
+
+def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A smooth random image in colours, with a little noise."""
+    small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    large = np.asarray(small.resize((width, height))).astype(float)
+    return np.clip(large + rng.normal(0, 4, large.shape), 0, 255).astype(np.uint8)
+
+
+def make(kind: str, root: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    if kind == 'duplicates':
+        originals = [picture(rng, 60, 80) for _ in range(3)]
+    for i in range(40 if kind == 'forty' else 60):
+        name = str(root / f'{i:03}')
+        if kind == 'gray':
+            Image.fromarray(picture(rng, 300, 300)[..., 0]).save(f'{name}.png')
+        elif kind == 'deep':
+            deep = picture(rng, 60, 60)[..., 0].astype(np.uint16) * 257
+            Image.fromarray(deep).save(f'{name}.png')
+        elif kind == 'channels':
+            np.save(f'{name}.npy', np.tile(picture(rng, 64, 64), 2)[..., :5])
+        elif kind == 'duplicates':  # saved at two qualities
+            Image.fromarray(originals[i % 3]).save(f'{name}.jpg', quality=60 + i % 2 * 30)
+        else:
+            Image.fromarray(picture(rng, 60, 80)).save(f'{name}.jpg')
+        if kind == 'broken' and i % 20 == 7:
+            pathlib.Path(f'{name}.jpg').write_bytes(b'\xff\xd8\xff no image')
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What the doctor says of a folder: whether the run as given starts, lines, and keys."""
+
+    starts: bool
+    says: tuple[str, ...]
+    keys: dict
+
+
+CASES = {
+    'healthy': Case(True, ('fine   60 images (all), none damaged', 'no near-duplicates'), {}),
+    'gray': Case(True, ('every image is gray',), {'data.channels': 1, 'augment.hue': 0.0}),
+    'deep': Case(True, ('60 images of 16 bits become 8 bits, full range',), {'data.channels': 1}),
+    'broken': Case(
+        False,
+        ('stops  5.0% of the images cannot be read (3 are damaged)', '007.jpg: '),
+        {'data.max_bad_fraction': 0.06},
+    ),
+    'forty': Case(False, ('batch_size is 64', '40 different images'), {'batch_size': 16}),
+    'channels': Case(False, ('60 have 5 channels, not 3', 'of 5 channels'), {'data.channels': 5}),
+    'duplicates': Case(
+        True, ('57 images (95.0% of all) are all but copies', '3 different'), {'batch_size': 16}
+    ),
+}
+
+
+@pytest.fixture
+def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, 'step_memory', lambda *_: 2**20)
+    monkeypatch.setattr(machine, 'step_rate', lambda *_: 100.0)
+    monkeypatch.setattr(machine, 'feed_rate', lambda *_: 100.0)
+
+
+@pytest.mark.usefixtures('_no_measuring')
+@pytest.mark.parametrize('kind', CASES)
+def test_what_is_written_for_images_of_all_kinds_trains(
+    kind: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    images, written, case = tmp_path / 'images', tmp_path / 'mine.py', CASES[kind]
+    images.mkdir()
+    make(kind, images)
+    config = load('configs/folder.py')
+    config.data.source = f'folder:{images}'
+    config.model.update(name='resnet18', width_multiplier=0.0625, stages=(1,))
+    config.batch_size = 56 if kind != 'forty' else 64
+    assert doctor.examine(config, str(tmp_path / 'run')) == case.starts
+    said = capsys.readouterr().out
+    for line in case.says:
+        assert line in said
+    levels = [word for line in said.splitlines() if (word := line[:5].strip()) in findings.LEVELS]
+    assert levels == sorted(levels, key=findings.LEVELS.index)
+
+    assert doctor.examine(config, str(tmp_path / 'run'), write=str(written), origin='folder.py')
+    assert 'the run as written would start' in capsys.readouterr().out
+    mine = load(written)
+    given = recommend.flat(mine)
+    assert {key: given[key] for key in case.keys} == case.keys
+    mine.epochs = 1
+    mine.data.backend = 'host'
+    mine.model.update(stages=(1,), width_multiplier=0.0625)
+    mine.method.update(dim=16, predictor_width=8)
+    mine.log.tensorboard = False
+    if kind != 'gray':  # of these only a batch and the step's shapes: it is quicker
+        parts = pretrain.build(mine)
+        batch, state = next(parts.batches(0, 1)), jax.eval_shape(parts.init)
+        _, metrics = jax.eval_shape(pretrain.build_step(mine, parts), state, batch)
+        assert metrics['loss'].shape == ()
+        return
+    pretrain.run(mine, str(tmp_path / 'run'))
+    lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    assert -1 <= json.loads(lines[-1])['train/loss'] < 0.5
+
+
+@pytest.mark.filterwarnings('ignore:the load_module')  # of ml_collections
+def test_a_run_that_would_not_start_ends_with_1_and_no_traceback(tmp_path: pathlib.Path) -> None:
+    make('channels', tmp_path)
+    command = [sys.executable, '-m', 'simsiam_jax.tools.doctor', '--config=configs/folder.py']
+    command.append(f'--config.data.source=folder:{tmp_path}')
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout.startswith('stops  100.0% of the images cannot be read')
+    assert done.stdout.endswith('the run as given would not start\n')
+    assert 'Traceback' not in done.stderr
+    # What is printed to be pasted is what the configuration reads.
+    pasted = [line for line in done.stdout.splitlines() if line.startswith('--config.')]
+    values = flags.FlagValues()
+    line = ['main', f'--config={ROOT}/configs/folder.py', *shlex.split(pasted[0])]
+    config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=line)
+    values(line)
+    config = values.config
+    assert (config.data.channels, config.model.stages) == (5, (1, 1, 1))
+    assert config.augment.hue == 0
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'data.source': 'folder:/no/such'}, 'stops  image folder /no/such does not exist'),
+        ({'optim.learning_rat': 1}, r'stops  unknown key config\.optim\.learning_rat'),
+        ({'model.stem': 'imagnet'}, "stops  model.stem is 'imagnet'"),
+        ({'task': 'knn'}, 'stops  '),
+    ],
+)
+def test_what_main_would_refuse_stops(
+    change: dict, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    config = quickstart()
+    with config.unlocked():
+        config.update_from_flattened_dict(change)
+    assert not doctor.examine(config)
+    assert re.search(message, capsys.readouterr().out)
+
+
+def test_the_workdir_must_have_room_and_no_other_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quickstart()
+    parts = pretrain.build(config)
+
+    def levels(workdir: pathlib.Path | str) -> list[str]:
+        return [f.level for f in readiness.of_workdir(config, parts, str(workdir))]
+
+    assert levels(tmp_path / 'new' / 'run') == ['fine']
+    assert not (tmp_path / 'new').exists()
+    (tmp_path / 'file').write_text('')
+    assert levels(tmp_path / 'file') == ['stops']
+
+    (tmp_path / 'checkpoints' / '50').mkdir(parents=True)
+    (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
+    assert levels(tmp_path) == ['fine', 'fine']
+    config.optim.learning_rate = 0.1
+    (tmp_path / 'lock.json').write_text('{}')
+    assert levels(tmp_path) == ['fine', 'warns', 'stops']
+    last = readiness.of_workdir(config, parts, str(tmp_path))[-1]
+    assert 'optim.learning_rate (0.8 -> 0.1)' in str(last)
+
+    state = jax.eval_shape(parts.init)
+    each = machine.size_of(state) + machine.size_of(state.params['backbone'])
+    free = shutil.disk_usage(tmp_path)._replace(free=2 * each)  # three are needed
+    monkeypatch.setattr(shutil, 'disk_usage', lambda _: free)
+    assert levels(tmp_path / 'new') == ['warns']
+    free = free._replace(free=each - 1)
+    assert levels(tmp_path / 'new') == ['stops']
+
+
+def test_batches_shrink_to_the_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = quickstart()
+    config.data.source, config.batch_size = 'digits', 128
+    monkeypatch.setattr(machine, 'step_memory', lambda planned: planned.batch_size * 2**20)
+    monkeypatch.setattr(machine, 'device_memory', lambda: 2**20 * 100)
+    monkeypatch.setattr(machine, 'step_rate', lambda *_: 100.0)
+    assert doctor.examine(config, write=str(tmp_path / 'mine.py'))
+    assert load(tmp_path / 'mine.py').batch_size == 64
+    monkeypatch.setattr(machine, 'device_memory', lambda: 2**20)
+    assert not doctor.examine(config)
+    assert 'does not fit into the memory' in capsys.readouterr().out
+
+
+def test_the_rate_of_a_step_follows_its_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, 'perf_counter', itertools.count().__next__)  # all takes a second
+    config = quickstart()
+    parts = pretrain.build(config)
+    small = machine.step_rate(config, parts)
+    config.model.stages = (3, 3, 3)
+    # A block has two convolutions, the first of stages two and three at half the price: 5 of them
+    # grow to 17, 3.4 times as many; less, for stem, shortcuts and heads stay.
+    assert small / machine.step_rate(config, pretrain.build(config)) == pytest.approx(3.2, rel=0.05)
+
+
+def test_processes_that_differ_are_named() -> None:
+    facts = readiness.facts_of(sources.open_source('digits/test'))
+    assert facts['number of images'] == '360'
+    assert readiness.facts_of(None)['number of images'] == 'none'
+    everyone = np.array([[1, 2, 3], [1, 2, 3], [1, 5, 3]])
+    (found,) = readiness.compare(['jax', 'numpy', 'names'], everyone)
+    assert str(found) == ('stops  numpy: processes 2 have another than process 0; make them alike')
+    (found,) = readiness.compare(['jax', 'numpy', 'names'], everyone[:2])
+    assert found.level == 'fine'
+
+
+def test_a_probe_gives_the_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    found = types.SimpleNamespace(rate=0.37, text='of four rates the best')
+    module = types.ModuleType('rate_search')
+    module.search = lambda config: found
+    monkeypatch.setitem(sys.modules, 'simsiam_jax.tasks.rate_search', module)
+    monkeypatch.setattr(machine, 'step_rate', lambda *_: 100.0)
+    path = tmp_path / 'mine.py'
+    assert doctor.examine(quickstart(), write=str(path), probe=True)
+    assert '# of four rates the best\n    config.optim.learning_rate = 0.37' in path.read_text()
