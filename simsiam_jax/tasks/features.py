@@ -8,9 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
-from simsiam_jax import errors
+from simsiam_jax import errors, terminal
 from simsiam_jax.data import host, resident
 from simsiam_jax.data.sources import ArraySource
 from simsiam_jax.tasks.inputs import Source
@@ -63,8 +62,7 @@ class Extractor:
             batches = resident.eval_batches(source, channels=self._channels, **self._crops)
         else:
             batches = host.eval_batches(source, **self._crops)
-        quiet = True if jax.process_index() else None
-        with tqdm(total=len(source), unit=' images', delay=3, disable=quiet, leave=False) as bar:
+        with terminal.progress(total=len(source), unit=' images') as bar:
             for batch in mesh_lib.prefetch(batches, self._mesh):
                 yield batch
                 bar.update(self._crops['batch_size'])

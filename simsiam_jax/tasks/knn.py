@@ -19,10 +19,13 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import errors
 from simsiam_jax.data import device
+from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.methods.losses import l2_normalise
-from simsiam_jax.tasks import labelled
+from simsiam_jax.models.resnet import ResNet
+from simsiam_jax.tasks import inputs, labelled
 from simsiam_jax.tasks.features import Encode, Extractor
 from simsiam_jax.tasks.inputs import Source
+from simsiam_jax.training import checkpoint
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.writers import say
 
@@ -199,6 +202,42 @@ def _search(mesh: Mesh, k: int, block: int) -> Callable[..., tuple[Array, Array]
         return similarity, jnp.take_along_axis(places, where, 1)
 
     return search
+
+
+def of_training(config: ConfigDict, backbone: ResNet, recipe: Recipe, mesh: Mesh) -> Knn | None:
+    """The evaluation within a pre-training, None where config.eval names no labelled sets.
+
+    Raises:
+      UserError: only one of the two is named, or see Knn.
+    """
+    if not config.eval.train and not config.eval.test:
+        return None
+    if not config.eval.train or not config.eval.test:
+        raise errors.UserError(
+            f'config.eval.train is {config.eval.train!r} and config.eval.test '
+            f'{config.eval.test!r}; give both for kNN, or neither'
+        )
+    train, test = (
+        inputs.open_source(spec, config.data) for spec in (config.eval.train, config.eval.test)
+    )
+    extractor = Extractor(
+        mesh,
+        channels=config.data.channels,
+        size=recipe.size,
+        resize=config.eval.resize,
+        batch_size=config.eval.batch_size,
+    )
+    return Knn(
+        train,
+        test,
+        extractor,
+        lambda state, images: backbone.apply(checkpoint.encoder_variables(state), images),
+        mesh=mesh,
+        mean=recipe.mean,
+        std=recipe.std,
+        k=(config.eval.k,),
+        temperature=(config.eval.temperature,),
+    )
 
 
 def run(config: ConfigDict, workdir: str) -> None:

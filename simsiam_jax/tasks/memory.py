@@ -1,12 +1,83 @@
-"""What to do where a step does not fit on the devices."""
+"""What a step takes of the devices' memory, and what to do where it does not fit."""
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
+from simsiam_jax.training import liveness
+from simsiam_jax.training.writers import say
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Bytes on a device: the state, its share of the batch, and what a step holds besides."""
+
+    state: int
+    batch: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.batch + self.activations
+
+    def __str__(self) -> str:
+        return (
+            f'about {self.total / _GIB:.2f} GiB a device (state {self.state / _GIB:.2f}, batch '
+            f'{self.batch / _GIB:.2f}, activations {self.activations / _GIB:.2f})'
+        )
+
+
+def estimate(train_step: Any, state: Any, batch: Any) -> Estimate:
+    """Of a compiled function (state, batch), from shapes alone: it is only traced."""
+    here = sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(batch)
+    )
+    program = train_step.trace(state, batch).jaxpr
+    everywhere = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return Estimate(everywhere, here, liveness.peak_bytes(program))
+
+
+def table(config: ConfigDict, make: Callable[[ConfigDict], Any], state: Any, batch: Any) -> str:
+    """The estimate as configured, and with each of the keys that make a step smaller.
+
+    `make` gives the training step of a configuration; none is compiled.
+    """
+    changes: dict[str, dict[str, Any]] = {'as configured': {}}
+    changes |= {f'{key}={value}': {key: value} for key, (value, _) in turns(config).items()}
+    limit = device_limit()
+    has = f'has {limit / _GIB:.2f} GiB' if limit else 'does not say what it has'
+    rows = [f'memory, estimated from shapes; the device {has}']
+    for name, change in changes.items():
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(change)
+        found = estimate(make(changed), state, batch)
+        rows.append(f'  {name:<{max(map(len, changes))}}  {found}')
+    return '\n'.join(rows)
+
+
+def announce(config: ConfigDict, train_step: Any, state: Any, batch: Any) -> None:
+    """Says what a step will take, before it is compiled, where the device says what it has."""
+    limit = device_limit()
+    if not limit:
+        return
+    found = estimate(train_step, state, batch)
+    say(f'estimated memory of a step: {found}; there are {limit / _GIB:.2f} GiB')
+    if found.total > limit:
+        say(f'warning: by this estimate {advice(config)}')
+
+
+def device_limit() -> int:
+    """Bytes that a device gives to programs; 0 where it does not say."""
+    return (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 0)
 
 
 @contextlib.contextmanager
@@ -20,25 +91,30 @@ def explained(config: ConfigDict) -> Iterator[None]:
         raise errors.UserError(advice(config)) from error
 
 
-def advice(config: ConfigDict) -> str:
-    """The keys that make a step smaller, in the order to try them, with what they are now."""
+def turns(config: ConfigDict) -> dict[str, tuple[Any, str]]:
+    """Keys that make a step smaller, in the order to try them: key -> (value, what it costs)."""
     optim, model = config.get('optim', {}), config.get('model', {})
-    turns = []
+    found: dict[str, tuple[Any, str]] = {}
     if model.get('dtype') == 'float32':
-        turns.append('model.dtype=bfloat16 (now float32)')
+        found['model.dtype'] = ('bfloat16', 'now float32')
     if model.get('remat') is False:
-        turns.append('model.remat=True (the same result, about a third more time)')
-    if 'accumulate' in optim:
-        twice = 2 * optim.accumulate
-        turns.append(
-            f'optim.accumulate={twice} (the same update but for BN statistics, which are of '
-            'each part)'
+        found['model.remat'] = (True, 'the same result, about a third more time')
+    twice = 2 * optim.get('accumulate', 0)
+    if twice and config.batch_size % (twice * jax.device_count()) == 0:
+        found['optim.accumulate'] = (
+            twice,
+            'the same update but for BN statistics, which are of each part',
         )
-    turns.append(f'a smaller batch_size (now {config.batch_size}), or more devices')
-    device = jax.local_devices()[0]
-    limit = (device.memory_stats() or {}).get('bytes_limit', 0)
-    size = f' of {limit / 2**30:.1f} GiB' if limit else ''
+    return found
+
+
+def advice(config: ConfigDict) -> str:
+    """A line with these keys."""
+    tried = [f'{key}={value} ({cost})' for key, (value, cost) in turns(config).items()]
+    tried.append(f'a smaller batch_size (now {config.batch_size}), or more devices')
+    limit = device_limit()
+    size = f' of {limit / _GIB:.1f} GiB' if limit else ''
     return (
-        f'a step does not fit into the memory{size} of {device.device_kind}; try '
-        + ', then '.join(turns)
+        f'a step does not fit into the memory{size} of {jax.local_devices()[0].device_kind}; try '
+        + ', then '.join(tried)
     )

@@ -1,0 +1,158 @@
+"""Looks for a learning rate by short trainings, judged without labels."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from simsiam_jax import errors
+from simsiam_jax.tasks import causes, pretrain
+from simsiam_jax.training import guard, optim, step, weights
+from simsiam_jax.training import mesh as mesh_lib
+from simsiam_jax.training.monitor import Measures
+from simsiam_jax.training.step import TrainState
+
+# Of the configuration's base rate; then one more beyond the best, where that is an outer one
+# (or below all, where none is healthy).
+FACTORS = (1 / 4, 1, 4)
+
+STEPS = 300
+
+NOT_FINITE = 'not finite'
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search has found.
+
+    Attributes:
+      rate: the base rate, for config.optim.learning_rate.
+      text: a table of what was seen, and why this rate.
+    """
+
+    rate: float
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Try:
+    """How a short training ended: what the guard says, the loss, the measures before and then."""
+
+    verdict: str
+    loss: float
+    before: Measures
+    now: Measures | None
+
+    @property
+    def distance(self) -> float:
+        """Squared, of an image's two z, as a share of that of different images' z.
+
+        About 1 for a random network, and for one whose z is the same for all images; towards 0 as
+        images are told apart whatever their augmentation.
+        """
+        assert self.now is not None
+        return self.now.alignment / max(2 * self.now.z_std**2, 1e-12)
+
+
+def search(config: ConfigDict) -> Found:
+    """Trains at three or four base rates, up to STEPS steps each with a cosine to 0.
+
+    The rate is taken at which an image's views come nearest to each other beside other images',
+    of those at which the guard sees no collapse.
+
+    Raises:
+      UserError: the configuration or the data cannot be used.
+    """
+    config = config.copy_and_resolve_references()
+    config.eval.train = config.eval.test = ''
+    base = config.optim.learning_rate
+    short = _Short(config)
+    tries = {base * factor: short(base * factor) for factor in FACTORS}
+    best = _best(tries)
+    if best is None or best == min(tries):
+        further = min(tries) / 4
+        tries[further] = short(further)
+    elif best == max(tries):
+        further = max(tries) * 4
+        tries[further] = short(further)
+    best = _best(tries)
+    rows = [
+        'base rate  the guard says       loss     rank            views',
+        *(_row(rate, tries[rate]) for rate in sorted(tries)),
+        'views: distance of the two views of an image, as a share of that of different images',
+    ]
+    if best is None:
+        rows.append(f'none of these rates is healthy, so {base:g} stays: look for another cause')
+    else:
+        rows.append(f'{best:g}: healthy, and the views of an image come the nearest')
+    return Found(base if best is None else best, '\n'.join(rows))
+
+
+def _best(tries: dict[float, Try]) -> float | None:
+    healthy = [rate for rate, seen in tries.items() if seen.verdict == guard.HEALTHY]
+    return min(healthy, key=lambda rate: tries[rate].distance, default=None)
+
+
+def _row(rate: float, seen: Try) -> str:
+    if seen.now is None:
+        return f'{rate:<9.4g}  {seen.verdict}'
+    rank = f'{seen.now.rank:.1f} of {seen.before.rank:.1f}'
+    return f'{rate:<9.4g}  {seen.verdict:<18} {seen.loss:7.4f}  {rank:<14}  {seen.distance:.3f}'
+
+
+class _Short:
+    """Short trainings of a configuration at any base rate, compiled once."""
+
+    def __init__(self, config: ConfigDict):
+        parts = pretrain.build(config)
+        self._parts = parts
+        self._steps = min(STEPS, config.epochs * parts.order.steps_per_epoch)
+        given = config.optim.to_dict()
+        accumulate = given.pop('accumulate')
+        # A part of the state and not of the program: one program serves all rates.
+        tx = optax.inject_hyperparams(
+            lambda learning_rate: optim.make(
+                **given | {'learning_rate': learning_rate, 'warmup_epochs': 0, 'by_epoch': False},
+                batch_size=config.batch_size,
+                epochs=1,
+                steps_per_epoch=self._steps,
+            )[0]
+        )(learning_rate=config.optim.learning_rate)
+        shape = (parts.recipes[0].size, parts.recipes[0].size, config.data.channels)
+        self._initial = step.init_state(parts.method, tx, config.seed, shape)
+        if config.init_from:
+            self._initial, _ = weights.take(self._initial, weights.open_weights(config.init_from))
+        self._train_step = step.make_train_step(
+            parts.method, tx, parts.mesh, parts.to_views, self._steps, accumulate=accumulate
+        )
+        self._guard = guard.Guard(
+            parts.method,
+            parts.mesh,
+            parts.to_views,
+            batch_size=config.batch_size,
+            last=self._steps,
+        )
+        self._duplicates = causes.look_at(parts.source).duplicates
+
+    def __call__(self, rate: float) -> Try:
+        self._initial.opt_state.hyperparams['learning_rate'] = jnp.float32(rate)
+        state = mesh_lib.replicate(self._initial, self._parts.mesh)
+        before = self._measure(state)
+        if before is None:
+            raise errors.UserError('the network gives values that are not finite before training')
+        history = [before]
+        for number, batch in enumerate(self._parts.batches(0, self._steps), 1):
+            state, metrics = self._train_step(state, batch)
+            if measures := self._guard.see(number, state, batch):
+                history.append(measures)
+                verdict = guard.judge(history, self._duplicates)
+                if verdict != guard.HEALTHY:
+                    return Try(verdict, float(metrics['loss']), before, measures)
+            elif self._guard.due(number):  # not finite
+                break
+        now = self._measure(state)
+        return Try(guard.HEALTHY if now else NOT_FINITE, float(metrics['loss']), before, now)
+
+    def _measure(self, state: TrainState) -> Measures | None:
+        return self._guard.measure(state, self._parts.batches(0, self._guard.batches))

@@ -1,0 +1,71 @@
+"""The search for a learning rate, without labels."""
+
+import dataclasses
+import pathlib
+import runpy
+
+import pytest
+
+from simsiam_jax.tasks import rate_search
+from simsiam_jax.training import guard, monitor
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+
+BEFORE = monitor.Measures(
+    rank=40.0,
+    z_std=1.0,
+    alignment=1.8,
+    uniformity=-3.6,
+    dead_channels=0.0,
+    loss_floor=-0.3,
+    view_distance=0.8,
+)
+
+
+def seen(verdict: str, alignment: float, z_std: float = 1.0) -> rate_search.Try:
+    now = dataclasses.replace(BEFORE, alignment=alignment, z_std=z_std)
+    return rate_search.Try(verdict, -0.9, BEFORE, now)
+
+
+def test_the_best_is_healthy_and_tells_images_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = {
+        0.1: seen(guard.HEALTHY, 1.0),
+        0.4: seen(guard.HEALTHY, 0.2),
+        1.6: seen(guard.COMPLETE, 0.002, z_std=0.2),
+        6.4: dataclasses.replace(seen(rate_search.NOT_FINITE, 1.0), now=None),
+    }
+    assert tries[0.4].distance == pytest.approx(0.1)
+    # The images' own distance counts: views may be near because all images are.
+    assert seen(guard.HEALTHY, 0.2, z_std=0.5).distance == pytest.approx(0.4)
+
+    class Short:
+        def __init__(self, config):
+            pass
+
+        def __call__(self, rate: float) -> rate_search.Try:
+            return tries[round(rate, 9)]
+
+    monkeypatch.setattr(rate_search, '_Short', Short)
+    config = runpy.run_path(str(CONFIGS / 'quickstart.py'))['get_config']()
+    config.optim.learning_rate = 0.4
+    found = rate_search.search(config)
+    assert found.rate == 0.4
+    assert 'complete collapse' in found.text
+    # None is healthy beyond: the rates go down once, and the given one stays.
+    config.optim.learning_rate = 25.6
+    tries |= {25.6: tries[1.6], 102.4: tries[6.4]}
+    found = rate_search.search(config)
+    assert found.rate == 25.6
+    assert 'none of these rates is healthy' in found.text
+    assert 'not finite' in found.text
+
+
+@pytest.mark.long
+def test_a_rate_far_too_high_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_search, 'STEPS', 60)
+    config = runpy.run_path(str(CONFIGS / 'quickstart.py'))['get_config']()
+    config.model.width_multiplier = 0.125
+    config.optim.learning_rate = 24.0
+    found = rate_search.search(config)
+    assert found.rate < 24
+    assert 'collapse' in found.text
