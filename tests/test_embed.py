@@ -3,29 +3,29 @@
 import pathlib
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from commands import Commands
 from PIL import Image
 from pyarrow import parquet
 from sklearn.neighbors import NearestNeighbors
 
 import simsiam_jax
 from simsiam_jax.data import sources
-
-ROOT = pathlib.Path(__file__).parent.parent
+from simsiam_jax.pages import embedding
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def run(command: Commands, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The workdir of the quickstart's net, two epochs old."""
     workdir = tmp_path_factory.mktemp('run')
     flags = ['epochs=2', 'model.width_multiplier=0.125', 'log.tensorboard=False']
-    flags += ['eval.train=', 'eval.test=']
-    command = [sys.executable, '-m', 'simsiam_jax.main', '--config=configs/quickstart.py']
-    command += [f'--workdir={workdir}', *(f'--config.{flag}' for flag in flags)]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    flags += ['log.report=False', 'eval.train=', 'eval.test=']
+    given = ('--config=configs/quickstart.py', f'--workdir={workdir}')
+    done = command('simsiam_jax.main', *given, *(f'--config.{flag}' for flag in flags))
+    assert done.returncode == 0, done.stderr
     return workdir
 
 
@@ -42,20 +42,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return root
 
 
-def embed(run, images, out, *flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, '-m', 'simsiam_jax.tools.embed', f'--checkpoint={run}']
-    command += [f'--images={images}', f'--out={out}', *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture(scope='module')
+def embed(command: Commands, run: pathlib.Path) -> Callable[..., subprocess.CompletedProcess]:
+    """embed(images, out, *flags) by the run's encoder."""
+
+    def embed(images, out, *flags: str) -> subprocess.CompletedProcess:
+        given = (f'--checkpoint={run}', f'--images={images}', f'--out={out}')
+        return command('simsiam_jax.tools.embed', *given, *flags)
+
+    return embed
 
 
 @pytest.fixture(scope='module')
-def embedded(run, folder, tmp_path_factory) -> tuple[dict, pathlib.Path]:
+def embedded(embed, folder, tmp_path_factory) -> tuple[dict, pathlib.Path]:
     root = tmp_path_factory.mktemp('out')
     flags = ('--neighbours=5', f'--html={root / "page.html"}', '--batch_size=16')
     # A damaged image of 37 is more than a hundredth: the folder is given without it.
     names = sorted(p for p in folder.rglob('*.png') if p.name != '07.png')
     (root / 'list.csv').write_text(''.join(f'{p},{p.parent.name}\n' for p in names))
-    done = embed(run, f'files:{root / "list.csv"}', root / 'out.npz', *flags)
+    done = embed(f'files:{root / "list.csv"}', root / 'out.npz', *flags)
     assert done.returncode == 0, done.stderr
     assert 'out.npz: 36 images' in done.stdout
     with np.load(root / 'out.npz') as file:
@@ -73,6 +78,17 @@ def test_features_are_the_encoders_with_name_and_label(run, embedded) -> None:
         np.testing.assert_allclose(feature, module.apply(variables, image)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_some_of_many_images_keep_their_names(run) -> None:
+    some = embedding.embed(str(run), 'digits/test', 8, most=5)
+    places = [0, 89, 179, 269, 359]
+    assert some.names == [f'digits/test[{i}]' for i in places]
+    module, variables = simsiam_jax.load_encoder(run)
+    images = sources.open_source('digits/test').images[places] / 255 / 0.38
+    np.testing.assert_allclose(
+        some.features.x, module.apply(variables, images), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_neighbours_are_scikit_learns(embedded) -> None:
     found, _ = embedded
     reference = NearestNeighbors(n_neighbors=5, metric='cosine').fit(found['features'])
@@ -81,8 +97,8 @@ def test_neighbours_are_scikit_learns(embedded) -> None:
     np.testing.assert_allclose(found['similarities'], 1 - distances, atol=1e-5)
 
 
-def test_parquet_has_a_row_an_image(run, tmp_path) -> None:
-    done = embed(run, 'digits/test', tmp_path / 'out.parquet')
+def test_parquet_has_a_row_an_image(embed, tmp_path) -> None:
+    done = embed('digits/test', tmp_path / 'out.parquet')
     assert done.returncode == 0, done.stderr
     table = parquet.read_table(tmp_path / 'out.parquet')
     assert table.num_rows == 360
@@ -119,7 +135,7 @@ def test_the_page_shows_itself_in_a_browser(embedded) -> None:
     assert [url for url in asked if not url.startswith('data:')] == [page.as_uri()]
 
 
-def test_wrong_arguments_are_told_in_one_line(run, folder, tmp_path) -> None:
+def test_wrong_arguments_are_told_in_one_line(embed, folder, tmp_path) -> None:
     for images, out, flags, message in (
         (f'folder:{folder}', 'o.npz', (), 'cannot be read, more than config.data.max_bad_fraction'),
         ('digits/test', 'o.csv', (), 'expected a name ending in .npz or .parquet'),
@@ -128,7 +144,7 @@ def test_wrong_arguments_are_told_in_one_line(run, folder, tmp_path) -> None:
         ('digits/test', 'o.npz', ('--map=umap',), "--map is 'umap'"),
         ('digit', 'o.npz', (), "source is 'digit'"),
     ):
-        done = embed(run, images, tmp_path / out, *flags)
+        done = embed(images, tmp_path / out, *flags)
         assert done.returncode == 1
         assert message in done.stderr
         assert 'Traceback' not in done.stderr

@@ -14,22 +14,16 @@ import pathlib
 import sys
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from simsiam_jax import config as config_lib
 from simsiam_jax import errors
-from simsiam_jax.data import device
-from simsiam_jax.data.sources import ArraySource
 from simsiam_jax.methods.losses import l2_normalise
-from simsiam_jax.tasks import inputs, knn
-from simsiam_jax.tasks.features import Extractor, Features
-from simsiam_jax.tools import arguments, page
-from simsiam_jax.training import encoder as encoder_lib
+from simsiam_jax.pages import embedding, page
+from simsiam_jax.tools import arguments
 from simsiam_jax.training import mesh as mesh_lib
 
 MAPS = ('pca', 'tsne')
@@ -44,58 +38,6 @@ _NEIGHBOURS: Any = flags.DEFINE_integer('neighbours', 0, 'Of every image, in the
 _HTML: Any = flags.DEFINE_string('html', None, 'A page to write.')
 _MAP: Any = flags.DEFINE_string('map', 'pca', 'How the page flattens the features: pca or tsne.')
 _BATCH: Any = flags.DEFINE_integer('batch_size', 256, 'Images at a time.')
-
-
-def embed(checkpoint: str, images: str, batch_size: int) -> tuple[inputs.Source, Features]:
-    """The images, and their features in evaluation mode; bad images are left out.
-
-    Raises:
-      UserError: the checkpoint or the images cannot be used.
-    """
-    encoder = encoder_lib.open_encoder(checkpoint)
-    trained = encoder.config
-    data = config_lib.knn().data
-    data.backend = 'host'  # files keep their names
-    data.channels = trained['data']['channels']
-    data.tfds_data_dir = trained['data']['tfds_data_dir']
-    source = inputs.open_source(images, data)
-    mesh = mesh_lib.make_mesh()
-    extract = Extractor(
-        mesh,
-        channels=data.channels,
-        size=trained['augment']['size'],
-        resize=trained['eval']['resize'],
-        batch_size=-(-batch_size // mesh.size) * mesh.size,
-    )
-    mean, std = (tuple(trained['augment'][key]) for key in ('mean', 'std'))
-
-    def apply(variables: Any, images: jax.Array) -> Any:
-        return encoder.module.apply(variables, device.normalise(images, mean, std))
-
-    variables = mesh_lib.replicate(encoder.variables, mesh)
-    return source, extract(extract.jit(apply), variables, source)
-
-
-def neighbours(features: Features, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(places, cosine similarities) [N, k] of every image's nearest others."""
-    if not 0 < k < len(features.x):
-        raise errors.UserError(
-            f'--neighbours is {k}; expected from 1 to {len(features.x) - 1}, the other images'
-        )
-    x = np.asarray(l2_normalise(jnp.asarray(features.x)))
-    similarity, places = knn.nearest(x, x, mesh_lib.make_mesh(), k=k + 1)
-    # Among exact copies an image need not be its own nearest: it is left out where it stands.
-    own = places == np.arange(len(x))[:, None]
-    own[~own.any(1), -1] = True
-    shape = (len(x), k)
-    return places[~own].reshape(shape), similarity[~own].reshape(shape)
-
-
-def names(source: inputs.Source, features: Features, images: str) -> list[str]:
-    """A path, or what else tells the image from the others."""
-    if isinstance(source, ArraySource):
-        return [f'{images}[{i}]' for i in features.indices]
-    return [source.source.name(int(i)) for i in features.indices]
 
 
 def save(path: str, columns: dict[str, Any], classes: tuple[str, ...]) -> None:
@@ -121,47 +63,25 @@ def save(path: str, columns: dict[str, Any], classes: tuple[str, ...]) -> None:
 
 
 def draw(
-    source: inputs.Source,
-    features: Features,
-    columns: dict[str, Any],
-    *,
-    title: str,
-    map_name: str,
+    embedded: embedding.Embedded, columns: dict[str, Any], *, title: str, map_name: str
 ) -> str:
     """The page: some images, spread evenly, with their neighbours; and the map."""
-    labelled = bool(source.classes)
-
-    def show(place: int, similarity: float | None = None) -> str:
-        index = int(features.indices[place])
-        if isinstance(source, ArraySource):
-            image = source.images[index]
-        else:
-            image, _ = source.example(index)
-        caption = [pathlib.PurePath(columns['names'][place]).name]
-        if labelled:
-            caption.append(source.classes[features.labels[place]])
-        if similarity is not None:
-            caption.append(f'{similarity:.3f}')
-        return page.figure(page.picture(image), caption, query=similarity is None)
-
+    classes, features = embedded.source.classes, embedded.features
     count, sections = len(features.x), {}
     shown = np.unique(np.linspace(0, count - 1, min(_POINTS, count)).astype(int))
     points = flatten(features.x[shown], map_name)
-    groups = [source.classes[i] if labelled else 'images' for i in features.labels[shown]]
+    groups = [classes[i] if classes else 'images' for i in features.labels[shown]]
     chart = page.scatter(
         points,
         groups,
-        [columns['names'][i] for i in shown],
+        [embedded.names[i] for i in shown],
         title=f'{len(shown)} of {count} images' if len(shown) < count else f'{count} images',
     )
     sections[f'Map of the features ({map_name})'] = page.plot(chart, first=True)
     if 'neighbours' in columns:
-        chosen = np.unique(np.linspace(0, count - 1, min(_QUERIES, count)).astype(int))
-        rows = [
-            page.row([show(i), *map(show, columns['neighbours'][i], columns['similarities'][i])])
-            for i in chosen
-        ]
-        sections['Images, left, and their nearest by cosine similarity'] = ''.join(rows)
+        sections['Images, left, and their nearest by cosine similarity'] = embedding.draw(
+            embedded, columns['neighbours'], columns['similarities'], queries=_QUERIES
+        )
     return page.page(title, sections)
 
 
@@ -186,19 +106,22 @@ def run(argv: list[str]) -> None:
         for path in filter(None, (out, html)):
             if not pathlib.Path(path).absolute().parent.is_dir():
                 raise errors.UserError(f'{path} cannot be written: there is no such folder')
-        source, features = embed(_CHECKPOINT.value, _IMAGES.value, _BATCH.value)
+        embedded = embedding.embed(_CHECKPOINT.value, _IMAGES.value, _BATCH.value)
+        features = embedded.features
         columns: dict[str, Any] = {
-            'names': names(source, features, _IMAGES.value),
+            'names': embedded.names,
             'labels': features.labels,
             'features': features.x,
         }
         if _NEIGHBOURS.value:
-            columns['neighbours'], columns['similarities'] = neighbours(features, _NEIGHBOURS.value)
-        save(out, columns, source.classes)
+            columns['neighbours'], columns['similarities'] = embedding.neighbours(
+                features, _NEIGHBOURS.value
+            )
+        save(out, columns, embedded.source.classes)
         print(f'{out}: {len(features.x)} images, features of {features.x.shape[1]}')
         if html:
             title = f'{_IMAGES.value} as {_CHECKPOINT.value} sees it'
-            text = draw(source, features, columns, title=title, map_name=_MAP.value)
+            text = draw(embedded, columns, title=title, map_name=_MAP.value)
             pathlib.Path(html).write_text(text)
             print(f'{html}: open it in a browser')
     except errors.UserError as error:

@@ -131,6 +131,8 @@ def write_flax(weights: Weights, parts: Parts, target: str) -> None:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(pathlib.Path(target).absolute(), variables)
+        sums = json.dumps(saved.describe(variables))
+        (pathlib.Path(target) / weight_files.SUMS).write_text(sums)
     except OSError as error:
         raise errors.UserError(f'{target} cannot be written: {error.strerror}') from error
 

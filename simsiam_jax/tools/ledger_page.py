@@ -1,6 +1,5 @@
 """The ledger's table and plots."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,18 +11,9 @@ matplotlib.use('Agg')
 
 from matplotlib import pyplot as plt
 
+from simsiam_jax.pages.runs import curves
+
 COLUMNS = ('knn', 'linear', 'loss', 'z_std', 'seconds')
-
-
-def read(folder: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
-    """metrics.jsonl as curves: name -> (step, value) of every point."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in (folder / 'metrics.jsonl').read_text().splitlines():
-        values = json.loads(line)
-        step = values.pop('step')
-        for name, value in values.items():
-            curves.setdefault(name, []).append((step, value))
-    return curves
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
@@ -68,7 +58,7 @@ def _figure2(workdir: pathlib.Path, pair: dict[str, str]) -> None:
     names = {'train/loss': 'loss', 'train/z_std': 'std of z/|z|, x sqrt(d)', 'eval/knn_top1': 'kNN'}
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout='constrained')
     for row, label in pair.items():
-        runs = [read(folder) for folder in sorted((workdir / row).iterdir())]
+        runs = [curves(folder) for folder in sorted((workdir / row).iterdir())]
         for axis, (key, title) in zip(axes, names.items(), strict=True):
             steps = [step for step, _ in runs[0][key]]
             values = np.array([[value for _, value in run[key]] for run in runs])

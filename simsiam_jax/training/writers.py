@@ -1,11 +1,11 @@
-"""Where measurements go: the terminal, metrics.jsonl, TensorBoard."""
+"""Where measurements go: the terminal, metrics.jsonl, TensorBoard, other loggers."""
 
 import contextlib
-import datetime
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -14,30 +14,31 @@ from etils import epath
 from jaxtyping import Float
 
 from simsiam_jax import errors, tensorflow
+from simsiam_jax.terminal import say
+from simsiam_jax.training import versions
+from simsiam_jax.training.loggers import Behind
+from simsiam_jax.training.progress import Clock
 
 # What the lines of progress show, where it is measured.
 _SHOWN = {'loss': '.4f', 'z_std': '.3f', 'top1': '.3f', 'lr': '.4g'}
 
 
-def say(text: str) -> None:
-    """A line on the first host's terminal."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
 class Writers:
     """Measurements into metrics.jsonl and TensorBoard's events, progress to the terminal.
 
-    Every process may call it; only the first one writes.
+    Every process may call it; only the first one writes. A context manager, which closes it.
 
     Args:
       workdir: of the run; exists.
       tensorboard: whether to write events; needs clu and TensorFlow.
       step: the run goes on from here; lines of later steps are dropped.
+      loggers: get the same points.
     """
 
-    def __init__(self, workdir: str, *, tensorboard: bool, step: int):
-        self.workdir = workdir
+    def __init__(
+        self, workdir: str, *, tensorboard: bool, step: int, loggers: Sequence[Behind] = ()
+    ):
+        self.workdir, self._start, self._loggers = workdir, step, loggers
         self._folder = epath.Path(workdir)
         self._events: Any = None
         self._bad, self._told = 0, False
@@ -60,12 +61,29 @@ class Writers:
             else:
                 self._events = metric_writers.SummaryWriter(workdir)
 
+    def start(self, images: int, steps_per_epoch: int) -> None:
+        """Says where everything goes and how to watch it.
+
+        A line of starts.jsonl keeps when and on what the run was started, each time.
+        """
+        if self._first:
+            begun = {'time': round(time.time(), 3), 'step': self._start, 'images': images}
+            path = self._folder / 'starts.jsonl'
+            line = begun | {'steps_per_epoch': steps_per_epoch} | versions.of_this_process()
+            with self._forgiven():
+                before = path.read_text() if path.exists() else ''
+                path.write_text(before + json.dumps(line) + '\n')
+        watch = 'tensorboard --logdir' if self._events else 'python -m simsiam_jax.tools.report'
+        say(f'everything goes to {self.workdir}; curves: {watch} {self.workdir}')
+
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, one point of each curve."""
         if self._first:
             rounded = {key: float(f'{value:.7g}') for key, value in values.items()}
             with self._forgiven():
-                self._append(json.dumps({'step': step} | rounded))
+                self._append(json.dumps({'step': step, 'time': round(time.time(), 3)} | rounded))
+        for logger in self._loggers:
+            logger.scalars(step, values)
         if self._events:
             with self._forgiven():
                 self._events.write_scalars(step, values)
@@ -90,18 +108,22 @@ class Writers:
                 say(f'warning: measurements cannot be written: {error.strerror}; training goes on')
             self._told = True
 
-    def training(self, step: int, metrics: dict[str, Any], clock: 'Clock', batch_size: int) -> None:
+    def training(self, step: int, metrics: dict[str, Any], clock: Clock) -> None:
         """The metrics of a step, with the rate since the last call, and a line of progress."""
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
         rate, wait = clock.lap(step)
-        values |= {'images_per_second': rate * batch_size, 'data_wait': wait}
+        values |= {'images_per_second': rate, 'data_wait': wait}
         self.scalars(step, {f'train/{key}': value for key, value in values.items()})
-        shown = [f'{key} {values[key]:{form}}' for key, form in _SHOWN.items() if key in values]
-        say(
-            f'step {step}/{clock.last}  {"  ".join(shown)}  '
-            f'{values["images_per_second"]:.0f} images/s  '
-            f'data wait {wait:.0%}  left {clock.left(step)}'
+        shown = '  '.join(
+            f'{key} {values[key]:{form}}' for key, form in _SHOWN.items() if key in values
         )
+        if clock.live:
+            clock.show(f'{shown}  data wait {wait:.0%}')
+        else:
+            say(
+                f'step {step}/{clock.last}  {shown}  {rate:.0f} images/s  '
+                f'data wait {wait:.0%}  left {clock.left(step)}'
+            )
 
     def text(self, name: str, text: str) -> None:
         """A text file in the workdir."""
@@ -128,9 +150,16 @@ class Writers:
         if self._events:
             self._events.write_images(0, {'views': grid[None]})
 
-    def close(self) -> None:
+    def __enter__(self) -> 'Writers':
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
         if self._events:
             self._events.close()
+        for logger in self._loggers:
+            logger.close(failed=kind is not None)
 
 
 def _is_up_to(line: str, step: int) -> bool:
@@ -138,46 +167,3 @@ def _is_up_to(line: str, step: int) -> bool:
         return json.loads(line)['step'] <= step
     except ValueError:  # a line cut off by a kill
         return False
-
-
-class Clock:
-    """Rates and time left of a run that ends at step `last`."""
-
-    def __init__(self, last: int):
-        self.last = last
-
-    def start(self, step: int) -> None:
-        """Counts from here: what came before was compilation."""
-        self._begin_step = self._lap_step = step
-        self._begin = self._lap = time.perf_counter()
-        self._waited = 0.0
-
-    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The same batches; the time until each comes counts as waiting for data."""
-        self._waited = 0.0
-        before = time.perf_counter()
-        for batch in batches:
-            self._waited += time.perf_counter() - before
-            yield batch
-            before = time.perf_counter()
-
-    @contextlib.contextmanager
-    def pause(self, state: Any) -> Iterator[None]:
-        """What happens within, once `state` is computed, does not count in the rate."""
-        jax.block_until_ready(state)
-        before = time.perf_counter()
-        yield
-        self._lap += time.perf_counter() - before
-
-    def lap(self, step: int) -> tuple[float, float]:
-        """(steps a second, share of the time spent waiting for data) since the last lap."""
-        now = time.perf_counter()
-        seconds = max(now - self._lap, 1e-9)
-        rate, wait = (step - self._lap_step) / seconds, min(self._waited / seconds, 1.0)
-        self._lap, self._lap_step, self._waited = now, step, 0.0
-        return rate, wait
-
-    def left(self, step: int) -> str:
-        """Time left, h:mm:ss, at the pace of the run so far, evaluations included."""
-        pace = (time.perf_counter() - self._begin) / max(step - self._begin_step, 1)
-        return str(datetime.timedelta(seconds=round(pace * (self.last - step))))

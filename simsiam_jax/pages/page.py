@@ -3,22 +3,32 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
-import plotly.io
 from PIL import Image
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px;
        padding: 0 1rem 3rem; color: #222; background: #fff }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-.row { display: flex; flex-wrap: wrap; gap: .5rem; padding: .5rem 0; border-bottom: 1px solid #ddd }
+.row { display: flex; flex-wrap: wrap; gap: .5rem; padding: .5rem 0;
+       overflow-wrap: anywhere; border-bottom: 1px solid #ddd }
 figure { margin: 0; width: 84px; font-size: .72rem; line-height: 1.25; overflow-wrap: anywhere }
 figure img { width: 84px; height: 84px; object-fit: contain; image-rendering: pixelated;
              background: #eee; display: block }
 figure.query { border-right: 3px solid #36c; padding-right: .5rem; margin-right: .25rem }
+@media (max-width: 480px) { figure, figure img { width: 68px } figure img { height: 68px } }
+table { border-collapse: collapse; font-size: .85rem }
+.table { overflow-x: auto }
+th, td { text-align: left; vertical-align: top; padding: .2rem .75rem .2rem 0; min-width: 6rem;
+         border-bottom: 1px solid #ddd; overflow-wrap: anywhere }
+th:first-child { position: sticky; left: 0; background: #fff; font-weight: normal; color: #555 }
+tr.marked > * { background: #fff3c4 }
+img.views { max-width: 100%; height: auto }
+pre.text { white-space: pre-wrap }
+summary { cursor: pointer; padding: .25rem 0 }
 pre { overflow-x: auto; background: #f6f6f6; padding: .75rem; font-size: .8rem }
 """
 
@@ -42,13 +52,14 @@ def figure(url: str, caption: Sequence[str], *, query: bool = False) -> str:
 
 
 def row(figures: Sequence[str]) -> str:
+    """Beside each other, as far as there is room."""
     return f'<div class="row">{"".join(figures)}</div>'
 
 
-def scatter(
-    points: np.ndarray, groups: Sequence[str], names: Sequence[str], *, title: str
-) -> go.Figure:
+def scatter(points: np.ndarray, groups: Sequence[str], names: Sequence[str], *, title: str) -> Any:
     """Points [N, 2], a colour and a legend entry for each group; names are shown on hovering."""
+    import plotly.graph_objects as go
+
     plot, of = go.Figure(), np.asarray(groups)
     for group in sorted(set(groups)):
         (members,) = np.nonzero(of == group)
@@ -76,14 +87,37 @@ def scatter(
     return plot
 
 
-def plot(chart: go.Figure, *, first: bool) -> str:
+def plot(chart: Any, *, first: bool) -> str:
     """The chart as HTML; the first one of a page brings the library along."""
+    import plotly.io
+
     return plotly.io.to_html(
         chart,
         full_html=False,
         include_plotlyjs=first,
         config={'responsive': True, 'displaylogo': False},
     )
+
+
+def table(
+    head: Sequence[str], rows: Mapping[str, Sequence[str]], *, marked: Container[str] = ()
+) -> str:
+    """Rows by their names, with some of them marked; where it is too wide it scrolls in itself."""
+
+    def line(kind: str, name: str, cells: Sequence[str]) -> str:
+        mark = ' class="marked"' if name in marked else ''
+        inner = ''.join(f'<{kind}>{html.escape(cell)}</{kind}>' for cell in cells)
+        return f'<tr{mark}><th>{html.escape(name)}</th>{inner}</tr>'
+
+    body = ''.join(line('td', name, cells) for name, cells in rows.items())
+    top = line('th', '', head) if any(head) else ''
+    return f'<div class="table"><table>{top}{body}</table></div>'
+
+
+def folded(summary: str, content: str, *, opened: bool = False) -> str:
+    """Content that is shown at a click."""
+    state = ' open' if opened else ''
+    return f'<details{state}><summary>{html.escape(summary)}</summary>{content}</details>'
 
 
 def page(title: str, sections: dict[str, str]) -> str:

@@ -1,0 +1,205 @@
+"""The terminal while a run goes on, and the page about it afterwards, looked at in a browser."""
+
+import fcntl
+import json
+import os
+import pathlib
+import pty
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from simsiam_jax import errors
+from simsiam_jax.pages import report, runs
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def in_a_terminal(command: list[str], columns: int) -> str:
+    """What the command has sent to a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 40, columns, 0, 0))
+    env = os.environ | {'XLA_FLAGS': '', 'TERM': 'xterm'}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    sent = b''
+    while True:
+        try:
+            sent += os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+    os.close(ours)
+    assert process.wait() == 0, sent.decode()
+    return sent.decode()
+
+
+def screen(sent: str) -> list[str]:
+    """The lines that are left to see, as a terminal puts characters over each other."""
+    lines, row, column = [''], 0, 0
+    for token in re.findall(r'\x1b\[A|[\r\n]|[^\x1b\r\n]+', sent):
+        if token == '\x1b[A':
+            row -= 1
+        elif token == '\r':
+            column = 0
+        elif token == '\n':
+            row, column = row + 1, 0
+            lines += [''] * (row + 1 - len(lines))
+        else:
+            before = lines[row].ljust(column)
+            lines[row] = before[:column] + token + before[column + len(token) :]
+            column += len(token)
+    return [line.rstrip() for line in lines]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
+    """The workdir of a short run, and what it sent to its terminal."""
+    workdir = tmp_path_factory.mktemp('runs') / 'whole'
+    flags = ['epochs=6', 'model.width_multiplier=0.125', 'log.tensorboard=False']
+    flags += ['log.every_steps=2', 'eval.every_epochs=3']
+    command = [sys.executable, '-m', 'simsiam_jax.main', '--config=configs/quickstart.py']
+    command += [f'--workdir={workdir}', *(f'--config.{flag}' for flag in flags)]
+    return workdir, in_a_terminal(command, 120)
+
+
+@pytest.fixture(scope='module')
+def pages(run) -> tuple[pathlib.Path, pathlib.Path]:
+    """The page of the run, and that of the run beside another, which was broken off."""
+    workdir, _ = run
+    other = workdir.parent / 'other'
+    other.mkdir()
+    config = json.loads((workdir / 'config.json').read_text())
+    config['batch_size'], config['optim']['momentum'] = 64, 0.75
+    (other / 'config.json').write_text(json.dumps(config))
+    text = (workdir / 'metrics.jsonl').read_text()
+    (other / 'metrics.jsonl').write_text(text[: text.index('"step": 34') + 20])
+    (other / 'guard.txt').write_text('the rank falls & <the loss> too')
+    command = [sys.executable, '-m', 'simsiam_jax.tools.report', str(workdir), str(other)]
+    command += [f'--out={workdir.parent / "both.html"}', '--noneighbours']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 'both.html: open it in a browser' in done.stdout
+    return workdir / 'report.html', workdir.parent / 'both.html'
+
+
+def test_one_line_of_a_terminal_keeps_up_with_the_run(run) -> None:
+    workdir, sent = run
+    assert sent.count('left 0:') > 2  # it moved
+    seen = screen(sent)
+    assert seen[0].startswith('simsiam on resnet18: 1437 images of digits/train, 6 epochs of 11')
+    watch = f'curves: python -m simsiam_jax.tools.report {workdir}'
+    assert seen[1] == f'everything goes to {workdir}; {watch}'
+    (live,) = [i for i, line in enumerate(seen) if 'images/s' in line]
+    assert re.match(r'100%\|█{10}\| step 66/66  left 0:00:00  \d+ images/s  loss -0\.', seen[live])
+    evaluated = [i for i, line in enumerate(seen) if re.match(r'step \d+  kNN top-1 0\.', line)]
+    assert [seen[i].split()[1] for i in evaluated] == ['33', '66']
+    assert evaluated[0] < live < evaluated[1]
+    assert f'report: {workdir / "report.html"}' in seen
+
+
+@pytest.fixture(scope='module')
+def browser():
+    browsers = pytest.importorskip('playwright.sync_api')
+    chromium = shutil.which('chromium')
+    if not chromium:
+        pytest.skip('chromium is not installed')
+    with browsers.sync_playwright() as driver:
+        opened = driver.chromium.launch(
+            executable_path=chromium, args=['--no-sandbox', '--disable-gpu']
+        )
+        yield opened
+        opened.close()
+
+
+def look(browser, page: pathlib.Path, width: int):
+    """The page in a window, with what its console says and what it asks of the network."""
+    view = browser.new_page(viewport={'width': width, 'height': 800})
+    said: list[str] = []
+    view.on('console', lambda message: said.append(message.text))
+    view.on('pageerror', lambda error: said.append(str(error)))
+    view.on('request', lambda request: said.append(request.url))
+    view.goto(page.as_uri(), timeout=120_000)  # ms; a busy machine draws slowly
+    assert view.evaluate('document.documentElement.scrollWidth') == width
+    return view, said
+
+
+def test_the_page_at_the_end_shows_the_run(run, pages, browser) -> None:
+    workdir, _ = run
+    view, said = look(browser, pages[0], 375)  # a phone's
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    charts = view.locator('.charts .js-plotly-plot')
+    found = charts.locator('.gtitle').all_text_contents()
+    titles = ['loss', 'z_std: 1 is healthy', 'effective rank', 'kNN top-1', 'learning rate']
+    for title, text in zip([*titles, 'images/s', 'waiting'], found, strict=False):
+        assert text.startswith(title)
+    assert 'guard/alignment' in found
+    drawn = charts.first.evaluate('chart => [chart.data[0].x, chart.data[0].y]')
+    assert drawn == [
+        [line['step'] for line in lines if 'train/loss' in line],
+        [line['train/loss'] for line in lines if 'train/loss' in line],
+    ]
+    assert charts.first.locator('.scatterlayer .trace .js-line').get_attribute('d').startswith('M')
+    assert f'{lines[-1]["eval/knn_top1"]:.5g}' in view.locator('table').first.inner_text()
+    assert '66 of 66' in view.locator('table').first.inner_text()
+    loaded = 'images => images.every(i => i.complete && i.naturalWidth > 0)'
+    assert view.locator('img').evaluate_all(loaded)
+    assert view.locator('img.views').count() == 1
+    assert view.locator('figure.query').count() == 8
+    assert view.locator('figure').count() == 8 * 8
+    tables = view.locator('table').all_inner_texts()
+    assert 'orbax-checkpoint' in tables[-1]
+    assert re.search(r'augment\.size\s+8\s+224', tables[1])  # beside the default
+    said = [text for text in said if not text.startswith('data:')]
+    assert said == [pages[0].as_uri()]
+
+
+def test_the_page_of_two_runs_compares_them(pages, browser) -> None:
+    view, said = look(browser, pages[1], 1280)
+    loss = view.locator('.charts .js-plotly-plot').first
+    x = 'chart => chart.data.map(trace => trace.x.at(-1))'
+    assert loss.evaluate(x) == [66, 32]  # the line of step 34 is cut off
+    view.locator('.runs select').select_option('images')
+    assert loss.evaluate(x) == [66 * 128, 32 * 64]
+    assert loss.locator('.scatterlayer .trace').count() == 2
+    view.locator('.runs input').nth(1).uncheck()
+    assert loss.locator('.scatterlayer .trace').count() == 1
+    assert view.locator('details[open] pre').inner_text() == 'the rank falls & <the loss> too'
+    differing = view.locator('h2:text("Configuration") + .table tr').all_inner_texts()
+    assert [row.split('\t') for row in differing] == [
+        ['', 'whole', 'other'],
+        ['batch_size', '128', '64'],
+        ['optim.momentum', '0.9', '0.75'],
+    ]
+    view.set_viewport_size({'width': 375, 'height': 800})
+    view.wait_for_function('document.documentElement.scrollWidth === 375')
+    assert [text for text in said if not text.startswith('data:')] == [pages[1].as_uri()]
+
+
+def test_time_is_counted_from_each_start_to_the_last_measurement(tmp_path: pathlib.Path) -> None:
+    def write(name: str, rows: list[dict]) -> None:
+        (tmp_path / name).write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+    write('starts.jsonl', [{'time': t, 'steps_per_epoch': 5} for t in (100.0, 1000.0, 5000.0)])
+    rows = [{'step': i, 'time': t, 'train/loss': 0.5} for i, t in ((1, 110.0), (2, 130.0))]
+    write('metrics.jsonl', [*rows, {'step': 3, 'time': 1007.0, 'train/loss': float('nan')}])
+    (found,) = runs.read([tmp_path])
+    assert (found.seconds, found.step, found.name) == (30 + 7, 3, tmp_path.name)
+
+
+def test_no_report_is_no_reason_to_fail(run, tmp_path, monkeypatch, capsys) -> None:
+    with pytest.raises(errors.UserError, match=r'has no metrics\.jsonl; expected the workdir'):
+        report.draw([tmp_path])
+    shutil.copy(run[0] / 'metrics.jsonl', tmp_path)
+    (tmp_path / 'config.json').write_text('{"cut of')
+    report.at_end(str(tmp_path))
+    assert 'warning: no report: JSONDecodeError: ' in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, 'plotly.graph_objects', None)
+    (tmp_path / 'config.json').unlink()
+    report.at_end(str(tmp_path))
+    assert 'plotly is not installed; pip install plotly, then' in capsys.readouterr().out
