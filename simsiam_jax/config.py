@@ -14,6 +14,7 @@ def default() -> ConfigDict:
     config.batch_size = 512  # global, all devices of all hosts
     config.epochs = 100
     config.init_from = ''  # weights to start from: a run's workdir, .pth, .safetensors, .msgpack
+    config.guard = 'warn'  # where the training collapses (training/guard.py); or stop, off
     config.dry_run = False  # build, print shapes, parameters and memory, stop
     config.profile = ''  # START:STOP, steps to trace into WORKDIR/profile
     config.debug_nans = False  # check every step; a traceback to the operation that gives NaN
@@ -61,6 +62,7 @@ def default() -> ConfigDict:
     config.model.stages = ()  # (): the name's own
     config.model.zero_init_residual = True
     config.model.dtype = 'bfloat16'
+    config.model.kernels = 'auto'  # models/kernels.py: plain, or fused for GPUs
     config.model.remat = False  # compute residual blocks again in the backward pass: less memory
 
     config.method = ConfigDict()  # methods/NAME.py
@@ -115,6 +117,9 @@ def default() -> ConfigDict:
     config.log = ConfigDict()
     config.log.every_steps = 50
     config.log.tensorboard = True
+    config.log.report = True  # draw WORKDIR/report.html at the end
+    config.log.wandb = ''  # a project of Weights & Biases; '': none
+    config.log.mlflow = ''  # an experiment of MLflow; '': none
     return config
 
 
@@ -200,6 +205,7 @@ def supervised() -> ConfigDict:
     config.optim.momentum = 0.9
     config.optim.warmup_epochs = 0
     config.optim.by_epoch = True
+    config.optim.accumulate = 1  # the batch in so many parts, one after the other: less memory
 
     config.profile, config.debug_nans = ours.profile, ours.debug_nans
     config.checkpoint = ours.checkpoint

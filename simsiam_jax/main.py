@@ -11,6 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from simsiam_jax import errors
+from simsiam_jax.pages import report
 from simsiam_jax.tasks import knn, pretrain, probe, supervised
 from simsiam_jax.training import distributed, mesh
 
@@ -22,8 +23,9 @@ TASKS = {
     'knn': knn.run,
 }
 
-# Ends of a run: 0, 1 for what the user must mend, 143 after SIGTERM, and for what may go well the
-# next time, such as a peer's death. Launchers start again after all but 0 and 1.
+# Ends of a run: 0, 1 for what the user must mend, 143 after SIGTERM, and this for all else, such as
+# the death of a peer or a device: it may go well the next time. Launchers start again after all but
+# 0 and 1, so many times and no more.
 AGAIN = 75
 
 CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
@@ -46,15 +48,20 @@ def main(argv: list[str]) -> None:
     sys.unraisablehook = _hook
     mesh.use_compilation_cache()
     try:
-        distributed.start(_peers(), timeout=_TIMEOUT.value)
+        distributed.start(peers(), timeout=_TIMEOUT.value)
         errors.check_choice('config.task', config.task, TASKS)
         with distributed.ending(AGAIN):
             TASKS[config.task](config, workdir)
+        if 'log' in config and config.log.report and not config.get('dry_run'):
+            report.at_end(workdir)
     except distributed.MissingError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(AGAIN)
     except errors.UserError as error:
         sys.exit(f'error: {error}')
+    except Exception as error:
+        distributed.report(error)
+        sys.exit(AGAIN)
 
 
 def _hook(unraisable: Any) -> None:
@@ -63,7 +70,8 @@ def _hook(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _peers() -> distributed.Peers | None:
+def peers() -> distributed.Peers | None:
+    """The processes that the flags name; None: as the environment says."""
     if not _COORDINATOR.value:
         return None
     return distributed.Peers(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

@@ -1,5 +1,6 @@
 """Checkpoints: whole or passed over, kept, locked, and cheap to make."""
 
+import concurrent.futures
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from simsiam_jax import errors
 from simsiam_jax.training import checkpoint, lock, saved
@@ -132,7 +134,7 @@ def test_a_failed_save_keeps_the_others_and_says_so(workdir, monkeypatch) -> Non
 
 
 def test_a_read_only_workdir_is_told_in_one_line(workdir, monkeypatch) -> None:
-    def refuse(self) -> None:
+    def refuse(self, path) -> None:
         raise OSError(30, os.strerror(30))
 
     # By hand: to root no folder is read-only.
@@ -164,6 +166,37 @@ def test_locks_of_the_dead_are_taken_over(workdir, monkeypatch) -> None:
         checkpoints.close()
     (workdir / lock.NAME).write_text('{"ho')  # killed while it was written
     reopen(workdir).close()
+
+
+def test_of_several_that_find_a_lock_dead_one_takes_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(lock, 'BEAT', 0.05)
+    monkeypatch.setattr(lock, '_PATIENCE', 2.0)
+    is_active, found = lock._is_active, threading.Barrier(4)
+
+    def all_judge_first(holder, path) -> bool:
+        active = is_active(holder, path)
+        if holder.get('run') == 'dead':
+            found.wait(60)  # before any goes on
+        return active
+
+    monkeypatch.setattr(lock, '_is_active', all_judge_first)
+    dead = {'host': lock.socket.gethostname(), 'pid': 2**30, 'run': 'dead', 'beats': 3}
+    for _ in range(3):
+        (tmp_path / lock.NAME).write_text(json.dumps(dead))
+
+        def take(_) -> lock.Lock | str:
+            try:
+                return lock.Lock(epath.Path(tmp_path))
+            except errors.UserError as error:
+                return str(error)
+
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            results = list(threads.map(take, range(4)))
+        (taken,) = [result for result in results if isinstance(result, lock.Lock)]
+        refusals = [result for result in results if isinstance(result, str)]
+        assert all(f'process {os.getpid()} on host' in text for text in refusals)
+        taken.release()
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_save_returns_before_it_is_written(workdir, monkeypatch) -> None:

@@ -1,13 +1,10 @@
 """Weights under PyTorch's names and back, without PyTorch: values, formats, refusals."""
 
 import json
-import os
 import pathlib
 import pickle
 import pickletools
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -212,6 +209,28 @@ def test_formats_without_torch_are_opened_again(format_, target, small_file, tmp
 
 
 @pytest.mark.usefixtures('_no_torch')
+@pytest.mark.parametrize(
+    ('format_', 'inside', 'message'),
+    [
+        ('flax', '', r'checksums\.json'),
+        ('workdir', 'checkpoints/0/encoder', 'checksum of .* wrong'),
+    ],
+)
+def test_folders_are_compared_with_their_checksums(format_, inside, message, small_file, tmp_path):
+    source, variables = small_file
+    convert.convert(str(source), str(tmp_path / 'made'), format_)
+    item = tmp_path / 'made' / inside
+    same_bits(simsiam_jax.load_encoder(item)[1], variables)
+    largest = max(item.rglob('*'), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 16] = bytes(x ^ 1 for x in data[middle : middle + 16])
+    largest.write_bytes(data)
+    with pytest.raises(errors.UserError, match=f'damaged.*{message}'):
+        simsiam_jax.load_encoder(item)
+
+
+@pytest.mark.usefixtures('_no_torch')
 def test_whole_networks_are_named_for_torchvision_timm_and_detectron2(tmp_path):
     variables = random_variables('resnet18')
     arrays = pytorch.backbone_to_torch(variables)
@@ -333,38 +352,30 @@ def test_what_a_format_cannot_hold_is_refused(kwargs, channels, format_, target,
     assert {path.name for path in tmp_path.iterdir()} == {'file', 'source.safetensors'}
 
 
-def run(*command):
-    return subprocess.run(
-        [sys.executable, '-m', *command],
-        cwd=ROOT,
-        env=os.environ | {'XLA_FLAGS': '', 'PYTHONUNBUFFERED': '1'},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def test_the_command_line_tells_what_is_wrong(tmp_path):
+def test_the_command_line_tells_what_is_wrong(command, tmp_path):
     tool = 'simsiam_jax.tools.convert'
-    result = run(tool, '--source=/no/such.safetensors', f'--target={tmp_path}', '--format=flax')
+    result = command(tool, '--source=/no/such.safetensors', f'--target={tmp_path}', '--format=flax')
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith('error: /no/such.safetensors cannot be read')
-    result = run(tool, '--source=x')
+    result = command(tool, '--source=x')
     assert result.returncode == 1
     assert '--target must have a value' in result.stderr.splitlines()[-1]
 
 
-def test_runs_start_from_other_weights(tmp_path):
+@pytest.mark.long
+def test_runs_start_from_other_weights(command, tmp_path):
     """kNN before training is the source's after it: from its workdir and from a converted one."""
 
     def train(workdir, *flags):
-        result = run(
+        result = command(
             'simsiam_jax.main',
             '--config=configs/quickstart.py',
             f'--workdir={workdir}',
             '--config.epochs=1',
             '--config.model.width_multiplier=0.125',
+            '--config.model.stages=(1,)',
             '--config.log.tensorboard=False',
+            '--config.log.report=False',
             *flags,
         )
         assert result.returncode == 0, result.stderr

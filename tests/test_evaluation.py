@@ -197,6 +197,7 @@ def test_a_step_on_8_devices_equals_one_on_1(checkpointed: str, frozen: bool) ->
     assert (moved.max() > 0) is not frozen
 
 
+@pytest.mark.long
 def test_fine_tuning_with_few_labels(checkpointed: str, tmp_path, capsys) -> None:
     config = linear('finetune:10pct', checkpointed, **{'batch_size': 64, 'epochs': 30})
     config.optim.backbone_learning_rate = 0.1
@@ -253,6 +254,7 @@ def test_imagenets_own_subsets_are_taken_where_they_are(monkeypatch, checkpointe
         assert len(setting.train) == (1437 if there else 14)
 
 
+@pytest.mark.long
 def test_cached_probes_are_near_the_converged_regression(checkpointed: str, tmp_path) -> None:
     config = load('linear:cached', init_from=checkpointed)
     probe.run(config, str(tmp_path))

@@ -1,5 +1,7 @@
 """What a run does when it diverges or does not fit, and how it is made to fit."""
 
+import dataclasses
+import functools
 import pathlib
 
 import flax.linen as nn
@@ -16,8 +18,10 @@ from simsiam_jax.data import sources
 from simsiam_jax.methods import simsiam
 from simsiam_jax.models import resnet
 from simsiam_jax.tasks import loop, memory, pretrain
+from simsiam_jax.training import classifier, saved, step
 from simsiam_jax.training import mesh as mesh_lib
-from simsiam_jax.training import saved, step
+
+pytestmark = pytest.mark.usefixtures('_compiled_quickly')
 
 
 def small(**changes) -> ConfigDict:
@@ -160,7 +164,10 @@ class Frozen(nn.Module):
         return self.network(view, train=False)
 
 
-def update(made, accumulate: int, devices: int = 1):
+@functools.cache
+def update(remat: bool = False, norm: bool = True, accumulate: int = 1, devices: int = 1):
+    """The state after a step on 256 images, its metrics, and what it holds: estimated, compiled."""
+    made = method(remat, norm)
     tx, mesh = optax.sgd(1.0), mesh_lib.make_mesh(jax.devices()[:devices])
     initial = step.init_state(made, tx, 0, (8, 8, 3))
     # A last scale of zero would leave the blocks without a gradient.
@@ -168,15 +175,17 @@ def update(made, accumulate: int, devices: int = 1):
     rng = np.random.default_rng(0)
     views = [rng.standard_normal((256, 8, 8, 3), np.float32) for _ in range(2)]
     train_step = step.make_train_step(made, tx, mesh, accumulate=accumulate)
-    state, metrics = train_step(mesh_lib.replicate(initial, mesh), mesh_lib.shard(views, mesh))
-    return jax.device_get((state, metrics))
+    given = (mesh_lib.replicate(initial, mesh), mesh_lib.shard(views, mesh))
+    estimated, traced = memory.estimate(train_step, *given), train_step.trace(*given)
+    compiled = traced.lower().compile()
+    state, metrics = jax.device_get(compiled(*given))
+    return state, metrics, (estimated, compiled.memory_analysis())
 
 
 @pytest.mark.parametrize('devices', [1, 4])
 def test_four_parts_of_64_update_as_one_of_256(devices: int) -> None:
-    made = method(norm=False)
-    whole, whole_metrics = update(made, 1)
-    parts, parts_metrics = update(made, 4, devices)
+    whole, whole_metrics, _ = update(norm=False)
+    parts, parts_metrics, _ = update(norm=False, accumulate=4, devices=devices)
     assert abs(whole_metrics['loss'] - parts_metrics['loss']) < 1e-6
     moved = [np.abs(p - 0.1).max() for p in jax.tree.leaves(whole.params)]
     assert max(moved) > 1e-2
@@ -185,8 +194,47 @@ def test_four_parts_of_64_update_as_one_of_256(devices: int) -> None:
     assert parts.step == 1
 
 
+class Evaluating(resnet.ResNet):
+    """As Frozen, of a backbone alone."""
+
+    def __call__(self, x, train: bool = True):
+        return super().__call__(x, train=False)
+
+
+@pytest.mark.parametrize('frozen', [True, False], ids=['linear', 'finetune'])
+def test_classifiers_update_in_four_parts_as_in_one(frozen: bool) -> None:
+    rng = np.random.default_rng(0)
+    batch = {
+        'view': rng.standard_normal((256, 8, 8, 3), np.float32),
+        'label': rng.integers(0, 10, 256).astype(np.int32),
+    }
+    kind = resnet.ResNet if frozen else Evaluating
+    made = resnet.make('resnet18', stem='cifar', width_multiplier=0.125, stages=(1,))
+    own = [f.name for f in dataclasses.fields(made) if f.name not in ('parent', 'name')]
+    backbone = kind(**{name: getattr(made, name) for name in own})
+    variables = jax.device_get(backbone.init(jax.random.key(0), batch['view'][:1]))
+    heads = classifier.init_heads(2, made.features, 10, 0)
+    params = {'backbone': variables['params'], 'head': heads}
+    tx, stats = optax.sgd(1.0), {'backbone': variables['batch_stats']}
+    trained = {'head': heads} if frozen else params
+    initial = step.TrainState(np.int32(0), params, stats, tx.init(trained), None, None)
+    ends = []
+    for parts, devices in ((1, 1), (4, 2)):
+        mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+        train_step = classifier.make_train_step(
+            backbone, tx, mesh, lambda batch: [batch['view']], frozen=frozen, accumulate=parts
+        )
+        state, metrics = train_step(mesh_lib.replicate(initial, mesh), mesh_lib.shard(batch, mesh))
+        ends.append(jax.device_get((state.params, state.batch_stats, metrics)))
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-6)
+    for name, before in params.items():
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), ends[0][0][name], before)
+        assert (max(jax.tree.leaves(moved)) > 1e-3) == (name == 'head' or not frozen)
+
+
 def test_with_batch_norm_every_part_has_statistics_of_its_own() -> None:
-    whole, parts = update(method(), 1)[0], update(method(), 4)[0]
+    whole, parts = update()[0], update(accumulate=4)[0]
     means = [s.batch_stats['backbone']['bn1']['mean'] for s in (whole, parts)]
     # Two views move the running mean twice, four parts of each eight times: 1 - 0.9^2, 1 - 0.9^8.
     ratio = np.linalg.norm(means[1]) / np.linalg.norm(means[0])
@@ -203,7 +251,7 @@ def test_a_batch_must_divide_into_its_parts() -> None:
 
 
 def test_remat_computes_the_same() -> None:
-    (plain, plain_metrics), (again, again_metrics) = update(method(), 1), update(method(True), 1)
+    (plain, plain_metrics, _), (again, again_metrics, _) = update(), update(remat=True)
     np.testing.assert_allclose(again_metrics['loss'], plain_metrics['loss'], rtol=0, atol=1e-6)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
@@ -217,3 +265,41 @@ def test_remat_computes_the_same() -> None:
         text.append(str(jax.make_jaxpr(lambda v, x, b=backbone: b.apply(v, x))(variables, image)))
     assert ('remat' in text[0] or 'checkpoint' in text[0]) is False
     assert 'remat' in text[1] or 'checkpoint' in text[1]
+
+
+def test_memory_is_estimated_from_shapes_within_a_factor_of_two() -> None:
+    changes = (
+        {},
+        {'remat': True},
+        {'accumulate': 4},
+        {'accumulate': 4, 'norm': False, 'devices': 4},
+    )
+    held = []
+    for change in changes:
+        estimated, compiled = update(**change)[2]
+        held.append(estimated.activations)
+        assert 0.5 < estimated.activations / compiled.temp_size_in_bytes < 2
+        arguments = estimated.state + estimated.batch
+        np.testing.assert_allclose(arguments, compiled.argument_size_in_bytes, rtol=0.01)
+    assert held[1] < 0.8 * held[0]
+    assert held[3] < held[2] < 0.4 * held[0]
+
+
+def test_a_step_too_large_is_told_before_it_is_compiled(monkeypatch, capsys) -> None:
+    made, config = jax.jit(lambda state, batch: (state @ batch).sum()), small()
+    state, batch = jnp.ones((1024, 1024)), jnp.ones((1024, 2048))
+    memory.announce(config, made, state, batch)
+    assert capsys.readouterr().out == ''  # a CPU does not say what it has
+    monkeypatch.setattr(memory, 'device_limit', lambda: 2**24)
+    memory.announce(config, made, state, batch)
+    told = capsys.readouterr().out
+    # float32: 4 MiB, 8 MiB, and 8 MiB of the product.
+    assert (
+        '0.02 GiB a device (state 0.00, batch 0.01, activations 0.01); there are 0.02 GiB' in told
+    )
+    assert 'warning: by this estimate a step does not fit' in told
+    assert 'model.dtype=bfloat16 (now float32), then model.remat=True' in told
+    assert made._cache_size() == 0
+    monkeypatch.setattr(memory, 'device_limit', lambda: 2**26)
+    memory.announce(config, made, state, batch)
+    assert 'warning' not in capsys.readouterr().out

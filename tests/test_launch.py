@@ -1,14 +1,14 @@
 """What the launchers would do, and one that does it."""
 
-import os
 import pathlib
 import shutil
 import subprocess
 import sys
 
 import pytest
+from commands import environment
 
-from simsiam_jax.training import saved
+from simsiam_jax.training import distributed, saved
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ['--config=configs/quickstart.py', '--workdir=gs://bucket/run']
@@ -18,7 +18,7 @@ def launch(script: str, *args: str, timeout: int = 60, **env: str) -> subprocess
     return subprocess.run(
         ['bash', f'launch/{script}', *args],
         cwd=ROOT,
-        env=os.environ | {'XLA_FLAGS': '', 'PYTHON': sys.executable} | env,
+        env=environment() | {'PYTHON': sys.executable} | env,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -56,9 +56,15 @@ def test_launchers_without_what_they_need_say_so() -> None:
     assert 'must be in a bucket' in pod.stderr
 
 
+@pytest.mark.long
 def test_local_runs_two_processes(tmp_path: pathlib.Path) -> None:
     flags = ['--config.epochs=1', '--config.model.width_multiplier=0.125']
-    flags += ['--config.log.tensorboard=False', '--config.eval.train=', '--config.eval.test=']
+    flags += [
+        '--config.log.tensorboard=False',
+        '--config.log.report=False',
+        '--config.eval.train=',
+        '--config.eval.test=',
+    ]
     done = launch(
         'local.sh',
         '-n',
@@ -86,8 +92,36 @@ def test_local_starts_a_dying_run_again_but_not_a_mistaken_one(tmp_path: pathlib
         assert len(count.read_text()) == starts
 
 
+def test_kubernetes_is_told_what_a_jobset_needs() -> None:
+    yaml = pytest.importorskip('yaml')
+    (jobset,) = yaml.safe_load_all((ROOT / 'launch' / 'gke.yaml').read_text())
+    assert jobset['apiVersion'] == 'jobset.x-k8s.io/v1alpha2'
+    assert jobset['kind'] == 'JobSet'
+    assert jobset['spec']['failurePolicy']['maxRestarts'] > 0
+    (workers,) = jobset['spec']['replicatedJobs']
+    job = workers['template']['spec']
+    assert job['completionMode'] == 'Indexed'  # gives JOB_COMPLETION_INDEX
+    assert job['parallelism'] == job['completions'] > 1
+    (mended,) = job['podFailurePolicy']['rules']
+    assert mended['action'] == 'FailJob'
+    assert mended['onExitCodes'] == {'containerName': 'simsiam', 'operator': 'In', 'values': [1]}
+    pod = job['template']['spec']
+    assert pod['restartPolicy'] == 'Never'  # as podFailurePolicy demands
+    (container,) = pod['containers']
+    assert container['name'] == 'simsiam'
+    assert container['command'] == ['python', '-m', 'simsiam_jax.main']
+    env = {variable['name']: variable['value'] for variable in container['env']}
+    host, port = env['JAX_COORDINATOR_ADDRESS'].split(':')
+    # JobSet's names: SET-JOB-REPLICA-POD under the set's own.
+    assert host == '{0}-{1}-0-0.{0}'.format(jobset['metadata']['name'], workers['name'])
+    peers = distributed.from_environment(env | {'JOB_COMPLETION_INDEX': '1'})
+    assert peers == distributed.Peers(f'{host}:{port}', job['completions'], 1)
+    assert [exposed['containerPort'] for exposed in container['ports']] == [int(port)]
+
+
 @pytest.mark.skipif(not shutil.which('shellcheck'), reason='shellcheck is not installed')
-def test_launchers_are_clean_shell() -> None:
+def test_scripts_are_clean_shell() -> None:
     scripts = [str(p) for p in (ROOT / 'launch').iterdir() if p.suffix in ('.sh', '.sbatch')]
     assert len(scripts) == 4
+    scripts.append(str(ROOT / 'benchmarks' / 'gpu.sh'))
     subprocess.run(['shellcheck', *scripts], check=True)

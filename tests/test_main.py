@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from commands import Commands, environment
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -30,6 +32,7 @@ SHORT = [
     '--config.epochs=4',
     '--config.model.width_multiplier=0.125',
     '--config.log.tensorboard=False',
+    '--config.log.report=False',
     '--config.log.every_steps=1',
     '--config.eval.every_epochs=2',
     '--config.checkpoint.every_epochs=1',
@@ -41,17 +44,23 @@ def start(workdir: pathlib.Path, *flags: str, config: str = 'quickstart') -> sub
     return subprocess.Popen(
         [*command, f'--workdir={workdir}', *flags],
         cwd=ROOT,
-        env=os.environ | {'XLA_FLAGS': '', 'PYTHONUNBUFFERED': '1'},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def finish(workdir: pathlib.Path, *flags: str, config: str = 'quickstart') -> tuple[int, str]:
-    process = start(workdir, *flags, config=config)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+@pytest.fixture(scope='module')
+def finish(command: Commands) -> Callable[..., tuple[int, str]]:
+    """finish(workdir, *flags, config='quickstart') is the exit code and all that was printed."""
+
+    def finish(workdir: pathlib.Path, *flags: str, config: str = 'quickstart') -> tuple[int, str]:
+        given = (f'--config=configs/{config}.py', f'--workdir={workdir}', *flags)
+        done = command('simsiam_jax.main', *given)
+        return done.returncode, done.stdout + done.stderr
+
+    return finish
 
 
 def lines(workdir: pathlib.Path) -> list[dict]:
@@ -64,7 +73,7 @@ def stored(workdir: pathlib.Path, step: int) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope='module')
-def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
+def straight(finish, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
     """A whole short run, and what it printed."""
     workdir = tmp_path_factory.mktemp('straight')
     code, output = finish(workdir, *SHORT)
@@ -75,6 +84,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, st
 def test_a_run_shows_and_writes_what_it_does(straight: tuple[pathlib.Path, str]) -> None:
     workdir, output = straight
     assert 'step 44/44  loss -0.' in output
+    assert len(re.findall(r'^step \d+/44  loss', output, re.MULTILINE)) == 43
+    assert '\r' not in output
     assert 'images/s' in output
     assert 'left 0:00:00' in output
     for row in ('raw pixels', 'random initialisation', 'after training'):
@@ -82,7 +93,7 @@ def test_a_run_shows_and_writes_what_it_does(straight: tuple[pathlib.Path, str])
     measured = lines(workdir)
     training = [line for line in measured if 'train/loss' in line]
     assert [line['step'] for line in training] == list(range(2, 45))
-    assert {key.removeprefix('train/') for key in training[0]} == KEYS | {'step'}
+    assert {key.removeprefix('train/') for key in training[0]} == KEYS | {'step', 'time'}
     assert training[0]['train/lr'] == pytest.approx(0.4)
     evaluated = {
         line['step']: line['eval/knn_top1'] for line in measured if 'eval/knn_top1' in line
@@ -96,7 +107,7 @@ def test_a_run_shows_and_writes_what_it_does(straight: tuple[pathlib.Path, str])
 
 
 def test_interrupted_and_resumed_runs_end_with_the_same_bytes(
-    straight: tuple[pathlib.Path, str], tmp_path: pathlib.Path
+    finish, straight: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     process = start(tmp_path, *SHORT)
     deadline = time.time() + 200
@@ -178,16 +189,19 @@ def test_checkpoint_restores_on_other_numbers_of_devices(
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_dry_run_prints_shapes_parameters_and_memory(tmp_path: pathlib.Path) -> None:
-    code, output = finish(tmp_path / 'dry', '--config.dry_run=True')
+def test_dry_run_prints_shapes_parameters_and_memory(finish, tmp_path: pathlib.Path) -> None:
+    code, output = finish(tmp_path / 'dry', '--config.dry_run=True', '--config.model.stages=(1,)')
     assert code == 0, output
     assert 'projector/fc1/kernel' in output
     assert "batch['image']: uint8 [128, 8, 8, 1]" in output
-    assert 'GiB' in output
+    estimated, compiled = output.index('  as configured'), output.index('(as compiled for cpu)')
+    assert estimated < output.index('  model.dtype=bfloat16  about 0.0') < compiled
+    assert estimated < output.index('  model.remat=True') < compiled
+    assert estimated < output.index('  optim.accumulate=2') < compiled
     assert not (tmp_path / 'dry').exists()
 
 
-def test_a_folder_of_images_trains_without_labels(tmp_path: pathlib.Path) -> None:
+def test_a_folder_of_images_trains_without_labels(finish, tmp_path: pathlib.Path) -> None:
     images = sources.open_source('digits').images[:40]
     folder = tmp_path / 'images' / 'deep'
     folder.mkdir(parents=True)
@@ -206,6 +220,7 @@ def test_a_folder_of_images_trains_without_labels(tmp_path: pathlib.Path) -> Non
         '--config.epochs=1',
         '--config.augment.size=16',
         '--config.log.every_steps=1',
+        '--config.log.report=False',
         '--config.model.name=resnet18',
         '--config.model.stages=(1, 1)',
         '--config.model.width_multiplier=0.125',
@@ -220,6 +235,7 @@ def test_a_folder_of_images_trains_without_labels(tmp_path: pathlib.Path) -> Non
     assert '1 images cannot be read' in output
 
 
+@pytest.mark.long
 def test_the_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
     for i in range(8):
         Image.new('RGB', (40, 30), (i, 0, 0)).save(tmp_path / f'{i}.jpg')
@@ -229,7 +245,7 @@ def test_the_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
     result = subprocess.run(
         [*command, '--batches=2'],
         cwd=ROOT,
-        env=os.environ | {'XLA_FLAGS': ''},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=200,
@@ -238,6 +254,28 @@ def test_the_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines()}
     assert {'decode', 'none', 'colour', 'all'} <= set(rows)
     assert rows['none'][-1] == f'{2 * 16 * 16 * 3 + 8:,}'  # two uint8 views, index and label
+
+
+def test_a_crash_ends_with_the_code_that_launchers_restart_on(
+    command: Commands, tmp_path: pathlib.Path
+) -> None:
+    config = tmp_path / 'config.py'
+    config.write_text(
+        'import runpy\n'
+        'import jax\n'
+        'from simsiam_jax.training import step\n'
+        'def make_train_step(*args, **kwargs):\n'
+        "    raise jax.errors.JaxRuntimeError('INTERNAL: the device is lost')\n"
+        'step.make_train_step = make_train_step\n'
+        f'get_config = runpy.run_path({str(ROOT / "configs" / "quickstart.py")!r})["get_config"]\n'
+    )
+    done = command('simsiam_jax.main', f'--config={config}', f'--workdir={tmp_path}')
+    assert done.returncode == 75
+    assert 'Traceback' in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        'error: JaxRuntimeError: INTERNAL: the device is lost; the same command goes on from the '
+        'last checkpoint'
+    )
 
 
 @pytest.mark.parametrize(
@@ -252,7 +290,7 @@ def test_the_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_bad_input_ends_in_one_clear_line(
-    flags: list[str], message: str, tmp_path: pathlib.Path
+    flags: list[str], message: str, finish, tmp_path: pathlib.Path
 ) -> None:
     code, output = finish(tmp_path, *flags)
     assert code == 1

@@ -20,6 +20,7 @@ from simsiam_jax.models.network import Outputs
 from simsiam_jax.training import checkpoint, step
 from simsiam_jax.training import mesh as mesh_lib
 
+pytestmark = pytest.mark.usefixtures('_compiled_quickly')
 FIGURES = pathlib.Path(__file__).parent / 'figures' / 'methods.npz'
 MODEL = {'name': 'resnet18', 'stem': 'cifar', 'width_multiplier': 0.125, 'stages': (1,)}
 BATCH, STEPS = 32, 10

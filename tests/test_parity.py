@@ -21,9 +21,18 @@ BATCH, EPOCHS, STEPS_PER_EPOCH = 8, 3, 2
 LEAVES = {'running_mean': 'mean', 'running_var': 'var', 'bias': 'bias'}
 
 
-@pytest.fixture(scope='module', params=['resnet50', 'resnet18'])
-def network(request):
+@pytest.fixture(
+    scope='module',
+    params=[('resnet50', 'plain'), ('resnet50', 'fused'), ('resnet18', 'plain')],
+    ids=' '.join,
+)
+def variant(request):
     return request.param
+
+
+@pytest.fixture(scope='module')
+def network(variant):
+    return variant[0]
 
 
 @pytest.fixture(scope='module')
@@ -32,13 +41,15 @@ def figures(network):
         return {name.split('/')[1]: file[name] for name in file if name.startswith(network)}
 
 
-def make_method(network, axis_name=None):
+def make_method(variant, axis_name=None):
+    network, kernels = variant
     backbone = resnet.make(
         network,
         stem=STEMS[network],
         width_multiplier=4 / 64,
         stages=(1, 1),
         axis_name=axis_name,
+        kernels=kernels,
     )
     return simsiam.make(backbone, dim=16, predictor_width=8)
 
@@ -112,8 +123,8 @@ def assert_statistics_close(batch_stats, figures, name, updates):
 
 
 @pytest.fixture(scope='module')
-def first_step(network, figures):
-    method = make_method(network)
+def first_step(variant, network, figures):
+    method = make_method(variant)
 
     def loss_fn(params, views):
         outputs, batch_stats = step.forward(method.network, params, init_stats(figures), views)
@@ -148,10 +159,10 @@ def test_running_statistics(figures, first_step):
 
 
 @pytest.fixture(scope='module')
-def trained(network, figures):
+def trained(variant, network, figures):
     """Losses and state after the six steps, on one device."""
     mesh = meshes.make_mesh(jax.devices()[:1])
-    method = make_method(network, meshes.DATA)
+    method = make_method(variant, meshes.DATA)
     tx, _ = optim.make(
         batch_size=BATCH,
         epochs=EPOCHS,

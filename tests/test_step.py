@@ -12,6 +12,7 @@ from simsiam_jax.models import resnet
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training import monitor, step
 
+pytestmark = pytest.mark.usefixtures('_compiled_quickly')
 BATCH = 32
 
 

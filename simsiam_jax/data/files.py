@@ -9,9 +9,7 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
-from tqdm import tqdm
-
-from simsiam_jax import errors, tensorflow
+from simsiam_jax import errors, tensorflow, terminal
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.npy')
 
@@ -129,7 +127,7 @@ def _list_remote(root: str) -> list[str]:
         return sorted(
             os.path.join(folder, name)
             for folder, _, names in tf.io.gfile.walk(root)
-            for name in tqdm(names, 'listing images', unit='file', delay=3, disable=None)
+            for name in terminal.progress(names, 'listing images', unit=' files')
             if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
         )
     except tf.errors.OpError as error:
@@ -147,7 +145,7 @@ def _list_cached(root: str) -> list[str]:
         if all(_time(os.path.join(root, f)) == t for f, t in json.loads(header).items()):
             return [os.path.join(root, name) for name in names]
     folders: dict[str, int] = {}
-    walk = tqdm(_walk(root, folders), 'listing images', unit=' images', delay=3, disable=None)
+    walk = terminal.progress(_walk(root, folders), 'listing images', unit=' images')
     paths = sorted(walk)
     if len(paths) >= _LARGE:
         names = [os.path.relpath(path, root) for path in paths]

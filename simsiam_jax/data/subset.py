@@ -5,9 +5,8 @@ import os
 
 import numpy as np
 from jaxtyping import Int
-from tqdm import tqdm
 
-from simsiam_jax import errors
+from simsiam_jax import errors, terminal
 from simsiam_jax.data.files import FileSource
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.sources import ArraySource, Source
@@ -48,7 +47,7 @@ def labels(source: ArraySource | Reader) -> Int[np.ndarray, 'N']:
         return labels(inner)[records.indices]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
         read = threads.map(lambda index: records.read(index)[1], range(len(records)))
-        progress = tqdm(read, 'reading labels', len(records), unit=' images', delay=3, disable=None)
+        progress = terminal.progress(read, 'reading labels', total=len(records), unit=' images')
         return np.array(list(progress))
 
 

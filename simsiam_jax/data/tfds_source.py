@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from simsiam_jax import errors, tensorflow
+from simsiam_jax import errors, tensorflow, terminal
 
 
 class TfdsSource:
@@ -43,7 +42,7 @@ class TfRecordSource:
         self._files = [file for file, _, _ in shards]
         offsets, numbers = [], []
         for number, (file, skip, take) in enumerate(
-            tqdm(shards, 'indexing TFRecord files', unit='file', delay=3, disable=None)
+            terminal.progress(shards, 'indexing TFRecord files', unit=' files')
         ):
             offsets.append(_offsets(file)[skip : skip + take])
             numbers.append(np.full(len(offsets[-1]), number))

@@ -14,7 +14,7 @@ from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.tasks import memory
 from simsiam_jax.tasks.inputs import Source
-from simsiam_jax.training import checkpoint, distributed, profile, step, writers
+from simsiam_jax.training import checkpoint, distributed, profile, progress, step, writers
 from simsiam_jax.training.writers import say
 
 Step = Callable[[step.TrainState, Any], tuple[step.TrainState, dict[str, jax.Array]]]
@@ -33,6 +33,7 @@ def train(
     log: writers.Writers,
     evaluate: Callable[[step.TrainState], object] | None,
     block: int = 1,
+    watch: Callable[[int, step.TrainState, Any, dict[str, jax.Array]], object] | None = None,
 ) -> step.TrainState:
     """Trains from the state's step to the last epoch.
 
@@ -41,6 +42,7 @@ def train(
       batches: (start, stop) -> device batches of these steps.
       rates: name -> learning rate by step, for the log.
       evaluate: called every eval.every_epochs, the end left out.
+      watch: called after every step with its number, the state, its batch and its metrics.
       block: checkpoints are of its multiples only, the next one after their interval.
 
     Raises:
@@ -57,13 +59,19 @@ def train(
         _check_finite(config, number, metrics, rates, checkpoints, state)
         checkpoints.save(state)
 
+    program = train_step
     if config.debug_nans:
         train_step = _watched(train_step)
-    clock, waiting = writers.Clock(last), False
-    with distributed.Sigterm() as sigterm, profile.Window(config.profile, log.workdir) as window:
+    clock, waiting = progress.Clock(start, last, config.batch_size), False
+    with (
+        clock.line(),
+        distributed.Sigterm() as sigterm,
+        profile.Window(config.profile, log.workdir) as window,
+    ):
         for number, batch in enumerate(clock.timed(batches(start, last)), start + 1):
             window.at(number, state)
             if number == start + 1:
+                memory.announce(config, program, state, batch)
                 with memory.explained(config):
                     state, metrics = jax.block_until_ready(train_step(state, batch))
                 clock.start(number)  # compiled by now
@@ -72,11 +80,13 @@ def train(
                 if due(config.log.every_steps):
                     _check_finite(config, number, metrics, rates, checkpoints)
                     now = {name: rate(number - 1) for name, rate in rates.items()}
-                    log.training(number, metrics | now, clock, config.batch_size)
+                    log.training(number, metrics | now, clock)
                     if isinstance(source, Reader):
                         log.bad_images(source.bad)
                     if failure := checkpoints.failure():
                         say(f'warning: {failure}; training goes on, the next is tried when due')
+            if watch:
+                watch(number, state, batch, metrics)
             leaving = sigterm.asked(number)
             waiting = waiting or leaving or due(order.steps(config.checkpoint.every_epochs))
             if waiting and (number % block == 0 or number == last):

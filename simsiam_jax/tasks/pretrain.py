@@ -20,10 +20,18 @@ from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.methods import METHODS
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.models import resnet
-from simsiam_jax.tasks import inputs, loop, summary
-from simsiam_jax.tasks.features import Extractor
-from simsiam_jax.tasks.knn import Knn
-from simsiam_jax.training import alternation, checkpoint, optim, step, weights, writers
+from simsiam_jax.tasks import inputs, loop, memory, summary, watch
+from simsiam_jax.tasks import knn as knn_lib
+from simsiam_jax.training import (
+    alternation,
+    checkpoint,
+    guard,
+    loggers,
+    optim,
+    step,
+    weights,
+    writers,
+)
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.writers import say
 
@@ -50,7 +58,7 @@ class Run:
     batches: Callable[[int, int], Iterator[Any]]
     to_views: Callable[[Any], list[jax.Array]]
     init: Callable[[], step.TrainState]
-    knn: Knn | None
+    knn: knn_lib.Knn | None
 
 
 def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
@@ -62,6 +70,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
       UserError: a key is unknown, a value impossible, or the data cannot be used.
     """
     config_lib.check(config)
+    errors.check_choice('guard', config.guard, watch.CHOICES)
     mesh = mesh or mesh_lib.make_mesh()
     mesh_lib.check_batch_size('batch_size', config.batch_size, mesh, config.optim.accumulate)
     method = build_method(config)
@@ -71,21 +80,12 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
         config.augment.update(inputs.measure_normalisation(source))
     recipes = build_recipes(config)
     order = Order(config.seed, len(source), config.batch_size)
-    arguments = config.optim.to_dict()
-    del arguments['accumulate']  # the step's
-    tx, rates = errors.build(
-        'optim',
-        optim.make,
-        arguments,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        steps_per_epoch=order.steps_per_epoch,
-    )
+    tx, rates = build_optimiser(config, order.steps_per_epoch)
     batches = inputs.device_batches(source, order, recipes, config.data, mesh)
     to_views = functools.partial(host.to_views, recipes=recipes)
     shape = (recipes[0].size, recipes[0].size, config.data.channels)
     init = functools.partial(step.init_state, method, tx, config.seed, shape)
-    knn = _knn(config, method, recipes[0], mesh)
+    knn = knn_lib.of_training(config, method.network.backbone, recipes[0], mesh)
     if method.by_image:
         remembered = jax.eval_shape(init).memory.shape[0]
         if remembered != len(source):
@@ -103,6 +103,22 @@ def build_method(config: ConfigDict) -> Method:
     name = arguments.pop('name')
     errors.check_choice('method.name', name, METHODS)
     return errors.build('method', METHODS[name], arguments, backbone=backbone)
+
+
+def build_optimiser(
+    config: ConfigDict, steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
+    """The optimiser, and the learning rates by name."""
+    arguments = config.optim.to_dict()
+    del arguments['accumulate']  # the step's
+    return errors.build(
+        'optim',
+        optim.make,
+        arguments,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+    )
 
 
 def build_step(config: ConfigDict, parts: Run) -> alternation.TrainStep:
@@ -124,6 +140,11 @@ def build_step(config: ConfigDict, parts: Run) -> alternation.TrainStep:
         raise errors.UserError(
             f'config.alternate.steps is {config.alternate.steps}, which only method simsiam '
             'without momentum takes; set it to 1'
+        )
+    if config.debug_nans:
+        raise errors.UserError(
+            f'config.debug_nans makes a step twice, but config.alternate.steps='
+            f'{config.alternate.steps} keeps targets for one time; set alternate.steps to 1'
         )
     errors.check_choice('alternate.dtype', config.alternate.dtype, ('float32', 'bfloat16'))
     dtype = jnp.dtype(config.alternate.dtype)
@@ -166,38 +187,6 @@ def build_recipes(config: ConfigDict) -> tuple[Recipe, ...]:
     return tuple(recipe.for_channels(config.data.channels) for recipe in recipes)
 
 
-def _knn(config: ConfigDict, method: Method, recipe: Recipe, mesh: Mesh) -> Knn | None:
-    if not config.eval.train and not config.eval.test:
-        return None
-    if not config.eval.train or not config.eval.test:
-        raise errors.UserError(
-            f'config.eval.train is {config.eval.train!r} and config.eval.test '
-            f'{config.eval.test!r}; give both for kNN, or neither'
-        )
-    train, test = (
-        inputs.open_source(spec, config.data) for spec in (config.eval.train, config.eval.test)
-    )
-    extractor = Extractor(
-        mesh,
-        channels=config.data.channels,
-        size=recipe.size,
-        resize=config.eval.resize,
-        batch_size=config.eval.batch_size,
-    )
-    backbone = method.network.backbone
-    return Knn(
-        train,
-        test,
-        extractor,
-        lambda state, images: backbone.apply(checkpoint.encoder_variables(state), images),
-        mesh=mesh,
-        mean=recipe.mean,
-        std=recipe.std,
-        k=(config.eval.k,),
-        temperature=(config.eval.temperature,),
-    )
-
-
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains to the last epoch, going on from the latest checkpoint in `workdir`.
 
@@ -216,7 +205,14 @@ def run(config: ConfigDict, workdir: str) -> None:
     )
     train_step = build_step(config, parts)
     if config.dry_run:
-        say(summary.dry_run(train_step, parts.init, next(parts.batches(0, 1)), parts.mesh))
+        batch = next(parts.batches(0, 1))
+
+        def made(changed: ConfigDict) -> alternation.TrainStep:
+            return build_step(changed, dataclasses.replace(parts, method=build_method(changed)))
+
+        say(memory.table(config, made, jax.eval_shape(parts.init), batch))
+        with memory.explained(config):
+            say(summary.dry_run(train_step, parts.init, batch, parts.mesh))
         return
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.Checkpoints(
@@ -226,10 +222,17 @@ def run(config: ConfigDict, workdir: str) -> None:
             keep_every=parts.order.steps(config.checkpoint.keep_every),
         )
         stack.callback(checkpoints.close)
-        log = writers.Writers(
-            workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step or 0
+        log = stack.enter_context(
+            writers.Writers(
+                workdir,
+                tensorboard=config.log.tensorboard,
+                step=checkpoints.latest_step or 0,
+                loggers=loggers.start(
+                    workdir, config.to_dict(), wandb=config.log.wandb, mlflow=config.log.mlflow
+                ),
+            )
         )
-        stack.callback(log.close)
+        log.start(parts.order.size, parts.order.steps_per_epoch)
         initial, at_start = parts.init(), 'random initialisation'
         origin = config.init_from or (workdir if checkpoints.latest_step == 0 else '')
         if origin and not checkpoints.latest_step:
@@ -239,6 +242,18 @@ def run(config: ConfigDict, workdir: str) -> None:
         state = mesh_lib.replicate(initial, parts.mesh)
         say(summary.parameters(state.params))
         log.text('parameters.txt', summary.overview(state.params))
+        guarding = None
+        if config.guard != 'off':
+            measuring = guard.Guard(
+                parts.method,
+                parts.mesh,
+                parts.to_views,
+                batch_size=config.batch_size,
+                last=config.epochs * parts.order.steps_per_epoch,
+            )
+            guarding = watch.Watch(config, measuring, parts.source, checkpoints, log)
+            batches = parts.batches(0, measuring.batches)
+            guarding.begin(state, batches, checkpoints.latest_step or 0)
         baselines = {}
         if parts.knn and config.eval.baselines:
             baselines['raw pixels'] = parts.knn.pixels()[0].top1
@@ -250,7 +265,6 @@ def run(config: ConfigDict, workdir: str) -> None:
             log.views(summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipes))
             if baselines:
                 log.scalars(0, {'eval/knn_top1': baselines[at_start]})
-        say(f'everything goes to {workdir}; curves: tensorboard --logdir {workdir}')
         state = loop.train(
             config,
             state,
@@ -263,6 +277,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             log=log,
             evaluate=functools.partial(_evaluate, parts.knn, log) if parts.knn else None,
             block=block_of(config, parts),
+            watch=guarding,
         )
         if parts.knn:
             top1 = _evaluate(parts.knn, log, state)
@@ -270,7 +285,7 @@ def run(config: ConfigDict, workdir: str) -> None:
                 say(summary.table(baselines | {'after training': top1}))
 
 
-def _evaluate(knn: Knn, log: writers.Writers, state: step.TrainState) -> float:
+def _evaluate(knn: knn_lib.Knn, log: writers.Writers, state: step.TrainState) -> float:
     top1 = knn(state)[0].top1
     log.scalars(int(state.step), {'eval/knn_top1': top1})
     say(f'step {int(state.step)}  kNN top-1 {top1:.4f}')

@@ -35,7 +35,7 @@ def dry_run(train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: M
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), jax.eval_shape(init)
     )
-    memory = train_step.lower(state, batch).compile().memory_analysis()
+    memory = train_step.trace(state, batch).lower().compile().memory_analysis()
     gib = 2**30
     lines = [
         overview(state.params),

@@ -22,7 +22,7 @@ from simsiam_jax.models import resnet
 from simsiam_jax.tasks import inputs, labelled, loop, selection
 from simsiam_jax.tasks.inputs import Source
 from simsiam_jax.tasks.selection import Score
-from simsiam_jax.training import checkpoint, classifier, optim, writers
+from simsiam_jax.training import checkpoint, classifier, loggers, optim, writers
 from simsiam_jax.training import encoder as encoder_lib
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState
@@ -50,7 +50,9 @@ def run(config: ConfigDict, workdir: str) -> None:
       RuntimeError: a frozen backbone has changed.
     """
     setting = labelled.prepare(config)
-    mesh_lib.check_batch_size('batch_size', config.batch_size, setting.mesh)
+    mesh_lib.check_batch_size(
+        'batch_size', config.batch_size, setting.mesh, config.optim.accumulate
+    )
     frozen = config.task == 'linear'
     recipe = errors.build('augment', Recipe, config.augment.to_dict()).for_channels(
         config.data.channels
@@ -66,6 +68,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         setting.mesh,
         functools.partial(host.to_views, recipes=(recipe,)),
         frozen=frozen,
+        accumulate=config.optim.accumulate,
     )
     variables = _variables(config, setting.encoder, recipe)
     heads = classifier.init_heads(len(rates), backbone.features, len(train.classes), config.seed)
@@ -96,10 +99,17 @@ def run(config: ConfigDict, workdir: str) -> None:
             free=_FREE,
         )
         stack.callback(checkpoints.close)
-        log = writers.Writers(
-            workdir, tensorboard=config.log.tensorboard, step=checkpoints.latest_step or 0
+        log = stack.enter_context(
+            writers.Writers(
+                workdir,
+                tensorboard=config.log.tensorboard,
+                step=checkpoints.latest_step or 0,
+                loggers=loggers.start(
+                    workdir, kept, wandb=config.log.wandb, mlflow=config.log.mlflow
+                ),
+            )
         )
-        stack.callback(log.close)
+        log.start(order.size, order.steps_per_epoch)
         state = mesh_lib.replicate(initial, setting.mesh)
         if checkpoints.latest_step:
             state = checkpoints.restore(state)

@@ -17,7 +17,7 @@ from simsiam_jax.methods.contract import Method
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState, forward
 
-# (state, batch) -> (state, metrics), with lower() as compiled functions have it
+# (state, batch) -> (state, metrics), with trace() and lower() as compiled functions have them
 TrainStep = Any
 
 
@@ -75,10 +75,13 @@ class Alternating:
         self._next = step + 1
         return self._train_step(state, batch | {'target': target})
 
-    def lower(self, state: TrainState, batch: Any) -> Any:
+    def trace(self, state: TrainState, batch: Any) -> Any:
         """As a compiled function's, for what the step takes."""
         target = jax.eval_shape(self._targets, state, batch)
-        return self._train_step.lower(state, batch | {'target': target})
+        return self._train_step.trace(state, batch | {'target': target})
+
+    def lower(self, state: TrainState, batch: Any) -> Any:
+        return self.trace(state, batch).lower()
 
     def _to_host(self, targets: list[Array]) -> list[np.ndarray]:
         """This process's rows."""

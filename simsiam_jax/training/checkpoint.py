@@ -12,9 +12,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from simsiam_jax import errors
 from simsiam_jax.training import distributed, saved
+from simsiam_jax.training.held import Held
 from simsiam_jax.training.lock import Lock
 from simsiam_jax.training.step import TrainState
 
@@ -22,7 +24,10 @@ from simsiam_jax.training.step import TrainState
 DAMAGED = 'damaged'
 
 # Parts of a configuration that do not change what is learnt: a run may go on with others.
-FREE = ('dry_run', 'eval', 'checkpoint', 'log', 'profile', 'debug_nans', 'model.remat')
+FREE = (
+    *('dry_run', 'guard', 'eval', 'checkpoint', 'log', 'profile', 'debug_nans'),
+    *('model.remat', 'model.kernels'),
+)
 
 
 def encoder_variables(state: TrainState) -> dict[str, Any]:
@@ -62,6 +67,7 @@ class Checkpoints:
     ):
         self._config = json.loads(json.dumps(config))  # as it comes back from a file
         self._folder = epath.Path(workdir).absolute()
+        self._held = Held(self._folder / 'held.json')
         self._lock: Lock | None = None
         self._manager: ocp.CheckpointManager | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
@@ -96,7 +102,7 @@ class Checkpoints:
             return None
         newest = saved.load(self._folder, 'state')
         # At step 0 nothing is learnt yet: any configuration may go on from there.
-        changed = _changed(self._config, newest.config, free) if newest.step else []
+        changed = changed_keys(self._config, newest.config, free) if newest.step else []
         if changed:
             raise errors.UserError(
                 f'{self._folder} holds a run of another configuration: {", ".join(changed)}; '
@@ -121,9 +127,11 @@ class Checkpoints:
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix='checkpoints'
         )
+        policies = [preservation_policy.LatestN(keep), self._held]
+        if keep_every:
+            policies.append(preservation_policy.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            keep_period=keep_every or None,
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             create=False,
             enable_async_checkpointing=False,  # save() has a thread of its own
             multiprocessing_options=alone,
@@ -190,6 +198,21 @@ class Checkpoints:
         """The newest checkpoint now, as process 0 knows it."""
         return self._manager.latest_step() if self._manager is not None else self.latest_step
 
+    def hold(self, step: int | None) -> int | None:
+        """Keeps the newest checkpoint up to this step whatever `keep` says; None: no longer.
+
+        What is held already stays so. Gives the step, as process 0 knows it.
+        """
+        if self._manager is None:
+            return None
+        try:
+            if step is not None:
+                return self._held.hold(step, self._manager.all_steps())
+            self._held.release()
+        except OSError as error:
+            self._failure = f'step {step} cannot be held: {_reason(error)}'
+        return None
+
     def restore(self, state: TrainState) -> TrainState:
         """The newest whole state, of the structure and on the devices of `state`; once.
 
@@ -238,7 +261,7 @@ def _reason(error: Exception) -> str:
     return (text.strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _changed(
+def changed_keys(
     given: Mapping[str, Any], kept: Mapping[str, Any], free: Sequence[str], prefix: str = ''
 ) -> list[str]:
     """Names, old and new values of the keys that differ, free ones aside.
@@ -254,7 +277,7 @@ def _changed(
         if new == old or prefix + key in free:
             continue
         if isinstance(new, Mapping) and isinstance(old, Mapping):
-            differences += _changed(new, old, free, f'{prefix}{key}.')
+            differences += changed_keys(new, old, free, f'{prefix}{key}.')
         else:
             differences.append(f'{prefix}{key} ({old!r} -> {new!r})')
     return differences

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from simsiam_jax.models.resnet import ResNet
+from simsiam_jax.training.accumulate import in_parts
 from simsiam_jax.training.mesh import DATA
 from simsiam_jax.training.step import TrainState
 
@@ -74,6 +75,7 @@ def make_train_step(
     to_views: Callable[[Any], Views],
     *,
     frozen: bool,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """(state, batch) -> (state, metrics), compiled over the mesh; the state is donated.
 
@@ -84,34 +86,35 @@ def make_train_step(
       tx: of {'head'} where the backbone is frozen, else of all params.
       to_views: a device's share of the batch -> one normalised view; 'label' gives the classes.
       frozen: the backbone is in evaluation mode and keeps its weights and statistics.
+      accumulate: so many parts of the batch are computed one after the other; see in_parts.
     """
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+    def loss_fn(params: Any, state: TrainState, batch: Any) -> tuple[Array, Any]:
         (view,) = to_views(batch)
+        features: Any
+        weights = params.get('backbone', state.params['backbone'])
+        variables = {'params': weights, 'batch_stats': state.batch_stats['backbone']}
+        if frozen:
+            features, stats = backbone.apply(variables, view), variables['batch_stats']
+        else:
+            features, changed = backbone.apply(variables, view, train=True, mutable='batch_stats')
+            stats = changed['batch_stats']
+        losses, top1 = cross_entropy(params['head'], features, batch['label'])
+        changes = {'batch_stats': {'backbone': stats}}
+        # Heads have no share in each other.
+        return losses.sum(), (changes, {'loss': losses, 'top1': top1})
+
+    compute = in_parts(jax.value_and_grad(loss_fn, has_aux=True), accumulate)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         trained = {'head': state.params['head']} if frozen else state.params
-
-        def loss_fn(params: Any) -> tuple[Array, Any]:
-            features: Any
-            weights = params.get('backbone', state.params['backbone'])
-            variables = {'params': weights, 'batch_stats': state.batch_stats['backbone']}
-            if frozen:
-                features, stats = backbone.apply(variables, view), variables['batch_stats']
-            else:
-                features, changed = backbone.apply(
-                    variables, view, train=True, mutable='batch_stats'
-                )
-                stats = changed['batch_stats']
-            losses, top1 = cross_entropy(params['head'], features, batch['label'])
-            return losses.sum(), (stats, losses, top1)  # heads have no share in each other
-
         trained_here = jax.lax.pcast(trained, (DATA,), to='varying')
-        grads, (stats, losses, top1) = jax.grad(loss_fn, has_aux=True)(trained_here)
-        grads, losses, top1 = jax.lax.pmean((grads, losses, top1), DATA)
+        (_, (changes, heads)), grads = compute(trained_here, state, batch)
+        grads, heads = jax.lax.pmean((grads, heads), DATA)
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         params = state.params | optax.apply_updates(trained, updates)
-        metrics = {'loss': jnp.nanmin(losses), 'top1': top1.max()}
-        batch_stats = {'backbone': stats}
-        return TrainState(state.step + 1, params, batch_stats, opt_state, None, None), metrics
+        state = TrainState(state.step + 1, params, changes['batch_stats'], opt_state, None, None)
+        return state, {'loss': jnp.nanmin(heads['loss']), 'top1': heads['top1'].max()}
 
     sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(DATA)), out_specs=(P(), P()))
     return jax.jit(sharded, donate_argnums=0)

@@ -245,11 +245,23 @@ def ending(code: int) -> Iterator[None]:
         if mendable:
             print(f'error: {error}', file=sys.stderr)
         else:
-            traceback.print_exc()
+            report(error, f' in process {jax.process_index()} of {jax.process_count()}')
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1 if mendable else code)
     _leave()
+
+
+def report(error: Exception, where: str = '') -> None:
+    """The traceback of what is no UserError, and a last line on what to do."""
+    traceback.print_exception(error)
+    reason = (str(error).strip() or 'no reason given').splitlines()[0][:200]
+    peers = 'where another process has died its own log says why; ' if where else ''
+    print(
+        f'error: {type(error).__name__}{where}: {reason}; {peers}the same command goes on from the '
+        'last checkpoint',
+        file=sys.stderr,
+    )
 
 
 def _leave() -> None:

@@ -31,36 +31,62 @@ class Lock:
     def __init__(self, workdir: epath.Path):
         self._path = workdir / NAME
         self._me = {'host': socket.gethostname(), 'pid': os.getpid(), 'run': uuid.uuid4().hex}
-        workdir.mkdir(parents=True, exist_ok=True)
-        holder = _read(self._path)
-        if holder and _is_active(holder, self._path):
-            raise self._refusal(holder, workdir)
-        self._path.unlink(missing_ok=True)
         self._beats = 0
-        try:
-            if '://' not in os.fspath(workdir):
-                open(self._path, 'x').close()  # of two at once one fails
-            self._write()
-        except FileExistsError as error:
-            raise self._refusal(_read(self._path), workdir) from error
+        workdir.mkdir(parents=True, exist_ok=True)
+        if '://' not in os.fspath(workdir):
+            self._take(self._path)
+        else:  # a bucket cannot refuse the second of two at once
+            holder = _read(self._path)
+            if holder and _is_active(holder, self._path):
+                raise self._refusal()
+            self._write(self._path)
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
 
-    def _refusal(self, holder: dict[str, Any], workdir: epath.Path) -> errors.UserError:
+    def _take(self, path: epath.Path) -> None:
+        """Creates the file; of several at once one does, the others raise UserError."""
+        try:
+            open(path, 'x').close()
+        except FileExistsError:
+            self._remove_dead(path)
+            self._take(path)
+        else:
+            self._write(path)
+
+    def _remove_dead(self, path: epath.Path) -> None:
+        try:
+            holder, seen = _read(path), os.stat(path).st_mtime_ns
+            if _is_active(holder, path):
+                raise self._refusal()
+            # Only who holds the file named after this state of the lock may remove it: who found
+            # the same holder dead but comes later would remove the lock of who has come first.
+            claim = path.with_name(f'{path.name}.{seen}')
+            self._take(claim)
+            try:
+                if os.stat(path).st_mtime_ns != seen:
+                    raise self._refusal()
+                path.unlink()
+            finally:
+                claim.unlink()
+        except FileNotFoundError:
+            return  # released, or removed, in the meantime
+
+    def _refusal(self) -> errors.UserError:
+        holder = _read(self._path)
         return errors.UserError(
-            f'another run is active in {workdir}: process {holder.get("pid")} on host '
+            f'another run is active in {self._path.parent}: process {holder.get("pid")} on host '
             f'{holder.get("host")}; wait for it, end it, or give another --workdir'
         )
 
-    def _write(self) -> None:
-        self._path.write_text(json.dumps(self._me | {'beats': self._beats}) + '\n')
+    def _write(self, path: epath.Path) -> None:
+        path.write_text(json.dumps(self._me | {'beats': self._beats}) + '\n')
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
             self._beats += 1
             try:
-                self._write()
+                self._write(self._path)
             except OSError:
                 continue  # a full disk: the next beat may find room
 
@@ -96,6 +122,8 @@ def _is_active(holder: dict[str, Any], path: epath.Path) -> bool:
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
         time.sleep(BEAT / 10)
+        if not path.exists():
+            return False  # released
         if _read(path) not in (holder, {}):
             return True
     return False

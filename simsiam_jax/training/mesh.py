@@ -18,10 +18,16 @@ DATA = 'data'
 
 
 def use_compilation_cache() -> None:
-    """Compiled programs are kept in the user's cache folder; for the start of a program."""
+    """Compiled programs are kept in the user's cache folder; for the start of a program.
+
+    JAX_COMPILATION_CACHE_DIR names another, JAX_ENABLE_COMPILATION_CACHE=false turns it off. Of
+    several processes the first one writes.
+    """
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
         jax.config.update('jax_compilation_cache_dir', str(cache / 'simsiam_jax'))
+    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:

@@ -11,7 +11,7 @@ from simsiam_jax import errors
 
 
 def cosine_schedule(
-    base: float,
+    base: float | Array,
     *,
     epochs: int,
     steps_per_epoch: int,
@@ -94,7 +94,7 @@ def make(
     epochs: int,
     steps_per_epoch: int,
     name: str = 'sgd',
-    learning_rate: float = 0.05,
+    learning_rate: float | Array = 0.05,
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     exclude_bn_bias: bool = False,

@@ -86,6 +86,20 @@ def load(
     )
 
 
+def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The tree of an item by its own path, WORKDIR/checkpoints/STEP/ITEM, or a copy of its step.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    item = epath.Path(path).absolute()
+    try:
+        return _read(item.parent, item.name, ())[1]
+    except Exception as error:  # as in load()
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise errors.UserError(f'{item} is damaged: {reason}; take another step') from error
+
+
 def list_steps(path: str | os.PathLike[str]) -> list[int]:
     """Steps of the checkpoints in a folder, ascending, as process 0 sees them."""
     folder = epath.Path(path)

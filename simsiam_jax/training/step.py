@@ -59,7 +59,12 @@ def init_state(
             memory=method.init_memory(jax.random.fold_in(key, 1)),
         )
 
-    return jax.jit(init)(jax.random.key(seed))
+    key = jax.random.key(seed)
+    # It runs once: on a CPU, compiling it well takes four times as long as compiling it. Where only
+    # shapes are asked for, nothing is compiled, and options are refused.
+    quick = jax.default_backend() == 'cpu' and not isinstance(key, jax.core.Tracer)
+    options = {'xla_backend_optimization_level': 0} if quick else None
+    return jax.jit(init, compiler_options=options)(key)
 
 
 def forward(

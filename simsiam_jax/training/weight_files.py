@@ -4,6 +4,7 @@ Only .pth needs PyTorch, to write and to read.
 """
 
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -24,11 +25,13 @@ from etils import epath
 
 from simsiam_jax import errors
 from simsiam_jax.models import pytorch
+from simsiam_jax.training import saved
 
 TORCH = ('.pth', '.pt', '.pth.tar')
 ENDINGS = (*TORCH, '.safetensors', '.msgpack')
 # A folder of weights has one of these: timm's, Orbax's.
 FOLDERS = ('model.safetensors', '_METADATA')
+SUMS = 'checksums.json'  # in a folder of Orbax that convert has written
 
 
 def load_torch() -> ModuleType | None:
@@ -124,10 +127,21 @@ def _unpickled(message: str) -> str:
 
 
 def _read_orbax(item: epath.Path) -> dict[str, Any]:
-    """The arrays of an item as NumPy's."""
-    saved = ocp.PyTreeCheckpointHandler().metadata(item).tree
-    numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-    return ocp.PyTreeCheckpointer().restore(item, args=ocp.args.PyTreeRestore(restore_args=numpy))
+    """The arrays of an item as NumPy's, verified where there are checksums."""
+    if (item.parent / 'meta' / 'metadata').exists():
+        return saved.load_item(item)
+    try:
+        stored = ocp.PyTreeCheckpointHandler().metadata(item).tree
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+        tree = ocp.PyTreeCheckpointer().restore(
+            item, args=ocp.args.PyTreeRestore(restore_args=numpy)
+        )
+        if (item / SUMS).exists() and json.loads((item / SUMS).read_text()) != saved.describe(tree):
+            raise ValueError(f'it is not as it was written, says {SUMS}')
+    except Exception as error:  # damage may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise errors.UserError(f'{item} is damaged: {reason}; convert it again') from error
+    return tree
 
 
 def _from_safetensors(data: bytes) -> pytorch.Arrays:

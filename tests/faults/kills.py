@@ -26,13 +26,15 @@ FLAGS = [
     '--config=configs/quickstart.py',
     '--config.epochs=12',
     '--config.model.width_multiplier=0.125',
+    '--config.model.stages=(1,)',
     '--config.log.tensorboard=False',
+    '--config.log.report=False',
     '--config.log.every_steps=1',
     '--config.eval.every_epochs=1000',
     '--config.eval.baselines=False',
     '--config.checkpoint.every_epochs=0.3',
 ]
-LIMIT = 240  # seconds for a run to end
+LIMIT = 600  # seconds for a run to end
 
 
 def start(
@@ -44,6 +46,11 @@ def start(
     with socket.create_server(('', 0)) as server:
         port = server.getsockname()[1]
     devices = f'--xla_force_host_platform_device_count={2 // processes}'
+    variables = {
+        'XLA_FLAGS': devices,
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    }
     command = [sys.executable, '-m', 'simsiam_jax.main', f'--workdir={workdir}', *FLAGS, *flags]
     if processes > 1:
         command += [f'--coordinator=127.0.0.1:{port}', f'--num_processes={processes}']
@@ -56,7 +63,7 @@ def start(
                 subprocess.Popen(
                     command + own,
                     cwd=ROOT,
-                    env=os.environ | {'XLA_FLAGS': devices, 'JAX_PLATFORMS': 'cpu'},
+                    env=os.environ | variables,
                     stdout=log,
                     stderr=log,
                 )
@@ -67,7 +74,7 @@ def start(
 def await_moment(kind: str, workdir: pathlib.Path, processes: list[subprocess.Popen]) -> None:
     """Returns at a random moment of this kind, or when the run has ended."""
     metrics = workdir / 'metrics.jsonl'
-    deadline = time.monotonic() + (random.uniform(0, 8) if kind == 'start' else LIMIT)
+    deadline = time.monotonic() + (random.uniform(0, 5) if kind == 'start' else LIMIT)
     before = metrics.read_text().count('\n') if metrics.exists() else 0
     steps = random.randint(1, 5)
     while time.monotonic() < deadline and processes[0].poll() is None:
