@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-torch lint format clean
+.PHONY: quickstart test test-long test-torch lint format clean
 
 # Pre-train SimSiam on scikit-learn's digits: about two minutes on two cores.
 quickstart: $(VENV)/installed
@@ -11,9 +11,13 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 
+# What `make test` leaves out for time.
+test-long: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m long
+
 # The conversions against PyTorch, torchvision and timm; `make test` skips them where these are absent.
 test-torch: $(VENV)/installed-torch
-	$(BIN)/python -m pytest tests/test_convert_torch.py
+	$(BIN)/python -m pytest --dist worksteal tests/test_convert_torch.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

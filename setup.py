@@ -7,7 +7,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['simsiam_jax*']),
-    package_data={'simsiam_jax': ['py.typed']},
+    package_data={'simsiam_jax': ['py.typed', 'tools/h100.txtpb']},
     install_requires=[
         'absl-py',
         'array_record',
@@ -40,6 +40,10 @@ setup(
     extras_require={
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
+        # What config.log.wandb and config.log.mlflow write to.
+        'loggers': ['mlflow', 'wandb'],
+        # Compilers for GPUs and TPUs that are not there: `benchmark aot` on a CPU machine.
+        'aot': ['jax[cuda12-local,tpu]'],
         # What conversions are tested against.
         'torch': ['torch==2.13.0', 'torchvision==0.28.0', 'timm==1.0.31'],
         'test': [

@@ -11,6 +11,7 @@ images: --config.data.channels=1, multi-channel ones (TIFF, .npy) their number. 
 more epochs, small ones a smaller --config.augment.size and --config.model.stem=cifar. With
 labelled folders (one subfolder a class) kNN accuracy is measured along the way:
 --config.eval.train=folder:/data/labelled/train --config.eval.test=folder:/data/labelled/test.
+`python -m simsiam_jax.tools.doctor` with the same arguments says what of this fits your images.
 """
 
 from ml_collections import ConfigDict
