@@ -17,12 +17,13 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
 from simsiam_jax.data import sources
 from simsiam_jax.tasks import pretrain
-from simsiam_jax.tools import doctor, findings, machine, readiness, recommend
+from simsiam_jax.tools import doctor, findings, machine, readiness
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -125,7 +126,7 @@ def test_what_is_written_for_images_of_all_kinds_trains(
     assert doctor.examine(config, str(tmp_path / 'run'), write=str(written), origin='folder.py')
     assert 'the run as written would start' in capsys.readouterr().out
     mine = load(written)
-    given = recommend.flat(mine)
+    given = flatten_dict(mine.to_dict(), sep='.')
     assert {key: given[key] for key in case.keys} == case.keys
     mine.epochs = 1
     mine.data.backend = 'host'

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
@@ -167,7 +168,7 @@ def _configuration(found: Sequence[Run]) -> str:
     columns = {run.name: run.config for run in found}
     if len(found) == 1:
         make = config_lib.DEFAULTS.get(found[0].config.get('task', ''), ConfigDict)
-        columns['default'] = runs.flatten(make().to_dict())
+        columns['default'] = flatten_dict(make().to_dict(), sep='.')
     keys = sorted({key for column in columns.values() for key in column})
     rows = {key: [_shown(column.get(key, '')) for column in columns.values()] for key in keys}
     differing = {key: cells for key, cells in rows.items() if len(set(cells)) > 1}

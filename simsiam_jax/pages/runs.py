@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 from simsiam_jax import errors
 
@@ -78,7 +79,9 @@ def _read(folder: epath.Path, name: str) -> Run:
     starts = json_lines(folder / 'starts.jsonl')
     path = folder / 'config.json'
     config = json.loads(path.read_text()) if path.exists() else {}
-    return Run(name, folder, flatten(config), _curves(lines), starts, _seconds(starts, lines))
+    return Run(
+        name, folder, flatten_dict(config, sep='.'), _curves(lines), starts, _seconds(starts, lines)
+    )
 
 
 def json_lines(path: epath.Path) -> list[dict[str, Any]]:
@@ -113,14 +116,3 @@ def _seconds(starts: list[dict[str, Any]], lines: list[dict[str, Any]]) -> float
         times = [line['time'] for line in lines if begin <= line.get('time', 0) < end]
         total += max(times, default=begin) - begin
     return total
-
-
-def flatten(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    """By key, such as optim.momentum."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f'{prefix}{key}.')
-        else:
-            flat[prefix + key] = value
-    return flat

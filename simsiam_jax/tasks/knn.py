@@ -25,9 +25,9 @@ from simsiam_jax.models.resnet import ResNet
 from simsiam_jax.tasks import inputs, labelled
 from simsiam_jax.tasks.features import Encode, Extractor
 from simsiam_jax.tasks.inputs import Source
+from simsiam_jax.terminal import say
 from simsiam_jax.training import checkpoint
 from simsiam_jax.training import mesh as mesh_lib
-from simsiam_jax.training.writers import say
 
 DATA = mesh_lib.DATA
 

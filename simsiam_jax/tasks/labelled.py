@@ -15,9 +15,9 @@ from simsiam_jax.data import subset, tfds_source
 from simsiam_jax.tasks import inputs
 from simsiam_jax.tasks.features import Extractor
 from simsiam_jax.tasks.inputs import Source
+from simsiam_jax.terminal import say
 from simsiam_jax.training import encoder as encoder_lib
 from simsiam_jax.training import mesh as mesh_lib
-from simsiam_jax.training.writers import say
 
 # Keys that are as the checkpoint was trained, where they are not given.
 _INHERITED = (

@@ -14,8 +14,8 @@ from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.tasks import memory
 from simsiam_jax.tasks.inputs import Source
+from simsiam_jax.terminal import say
 from simsiam_jax.training import checkpoint, distributed, profile, progress, step, writers
-from simsiam_jax.training.writers import say
 
 Step = Callable[[step.TrainState, Any], tuple[step.TrainState, dict[str, jax.Array]]]
 

@@ -10,8 +10,8 @@ import jax
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
+from simsiam_jax.terminal import say
 from simsiam_jax.training import liveness
-from simsiam_jax.training.writers import say
 
 _GIB = 2**30
 

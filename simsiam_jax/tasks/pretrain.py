@@ -22,18 +22,17 @@ from simsiam_jax.methods.contract import Method
 from simsiam_jax.models import resnet
 from simsiam_jax.tasks import inputs, loop, memory, summary, watch
 from simsiam_jax.tasks import knn as knn_lib
+from simsiam_jax.terminal import say
 from simsiam_jax.training import (
     alternation,
     checkpoint,
     guard,
-    loggers,
     optim,
     step,
     weights,
     writers,
 )
 from simsiam_jax.training import mesh as mesh_lib
-from simsiam_jax.training.writers import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,14 +222,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         )
         stack.callback(checkpoints.close)
         log = stack.enter_context(
-            writers.Writers(
-                workdir,
-                tensorboard=config.log.tensorboard,
-                step=checkpoints.latest_step or 0,
-                loggers=loggers.start(
-                    workdir, config.to_dict(), wandb=config.log.wandb, mlflow=config.log.mlflow
-                ),
-            )
+            writers.open_log(workdir, config.to_dict(), checkpoints.latest_step or 0)
         )
         log.start(parts.order.size, parts.order.steps_per_epoch)
         initial, at_start = parts.init(), 'random initialisation'

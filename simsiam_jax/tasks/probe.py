@@ -20,9 +20,9 @@ from simsiam_jax.data import device, subset
 from simsiam_jax.tasks import labelled, selection
 from simsiam_jax.tasks.features import Encode, Features
 from simsiam_jax.tasks.selection import Score
+from simsiam_jax.terminal import say
 from simsiam_jax.training import classifier, optim
 from simsiam_jax.training import mesh as mesh_lib
-from simsiam_jax.training.writers import say
 
 
 def run(config: ConfigDict, workdir: str) -> None:

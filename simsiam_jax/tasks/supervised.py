@@ -22,11 +22,11 @@ from simsiam_jax.models import resnet
 from simsiam_jax.tasks import inputs, labelled, loop, selection
 from simsiam_jax.tasks.inputs import Source
 from simsiam_jax.tasks.selection import Score
-from simsiam_jax.training import checkpoint, classifier, loggers, optim, writers
+from simsiam_jax.terminal import say
+from simsiam_jax.training import checkpoint, classifier, optim, writers
 from simsiam_jax.training import encoder as encoder_lib
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState
-from simsiam_jax.training.writers import say
 
 # What may change when a run goes on; the data it learns from may not.
 _FREE = (
@@ -99,16 +99,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             free=_FREE,
         )
         stack.callback(checkpoints.close)
-        log = stack.enter_context(
-            writers.Writers(
-                workdir,
-                tensorboard=config.log.tensorboard,
-                step=checkpoints.latest_step or 0,
-                loggers=loggers.start(
-                    workdir, kept, wandb=config.log.wandb, mlflow=config.log.mlflow
-                ),
-            )
-        )
+        log = stack.enter_context(writers.open_log(workdir, kept, checkpoints.latest_step or 0))
         log.start(order.size, order.steps_per_epoch)
         state = mesh_lib.replicate(initial, setting.mesh)
         if checkpoints.latest_step:

@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 from simsiam_jax import errors
 from simsiam_jax.tasks import causes
 from simsiam_jax.tasks.inputs import Source
+from simsiam_jax.terminal import say
 from simsiam_jax.training import distributed, guard, writers
 from simsiam_jax.training.checkpoint import Checkpoints
 from simsiam_jax.training.monitor import Measures
 from simsiam_jax.training.step import TrainState
-from simsiam_jax.training.writers import say
 
 CHOICES = ('warn', 'stop', 'off')
 

@@ -22,11 +22,11 @@ from simsiam_jax import errors, main
 from simsiam_jax.data import sources, tfds_source
 from simsiam_jax.data.survey import Survey, survey
 from simsiam_jax.tasks import pretrain
+from simsiam_jax.terminal import say
 from simsiam_jax.tools import findings, machine, readiness, recommend, written
 from simsiam_jax.tools.findings import Finding
 from simsiam_jax.tools.recommend import Advice
 from simsiam_jax.training import distributed, mesh
-from simsiam_jax.training.writers import say
 
 _WRITE: Any = flags.DEFINE_string('write', '', 'A file for the configuration that fits.')
 _PROBE: Any = flags.DEFINE_boolean('probe', False, 'Train shortly, for the learning rate.')

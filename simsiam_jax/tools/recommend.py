@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simsiam_jax.data.survey import Survey
@@ -56,7 +57,7 @@ def recommend(
         wanted += _network(size, distinct, config, accelerator)
         wanted += _schedule(size, distinct, batch, config, accelerator)
     wanted += _intervals(wanted, distinct // batch, config)
-    given = flat(config)
+    given = flatten_dict(config.to_dict(), sep='.')
     return [advice for advice in wanted if not _same(advice.value, given.get(advice.key))]
 
 
@@ -66,17 +67,6 @@ def apply(config: ConfigDict, advice: list[Advice]) -> ConfigDict:
     with changed.unlocked():
         changed.update_from_flattened_dict({a.key: a.value for a in advice})
     return changed
-
-
-def flat(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
-    """key.of.a.section -> value."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            values |= flat(value, f'{prefix}{key}.')
-        else:
-            values[prefix + key] = value
-    return values
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -2,11 +2,12 @@
 
 import pathlib
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
-from simsiam_jax.tools.recommend import Advice, flat
+from simsiam_jax.tools.recommend import Advice
 
 _FILE = '''"""{title}
 
@@ -19,6 +20,7 @@ Look at DIR/views.png first. What no look at pixels tells: where a mirrored imag
 apart, lower config.augment.jitter.
 """
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
@@ -50,13 +52,13 @@ def write(path: str, given: ConfigDict, advice: list[Advice], origin: str) -> No
 def text(path: str, given: ConfigDict, advice: list[Advice], origin: str) -> str:
     """What `write` writes."""
     advised = {a.key for a in advice}
-    default = flat(config_lib.default())
+    default = flatten_dict(config_lib.default().to_dict(), sep='.')
     lines = [f'    # As in {origin}.']
     method = given.method.to_dict()
     if set(method) != set(config_lib.default().method):
         lines.append(f'    config.method = ConfigDict({method!r})')
         default |= {f'method.{key}': value for key, value in method.items()}
-    for key, value in flat(given).items():
+    for key, value in flatten_dict(given.to_dict(), sep='.').items():
         if key in advised or (key in default and value == default[key]):
             continue
         lines.append(f'    config.{key} = {value!r}')

@@ -14,9 +14,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-import flax.traverse_util
 import jax
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 from simsiam_jax import errors
 from simsiam_jax.terminal import say
@@ -73,8 +73,7 @@ class _Mlflow:
         found = self._client.get_experiment_by_name(experiment)
         where = found.experiment_id if found else self._client.create_experiment(experiment)
         self.id = self._client.create_run(where, run_name=epath.Path(workdir).name).info.run_id
-        flat = flax.traverse_util.flatten_dict(config, sep='.')
-        for key, value in flat.items():
+        for key, value in flatten_dict(config, sep='.').items():
             self._client.log_param(self.id, key, value)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -7,7 +7,7 @@ import jax
 from etils import epath
 
 from simsiam_jax import errors
-from simsiam_jax.training.writers import say
+from simsiam_jax.terminal import say
 
 
 class Window:

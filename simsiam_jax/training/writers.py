@@ -15,12 +15,27 @@ from jaxtyping import Float
 
 from simsiam_jax import errors, tensorflow
 from simsiam_jax.terminal import say
+from simsiam_jax.training import loggers as loggers_lib
 from simsiam_jax.training import versions
-from simsiam_jax.training.loggers import Behind
 from simsiam_jax.training.progress import Clock
 
 # What the lines of progress show, where it is measured.
 _SHOWN = {'loss': '.4f', 'z_std': '.3f', 'top1': '.3f', 'lr': '.4g'}
+
+
+def open_log(workdir: str, config: dict[str, Any], step: int) -> 'Writers':
+    """The writers that config['log'] asks for, of a run that goes on from this step.
+
+    Raises:
+      UserError: the package of a logger that is asked for is not installed.
+    """
+    log = config['log']
+    return Writers(
+        workdir,
+        tensorboard=log['tensorboard'],
+        step=step,
+        loggers=loggers_lib.start(workdir, config, wandb=log['wandb'], mlflow=log['mlflow']),
+    )
 
 
 class Writers:
@@ -36,7 +51,12 @@ class Writers:
     """
 
     def __init__(
-        self, workdir: str, *, tensorboard: bool, step: int, loggers: Sequence[Behind] = ()
+        self,
+        workdir: str,
+        *,
+        tensorboard: bool,
+        step: int,
+        loggers: Sequence[loggers_lib.Behind] = (),
     ):
         self.workdir, self._start, self._loggers = workdir, step, loggers
         self._folder = epath.Path(workdir)
