@@ -40,7 +40,7 @@ def net(file: str, variant: str = '', size: int = 224) -> Net:
     method = pretrain.build_method(config)
     variables = jax.eval_shape(method.network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     parameters = sum(x.size for x in jax.tree.leaves(variables['params']))
-    return costs.layers(method, size, config.data.channels), parameters
+    return costs.layers(method.network, size, config.data.channels), parameters
 
 
 def step(net: Net, batch: int, way: str = 'fused') -> list[costs.Kernel]:

@@ -188,13 +188,8 @@ class Worker:
         path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
         # Several processes share the GPU: none may take its memory in advance.
         own = {'PYTHONPATH': path, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | own,
-        )
+        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
+        self._process = subprocess.Popen(command, **pipes, text=True, env=os.environ | own)
 
     def answer(self) -> dict[str, Any]:
         assert self._process.stdout
@@ -230,13 +225,15 @@ def compare(setting: Setting, other: str, rounds: int, steps: int) -> dict[str, 
     finally:
         for worker in workers:
             worker.close()
+    names = ('ours', other)
     seconds = np.array([[a['seconds'] for a in pair] for pair in answers]) / steps
+    ratios = seconds[:, 1] / seconds[:, 0]
     rates = np.median(setting.batch / seconds, axis=0)
     return row | {
-        'images_per_second': dict(zip(('ours', other), rates.tolist(), strict=True)),
-        'ratio': float(np.median(seconds[:, 1] / seconds[:, 0])),
-        'ratios': [float(np.min(r := seconds[:, 1] / seconds[:, 0])), float(np.max(r))],
-        'memory': {name: a['memory'] for name, a in zip(('ours', other), answers[-1], strict=True)},
+        'images_per_second': dict(zip(names, rates.tolist(), strict=True)),
+        'ratio': float(np.median(ratios)),
+        'ratios': [float(ratios.min()), float(ratios.max())],
+        'memory': {name: a['memory'] for name, a in zip(names, answers[-1], strict=True)},
         'start_seconds': [s['start'] for s in started],
     }
 

@@ -8,13 +8,12 @@ whole ones of 40.
 """
 
 import dataclasses
-import pathlib
-import runpy
 import sys
 from typing import Any
 from unittest import mock
 
 import jax
+from configurations import load
 
 from simsiam_jax.data import sources
 from simsiam_jax.tasks import causes, pretrain
@@ -22,7 +21,6 @@ from simsiam_jax.training import guard
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.monitor import Measures
 
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 COLLAPSED, WHOLE = 200, 40  # epochs
 LONGEST = 1000  # steps of a collapse: small batches have many
 
@@ -88,8 +86,7 @@ class Outcome:
 
 def run(case: Case) -> Outcome:
     """Trains a net half as wide as the quickstart's until the guard fires, at most to the end."""
-    config = runpy.run_path(str(CONFIGS / 'quickstart.py'))['get_config'](case.method)
-    config.model.width_multiplier = 0.125
+    config = load(f'quickstart:{case.method}', model__width_multiplier=0.125)
     config.epochs = COLLAPSED if case.cause else WHOLE
     config.eval.train = config.eval.test = ''
     config.update_from_flattened_dict(case.change)

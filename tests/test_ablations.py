@@ -348,6 +348,10 @@ def test_the_ledger_runs_rows_once_and_goes_on(command, tmp_path) -> None:
         assert (f'{found["knn"]:.3f} | {found["linear"]:.3f}' in line) == name.startswith('b')
     assert (tmp_path / 'figure2.png').stat().st_size > 10_000
 
+    first.unlink()  # what a killed run has not written
+    assert start('baseline').count('left') == 1
+    assert json.loads(first.read_text())['loss'] == found['loss']
+
 
 def test_unknown_rows_are_refused(command, tmp_path) -> None:
     done = command('simsiam_jax.tools.ledger', f'--workdir={tmp_path}', '--rows=baselin')

@@ -28,7 +28,7 @@ def small(method: str = 'simsiam', **changes: object) -> ConfigDict:
 
 
 def test_layers_are_those_of_resnet50() -> None:
-    layers = costs.layers(METHODS['simsiam'](resnet.make('resnet50')), 224, 3)
+    layers = costs.layers(METHODS['simsiam'](resnet.make('resnet50')).network, 224, 3)
     products = [layer for layer in layers if layer.kind == 'product']
     heads = 3 * 2048**2 + 2 * 2048 * 512
     # torchvision says 4,089,184,256 multiplications, with the classifier's.

@@ -1,13 +1,13 @@
 """Configurations: all build and step in the abstract; wrong ones fail by name, in one line."""
 
 import dataclasses
-import importlib.util
 import pathlib
 import re
 
 import jax
 import numpy as np
 import pytest
+from configurations import CONFIGS, load
 from PIL import Image
 
 from simsiam_jax import config as config_lib
@@ -16,7 +16,6 @@ from simsiam_jax.data import files, sources
 from simsiam_jax.tasks import pretrain, summary
 from simsiam_jax.training import step
 
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 EVALUATIONS = ['linear', 'linear:sgd', 'linear:sweep', 'linear:cached', 'finetune']
 EVALUATIONS += ['finetune:10pct', 'finetune:1pct', 'knn']
 ABLATIONS = ['ablations']  # tests/test_ablations.py
@@ -25,14 +24,6 @@ VARIANTS = [
     *['imagenet', 'imagenet:200ep', 'cifar10', 'folder', 'quickstart'],
     *(f'{file}:{method}' for file in ('imagenet', 'cifar10', 'quickstart') for method in COMPARED),
 ]
-
-
-def load(name: str):
-    file, _, variant = name.partition(':')
-    spec = importlib.util.spec_from_file_location(file, CONFIGS / f'{file}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant) if variant else module.get_config()
 
 
 def test_every_config_is_listed_here() -> None:

@@ -1,7 +1,6 @@
 """The doctor: right about images of all kinds, and what it writes runs."""
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 import pathlib
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from configurations import load
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 from PIL import Image
@@ -28,16 +28,9 @@ from simsiam_jax.tools import doctor, findings, machine, readiness
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def load(path: str | pathlib.Path) -> ConfigDict:
-    spec = importlib.util.spec_from_file_location('config', ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
-
-
 def quickstart() -> ConfigDict:
     """On few of its images, without kNN."""
-    config = load('configs/quickstart.py')
+    config = load('quickstart')
     config.data.source = 'digits/test'
     config.eval.train = config.eval.test = ''
     return config
@@ -112,7 +105,7 @@ def test_what_is_written_for_images_of_all_kinds_trains(
     images, written, case = tmp_path / 'images', tmp_path / 'mine.py', CASES[kind]
     images.mkdir()
     make(kind, images)
-    config = load('configs/folder.py')
+    config = load('folder')
     config.data.source = f'folder:{images}'
     config.model.update(name='resnet18', width_multiplier=0.0625, stages=(1,))
     config.batch_size = 56 if kind != 'forty' else 64

@@ -1,6 +1,5 @@
 """Linear evaluation, fine-tuning and probes, run on a checkpoint of a few epochs on digits."""
 
-import importlib.util
 import json
 import pathlib
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from configurations import load
 from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
@@ -21,18 +21,6 @@ from simsiam_jax.tasks.features import Features
 from simsiam_jax.training import classifier, distributed, optim
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState
-
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
-
-
-def load(name: str, **overrides) -> ConfigDict:
-    file, _, variant = name.partition(':')
-    spec = importlib.util.spec_from_file_location(file, CONFIGS / f'{file}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(variant) if variant else module.get_config()
-    config.update_from_flattened_dict(overrides)
-    return config
 
 
 @pytest.fixture(scope='module')

@@ -1,25 +1,16 @@
 """Learning, measured on real images: the method works, and collapses where the paper says."""
 
-import importlib.util
-import pathlib
-
 import jax
 import pytest
+from configurations import load
 
 from simsiam_jax.tasks import pretrain
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training import step
 
-CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'quickstart.py'
-
 
 def learn(*, stop_gradient: bool, epochs: int = 30) -> dict[str, float]:
-    spec = importlib.util.spec_from_file_location('quickstart', CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
-    config.epochs = epochs
-    config.method.stop_gradient = stop_gradient
+    config = load('quickstart', epochs=epochs, method__stop_gradient=stop_gradient)
     parts = pretrain.build(config, mesh_lib.make_mesh(jax.devices()[:1]))
     state = mesh_lib.replicate(parts.init(), parts.mesh)
     random = parts.knn(state)[0].top1

@@ -1,15 +1,12 @@
 """The search for a learning rate, without labels."""
 
 import dataclasses
-import pathlib
-import runpy
 
 import pytest
+from configurations import load
 
 from simsiam_jax.tasks import rate_search
 from simsiam_jax.training import guard, monitor
-
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
 BEFORE = monitor.Measures(
     rank=40.0,
@@ -46,8 +43,7 @@ def test_the_best_is_healthy_and_tells_images_apart(monkeypatch: pytest.MonkeyPa
             return tries[round(rate, 9)]
 
     monkeypatch.setattr(rate_search, '_Short', Short)
-    config = runpy.run_path(str(CONFIGS / 'quickstart.py'))['get_config']()
-    config.optim.learning_rate = 0.4
+    config = load('quickstart', optim__learning_rate=0.4)
     found = rate_search.search(config)
     assert found.rate == 0.4
     assert 'complete collapse' in found.text
@@ -63,9 +59,7 @@ def test_the_best_is_healthy_and_tells_images_apart(monkeypatch: pytest.MonkeyPa
 @pytest.mark.long
 def test_a_rate_far_too_high_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_search, 'STEPS', 60)
-    config = runpy.run_path(str(CONFIGS / 'quickstart.py'))['get_config']()
-    config.model.width_multiplier = 0.125
-    config.optim.learning_rate = 24.0
+    config = load('quickstart', model__width_multiplier=0.125, optim__learning_rate=24.0)
     found = rate_search.search(config)
     assert found.rate < 24
     assert 'collapse' in found.text

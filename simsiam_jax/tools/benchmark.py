@@ -32,8 +32,6 @@ from simsiam_jax.data import host
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.tasks import inputs, pretrain
 from simsiam_jax.tools import ahead, speed, workload
-from simsiam_jax.training import mesh as mesh_lib
-from simsiam_jax.training import step
 
 _BATCHES = flags.DEFINE_integer('batches', 6, 'input: batches to measure, after two to warm up.')
 _STEP = flags.DEFINE_boolean('step', True, 'input: measure the training step too.')
@@ -93,27 +91,13 @@ def measure_input(config: ConfigDict, count: int, with_step: bool) -> None:
             f'{name:14}{_number(figures[0]):>10}{_number(figures[1]):>14}{_number(figures[2]):>16}'
         )
     if with_step:
-        rate = _step_rate(parts, batch, config.batch_size)
-        print(f'the step takes {rate:.0f} images/s on {parts.mesh.size} x {_kind(parts.mesh)}')
+        work = workload.build(config, parts.mesh, images=len(parts.source))
+        rate = speed.measure_step(work, rounds=3).images_per_second
+        print(f'the step takes {rate:,.0f} images/s on {speed.devices_here()}')
 
 
 def _number(value: float | None) -> str:
     return '-' if value is None else f'{value:,.0f}'
-
-
-def _kind(mesh: jax.sharding.Mesh) -> str:
-    return mesh.devices.flat[0].device_kind
-
-
-def _step_rate(parts: pretrain.Run, batch: Any, batch_size: int, steps: int = 3) -> float:
-    train_step = step.make_train_step(parts.method, parts.tx, parts.mesh, parts.to_views)
-    state, _ = train_step(mesh_lib.replicate(parts.init(), parts.mesh), batch)
-    jax.block_until_ready(state)
-    begin = time.perf_counter()
-    for _ in range(steps):
-        state, _ = train_step(state, batch)
-    jax.block_until_ready(state)
-    return batch_size * steps / (time.perf_counter() - begin)
 
 
 def run(argv: list[str]) -> None:

@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simsiam_jax.methods.contract import Method
 from simsiam_jax.models import resnet
 from simsiam_jax.tools.devices import Device
 
@@ -53,8 +52,11 @@ class Layer:
     first: bool = False
 
 
-def layers(method: Method, size: int, channels: int) -> list[Layer]:
-    """The layers that a view [size, size, channels] passes, in order."""
+def layers(network: nn.Module, size: int, channels: int) -> list[Layer]:
+    """The layers that an image [size, size, channels] passes, in order.
+
+    By shapes alone; the network takes (images, train).
+    """
     found: dict[tuple[str, ...], Layer] = {}
 
     def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -76,16 +78,17 @@ def layers(method: Method, size: int, channels: int) -> list[Layer]:
             found[module.path] = Layer(
                 'norm', inside, result.size, weights=result.shape[-1], relu=relu
             )
-            if module.path == ('backbone', 'bn1') and method.network.backbone.stem == 'imagenet':
-                found['backbone', 'pool'] = Layer('pool', result.size, result.size // 4)
+            parent = module.parent
+            if isinstance(parent, resnet.ResNet) and parent.stem == 'imagenet':
+                found[*parent.path, 'pool'] = Layer('pool', result.size, result.size // 4)
         elif isinstance(module, resnet.Bottleneck | resnet.BasicBlock):
             found[module.path] = Layer('block', result.size, result.size)
         return result
 
-    def run(view: jax.Array) -> Any:
-        variables = method.network.init(jax.random.key(0), view)
+    def run(image: jax.Array) -> Any:
+        variables = network.init(jax.random.key(0), image)
         with nn.intercept_methods(record):
-            return method.network.apply(variables, view, train=False)
+            return network.apply(variables, image, train=False)
 
     jax.eval_shape(run, jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32))
     return list(found.values())

@@ -1,14 +1,11 @@
 """What a run asks of this machine, estimated without a compiled step, and what the machine has."""
 
 import dataclasses
-import functools
-import math
 import os
 import time
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,36 +13,11 @@ from ml_collections import ConfigDict
 
 from simsiam_jax.models import resnet
 from simsiam_jax.tasks import inputs, memory, pretrain
-from simsiam_jax.tools import workload
+from simsiam_jax.tools import costs, workload
 from simsiam_jax.training import mesh as mesh_lib
 
 # Batches that the pipeline has ready before it is measured.
 _WARM_UP = 4
-
-
-def forward_operations(network: nn.Module, size: int, channels: int) -> int:
-    """Multiplications and additions of convolutions and matrices, of one image on its way forward.
-
-    By shapes alone; the network takes (images, train).
-    """
-    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), image)
-    _, changed = jax.eval_shape(
-        functools.partial(
-            network.apply,
-            train=False,
-            mutable=['intermediates'],
-            capture_intermediates=lambda module, _: isinstance(module, nn.Conv | nn.Dense),
-        ),
-        variables,
-        image,
-    )
-    params = flax.traverse_util.flatten_dict(variables['params'])
-    return sum(
-        2 * x.size * math.prod(params[(*path[:-1], 'kernel')].shape[:-1])
-        for path, outputs in flax.traverse_util.flatten_dict(changed['intermediates']).items()
-        for x in outputs
-    )
 
 
 def size_of(tree: Any) -> int:
@@ -75,7 +47,7 @@ def step_rate(config: ConfigDict, parts: pretrain.Run) -> float:
     arguments = config.model.to_dict() | {'stages': (1,)}
     block = resnet.make(**arguments)
     size, channels = parts.recipes[0].size, config.data.channels
-    cost = forward_operations(block, size, channels)
+    cost = _forward_operations(block, size, channels)
     # Enough to fill the device for a moment: 4e9 operations of a CPU, 4e11 of others.
     enough = (4e9 if on_cpu() else 4e11) / (3 * cost)
     batch = int(np.clip(enough, 2, max(2, config.batch_size // parts.mesh.size)))
@@ -99,9 +71,14 @@ def step_rate(config: ConfigDict, parts: pretrain.Run) -> float:
         jax.block_until_ready(gradients(variables['params']))
         times.append(time.perf_counter() - begin)
     speed = 3 * cost * batch / min(times)
-    whole = sum(forward_operations(parts.method.network, r.size, channels) for r in parts.recipes)
+    whole = sum(_forward_operations(parts.method.network, r.size, channels) for r in parts.recipes)
     passes = 3 if parts.method.momentum is None else 4
     return speed / (passes * whole) * (1 if on_cpu() else parts.mesh.size)
+
+
+def _forward_operations(network: nn.Module, size: int, channels: int) -> int:
+    """Multiplications and additions, of one image."""
+    return 2 * sum(layer.macs for layer in costs.layers(network, size, channels))
 
 
 def on_cpu() -> bool:

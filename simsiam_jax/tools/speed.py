@@ -31,6 +31,10 @@ class Speed:
     memory: int
     counts: hlo.Counts
 
+    @property
+    def images_per_second(self) -> float:
+        return self.work.config.batch_size / statistics.median(self.seconds)
+
     def row(self) -> str:
         """As HEADER; shares are of the device's table, '-' where it has none."""
         batch, taken = self.work.config.batch_size, statistics.median(self.seconds)
@@ -46,7 +50,7 @@ class Speed:
             ]
         spread = (max(self.seconds) - min(self.seconds)) / taken
         figures = (
-            f'{batch}', f'{batch / taken:,.0f}', f'{taken * 1e3:.1f}', f'{spread:.0%}',
+            f'{batch}', f'{self.images_per_second:,.0f}', f'{taken * 1e3:.1f}', f'{spread:.0%}',
             f'{flops / taken / 1e12:.3g}', *shares, f'{self.counts.bytes / 1e9:.4g}',
             f'{self.counts.launches}', f'{self.memory / 2**30:.3g}', f'{self.compiled:.1f}',
         )  # fmt: skip
@@ -75,7 +79,7 @@ def measure(
     With the data: the real input path too, at the last of these sizes: images a second end to end
     and the share of the time that the step waits for them.
     """
-    print(f'{config.method.name} on {config.model.name}, {config.model.dtype}, {_devices()}')
+    print(f'{config.method.name} on {config.model.name}, {config.model.dtype}, {devices_here()}')
     print(''.join(f'  {name}' for name in HEADER))
     for batch_size in batch_sizes or [config.batch_size]:
         config.batch_size = batch_size
@@ -136,6 +140,6 @@ def with_input(config: ConfigDict, steps: int) -> tuple[float, float]:
     return config.batch_size * steps / taken, waited / taken
 
 
-def _devices() -> str:
+def devices_here() -> str:
     found = jax.devices()
     return f'{len(found)} x {found[0].device_kind}'

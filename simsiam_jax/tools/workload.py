@@ -103,7 +103,7 @@ class Workload:
     def _passes(self) -> Iterator[tuple[list[costs.Layer], bool]]:
         """Layers of every view's way through the network, and whether gradients come back."""
         channels, sizes = self.config.data.channels, [recipe.size for recipe in self.recipes]
-        layers = {size: costs.layers(self.method, size, channels) for size in set(sizes)}
+        layers = {size: costs.layers(self.method.network, size, channels) for size in set(sizes)}
         for i, size in enumerate(sizes):
             yield layers[size], True
             if i < 2 and self.method.momentum is not None:

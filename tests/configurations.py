@@ -1,0 +1,21 @@
+"""Configurations as the command line takes them."""
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+
+
+def load(name: str | pathlib.Path, **changes) -> ConfigDict:
+    """Of configs/, such as 'imagenet' or 'imagenet:byol', or of a path.
+
+    Args:
+      changes: key=value; a dot of the key is written as __.
+    """
+    file, _, variant = str(name).removesuffix('.py').partition(':')
+    get_config = runpy.run_path(str(CONFIGS / f'{file}.py'))['get_config']
+    config = get_config(variant) if variant else get_config()
+    config.update_from_flattened_dict({key.replace('__', '.'): x for key, x in changes.items()})
+    return config
