@@ -139,13 +139,18 @@ def test_what_cannot_be_compiled_is_told() -> None:
         workload.build(small(**{'alternate.steps': 10}), mesh_lib.make_mesh(), images=640)
 
 
-@pytest.fixture(scope='module')
-def h100() -> ahead.Compiled:
-    """The ImageNet configuration's step at batch 512, compiled for one H100; no augmentation."""
+def compiled_for_h100(on_device: str) -> ahead.Compiled:
+    """The ImageNet configuration's step at batch 512, compiled for one H100."""
     pytest.importorskip('jax_plugins.xla_cuda12', reason='jax_cuda12_plugin is not installed')
     config = config_lib.default()
-    config.model.kernels, config.data.on_device = 'fused', 'none'
+    config.model.kernels, config.data.on_device = 'fused', on_device
     return ahead.compile_step(workload.build(config, mesh_lib.make_mesh(ahead.topology('h100'))))
+
+
+@pytest.fixture(scope='module')
+def h100() -> ahead.Compiled:
+    """Views come from the host."""
+    return compiled_for_h100('none')
 
 
 def test_bytes_on_an_h100(h100: ahead.Compiled) -> None:
@@ -163,3 +168,10 @@ def test_bytes_on_an_h100(h100: ahead.Compiled) -> None:
     by_hand = sum(kernel.flops for kernel in h100.work.by_hand('fused'))
     flops = sum(kernel.flops * kernel.runs for kernel in counts.kernels)
     assert by_hand == pytest.approx(flops, rel=1e-3)
+
+
+def test_augmentation_is_little_of_an_h100s_step(h100: ahead.Compiled) -> None:
+    alone, whole = h100.counts, compiled_for_h100('colour').counts
+    assert alone is not None
+    assert whole is not None
+    assert whole.bytes < 1.03 * alone.bytes

@@ -1,6 +1,7 @@
 """The augmentation batched in JAX, for use inside the training step."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from simsiam_jax.data import ops
 from simsiam_jax.data.recipe import BLUR_RADIUS, Recipe, crop_box
 
 Image = Float[Array, 'H W C']
+# An image, one array for each channel.
+Planes = Sequence[Float[Array, 'H W']]
 
 
 def normalise(
@@ -49,14 +52,19 @@ def colour(
     crops: UInt8[Array, 'B S S C'], params: dict[str, Array], recipe: Recipe
 ) -> Float[Array, 'B S S C']:
     """A normalised view of each crop: `augment` where the host has made the crops."""
-    return _finish(crops.astype(jnp.float32) / 255, params, recipe)
+    return _finish(crops, params, recipe)
 
 
 def _finish(
-    x: Float[Array, 'B S S C'], params: dict[str, Array], recipe: Recipe
+    x: Num[Array, 'B S S C'], params: dict[str, Array], recipe: Recipe
 ) -> Float[Array, 'B S S C']:
-    views = jax.vmap(functools.partial(_colour, recipe=recipe))(x, params)
-    return normalise(views, recipe.mean, recipe.std)
+    # First, while they are bytes: no other operation tells left from right.
+    x = jnp.where(params['flip'][:, None, None, None], x[:, :, ::-1], x)
+    if x.dtype == jnp.uint8:
+        x = x.astype(jnp.float32) / 255
+    planes = jnp.unstack(x, axis=-1)
+    views = jax.vmap(functools.partial(_colour, recipe=recipe))(planes, params)
+    return normalise(jnp.stack(views, -1), recipe.mean, recipe.std)
 
 
 def centre(
@@ -80,16 +88,17 @@ def centre(
     return jnp.einsum('bhwc,yh,xw->byxc', x, weights(height), weights(width), precision='highest')
 
 
-def _colour(x: Image, params: dict[str, Array], *, recipe: Recipe) -> Image:
+def _colour(planes: Planes, params: dict[str, Array], *, recipe: Recipe) -> Planes:
     if recipe.jitter:
-        x = jitter(x, params['factors'], params['order'])
+        planes = jitter(planes, params['factors'], params['order'])
     if recipe.gray:
-        x = jnp.where(params['gray'], ops.gray(x, jnp), x)
+        pairs = zip(ops.gray(planes), planes, strict=True)
+        planes = [jnp.where(params['gray'], gray, x) for gray, x in pairs]
     if recipe.blur:
-        x = blur(x, params['sigma'])
+        planes = blur(planes, params['sigma'])
     if recipe.solarise:
-        x = jnp.where(params['solarise'], ops.solarise(x, jnp), x)
-    return jnp.where(params['flip'], x[:, ::-1], x)
+        planes = [jnp.where(params['solarise'], ops.solarise(x, jnp), x) for x in planes]
+    return planes
 
 
 def rotate(x: Image, angle: Float[Array, ''], height: Any, width: Any) -> Image:
@@ -126,32 +135,75 @@ def crop_resize(x: Image, box: tuple[Any, Any, Any, Any], size: int) -> Float[Ar
     return jnp.einsum('hwc,yh,xw->yxc', x, rows, columns, precision='highest')
 
 
-def jitter(x: Image, factors: Float[Array, '4'], order: Num[Array, '4']) -> Image:
-    """Brightness, contrast, saturation and hue by `factors`, in the given order."""
-    brightness, contrast, saturation, hue = factors
-    colour = x.shape[-1] == 3
-    operations = [
-        lambda x: ops.blend(x, 0.0, brightness, jnp),
-        lambda x: ops.blend(x, ops.gray(x, jnp).mean(), contrast, jnp),
-        lambda x: ops.blend(x, ops.gray(x, jnp), saturation, jnp) if colour else x,
-        lambda x: ops.shift_hue(x, hue, jnp) if colour else x,
-    ]
-    for turn in range(4):
-        x = jax.lax.switch(order[turn], operations, x)
-    return x
+def jitter(planes: Planes, factors: Float[Array, '4'], order: Num[Array, '4']) -> Planes:
+    """Brightness, contrast, saturation and hue by `factors`, in the given order.
+
+    No turn chooses between images, which would take a pass over memory each: all but the hue are
+    blends, whose references differ by two numbers, and one that is not due has the factor 1.
+    """
+    turns, rgb = jnp.arange(4), len(planes) == 3
+    contrast, hue = jnp.argmax(order == 1), jnp.argmax(order == 3)
+    saturates = (order == 2).astype(jnp.float32)
+    in_order = (factors if rgb else factors.at[2].set(1.0))[order]
+
+    def pass_through(due: Array, mean: Any) -> tuple[Planes, Planes]:
+        """(before the hue, at the end); of the blends those that are due."""
+
+        def blend(x: Planes, turn: int, here: Array) -> Planes:
+            reference = saturates[turn] * ops.luminance(x) + (turn == contrast) * mean
+            factor = jnp.where(here & due[turn], in_order[turn], 1.0)
+            return [ops.blend(plane, reference, factor, jnp) for plane in x]
+
+        before = planes
+        for turn in range(3):
+            before = blend(before, turn, turn < hue)
+        after = ops.shift_hue(before, factors[3], jnp) if rgb else before
+        for turn in range(1, 4):
+            after = blend(after, turn, turn > hue)
+        return before, after
+
+    before, after = pass_through(turns < contrast, 0.0)
+    mean = jnp.where(contrast < hue, ops.luminance(before), ops.luminance(after)).mean()
+    return pass_through(turns < 4, mean)[1]
 
 
-def blur(x: Image, sigma: Float[Array, '']) -> Image:
+def blur(planes: Planes, sigma: Float[Array, '']) -> Planes:
     """Gaussian blur of 13 taps, reflected at the border; sigma 0 leaves the image as it is."""
     taps = jnp.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
     kernel = jnp.exp(-0.5 * jnp.square(taps / jnp.maximum(sigma, 1e-2)))
-    kernel = kernel / kernel.sum()
+    # GPUs add up shifted images in one pass for each axis, which TPUs make many of.
+    ways = {'cuda': blur_by_taps, 'rocm': blur_by_taps, 'default': blur_by_products}
+    return jax.lax.platform_dependent(planes, kernel / kernel.sum(), **ways)
+
+
+def blur_by_taps(planes: Planes, kernel: Float[Array, 'K']) -> Planes:
+    """Correlated with the kernel along both axes."""
     for axis in (0, 1):
-        pad = [(BLUR_RADIUS, BLUR_RADIUS) if a == axis else (0, 0) for a in range(3)]
-        padded = jnp.pad(x, pad, mode='reflect')
-        shifted = (
-            kernel[i] * jax.lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis)
-            for i in range(len(taps))
-        )
-        x = functools.reduce(jnp.add, shifted)
-    return x
+        places = _reflected(planes[0].shape[axis], len(kernel))
+        planes = [
+            sum(
+                weight * plane.take(place, axis, mode='clip')
+                for weight, place in zip(kernel, places, strict=True)
+            )
+            for plane in planes
+        ]
+    return planes
+
+
+def blur_by_products(planes: Planes, kernel: Float[Array, 'K']) -> Planes:
+    """Correlated with the kernel along both axes, by a product with a band matrix along each."""
+
+    def band(length: int) -> Array:
+        places = _reflected(length, len(kernel))[..., None] == np.arange(length)
+        return sum(weight * place for weight, place in zip(kernel, places, strict=True))
+
+    rows, columns = map(band, planes[0].shape)
+    return [
+        jnp.einsum('hw,yh,xw->yx', plane, rows, columns, precision='highest') for plane in planes
+    ]
+
+
+def _reflected(length: int, taps: int) -> np.ndarray:
+    """[taps, length]: the pixel that each tap of each pixel reads."""
+    padded = np.pad(np.arange(length), taps // 2, mode='reflect')
+    return np.lib.stride_tricks.sliding_window_view(padded, length)

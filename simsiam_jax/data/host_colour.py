@@ -28,7 +28,7 @@ def colour(tf: Any, crop: Any, packed: Any, recipe: Recipe) -> Any:
         if recipe.jitter:
             x = jitter(tf, x, packed[:4], tf.cast(packed[4:8], tf.int32))
         if recipe.gray:
-            x = tf.cond(packed[8] > 0, lambda: ops.gray(x, tf, 0) + tf.zeros_like(x), lambda: x)
+            x = tf.cond(packed[8] > 0, lambda: tf.stack(ops.gray(tf.unstack(x))), lambda: x)
         if recipe.blur:
             x = blur(tf, x, packed[9])
         if recipe.solarise:
@@ -45,12 +45,15 @@ def jitter(tf: Any, x: Any, factors: Any, order: Any) -> Any:
     brightness, contrast, saturation, hue = tf.unstack(factors)
     rgb = x.shape[0] == 3
 
+    def luminance(x: Any) -> Any:
+        return ops.luminance(tf.unstack(x))
+
     def operations(x: Any) -> list[Any]:
         return [
             lambda: ops.blend(x, 0.0, brightness, tf),
-            lambda: ops.blend(x, tf.reduce_mean(ops.gray(x, tf, 0)), contrast, tf),
-            lambda: ops.blend(x, ops.gray(x, tf, 0), saturation, tf) if rgb else x,
-            lambda: ops.shift_hue(x, hue, tf, 0) if rgb else x,
+            lambda: ops.blend(x, tf.reduce_mean(luminance(x)), contrast, tf),
+            lambda: ops.blend(x, luminance(x), saturation, tf) if rgb else x,
+            lambda: tf.stack(ops.shift_hue(tf.unstack(x), hue, tf)) if rgb else x,
         ]
 
     for turn in range(4):
