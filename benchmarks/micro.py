@@ -37,14 +37,22 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     )
 
 
-def gradient(f: Callable[..., jax.Array], *arguments: jax.Array) -> tuple[Any, ...]:
-    """(function, arguments): the value and, from a cotangent of ones, all gradients."""
+def gradient(f: Callable[..., jax.Array], *arguments: jax.Array, fixed: Any = ()) -> Any:
+    """(function, its arguments): the value and, from a random cotangent, all gradients.
 
-    def both(*arguments: jax.Array) -> Any:
-        out, pull = jax.vjp(f, *arguments)
-        return out, pull(jnp.ones_like(out))
+    Nothing but arguments goes in, or the compiler would compute ahead.
 
-    return both, arguments
+    Args:
+      fixed: arguments of f before the others, without gradients.
+    """
+    result = jax.eval_shape(f, *fixed, *arguments)
+    cotangent = normal(*result.shape, dtype=result.dtype)
+
+    def both(cotangent: jax.Array, fixed: Any, *arguments: jax.Array) -> Any:
+        out, pull = jax.vjp(functools.partial(f, *fixed), *arguments)
+        return out, pull(cotangent)
+
+    return both, (cotangent, fixed, *arguments)
 
 
 def cases(batch: int) -> Iterator[tuple[str, Any, tuple[jax.Array, ...], float]]:
@@ -65,18 +73,19 @@ def cases(batch: int) -> Iterator[tuple[str, Any, tuple[jax.Array, ...], float]]
             norm = kernels.NormReLU(use_running_average=False, dtype=BF16, fused=fused)
             variables = norm.init(jax.random.key(0), y)
 
-            def apply(*inputs: jax.Array, norm: Any = norm, variables: Any = variables) -> Any:
+            def apply(variables: Any, *inputs: jax.Array, norm: Any = norm) -> Any:
                 return norm.apply(variables, *inputs, mutable='batch_stats')[0]
 
             name = f'BN{" + shortcut" * end} + ReLU and gradient, {"fused" if fused else "plain"}'
             inputs = (y, shortcut) if end else (y,)
-            yield name, *gradient(apply, *inputs), (11 if end else 8) * y.nbytes
+            moved = (11 if end else 8) * y.nbytes
+            yield name, *gradient(apply, *inputs, fixed=(variables,)), moved
     for channels in (3, 4, 8):
         views, kernel = normal(batch, 224, 224, channels), normal(7, 7, channels, 64)
         name = f'stem of {channels} channels and gradient of its kernel'
-        yield name, *gradient(functools.partial(_stem, views), kernel), 0
+        yield name, *gradient(_stem, kernel, fixed=(views,)), 0
     blocks, kernel = normal(batch, 112, 112, 12), normal(4, 4, 12, 64)
-    yield 'stem, space to depth, likewise', *gradient(functools.partial(_blocks, blocks), kernel), 0
+    yield 'stem, space to depth, likewise', *gradient(_blocks, kernel, fixed=(blocks,)), 0
     weights = normal(512, 128)
     yield '1x1 convolution and gradients', *gradient(conv, y, weights[None, None]), 0
     yield '1x1 as a product, likewise', *gradient(jnp.matmul, y, weights), 0
