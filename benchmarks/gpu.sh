@@ -47,10 +47,11 @@ case $part in
     limited "$python" benchmarks/augmentation.py --json "$out/data.json" "${small[@]}"
     ;;
   learn)
-    # Without the conftest, which would put the tests on the CPU; those of 8 devices stay there.
-    # Parity is of float32 proper: TF32 rounds products to ten bits.
-    JAX_DEFAULT_MATMUL_PRECISION=highest limited "$python" -m pytest -q --noconftest -o addopts= \
-      tests/test_parity.py tests/test_kernels.py tests/test_step.py -k 'not 8'
+    # Tests of 8 devices are for the CPU. Parity is of float32 proper: TF32 rounds products to ten bits.
+    platform=cuda
+    if [[ ${SMOKE:-0} == 1 ]]; then platform=cpu; fi
+    TEST_PLATFORM=$platform JAX_DEFAULT_MATMUL_PRECISION=highest limited "$python" -m pytest -q -o addopts= \
+      tests/test_parity.py tests/test_kernels.py tests/test_step.py tests/test_device.py -k 'not 8'
     digits=(--config=configs/quickstart.py --config.log.tensorboard=False)
     if [[ ${SMOKE:-0} == 1 ]]; then digits+=(--config.epochs=2); fi
     rm -rf "$out/digits"

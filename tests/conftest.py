@@ -1,4 +1,4 @@
-"""Eight devices on the host, and compiled programs kept between runs."""
+"""Eight devices on the host, or TEST_PLATFORM's; compiled programs kept between runs."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ from commands import Commands
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
-os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_PLATFORMS'] = os.environ.get('TEST_PLATFORM', 'cpu')
 os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR', str(pathlib.Path('~/.cache/simsiam_jax').expanduser())
 )

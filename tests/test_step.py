@@ -151,6 +151,6 @@ def test_state_survives_donation_of_its_replica(devices: int) -> None:
 
 
 @pytest.mark.parametrize('batch_size', [0, 30])
-def test_batch_must_divide_over_devices(batch_size: int) -> None:
+def test_batch_must_divide_over_8_devices(batch_size: int) -> None:
     with pytest.raises(ValueError, match=f'batch_size is {batch_size}.*8 devices'):
         mesh_lib.check_batch_size('batch_size', batch_size, mesh_lib.make_mesh())
