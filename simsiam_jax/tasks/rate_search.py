@@ -1,6 +1,8 @@
 """Looks for a learning rate by short trainings, judged without labels."""
 
 import dataclasses
+import statistics
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import optax
@@ -37,29 +39,36 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Try:
-    """How a short training ended: what the guard says, the loss, the measures before and then."""
+    """How a short training went.
+
+    Attributes:
+      verdict: what the guard says at its end, or NOT_FINITE.
+      loss: the last one.
+      measures: before training and from time to time.
+    """
 
     verdict: str
     loss: float
-    before: Measures
-    now: Measures | None
+    measures: Sequence[Measures]
 
     @property
     def distance(self) -> float:
         """Squared, of an image's two z, as a share of that of different images' z.
 
         About 1 for a random network, and for one whose z is the same for all images; towards 0 as
-        images are told apart whatever their augmentation.
+        images are told apart whatever their augmentation. A mean of the second half, for a single
+        measurement varies as much as rates differ.
         """
-        assert self.now is not None
-        return self.now.alignment / max(2 * self.now.z_std**2, 1e-12)
+        late = self.measures[len(self.measures) // 2 :]
+        return statistics.fmean(m.alignment / max(2 * m.z_std**2, 1e-12) for m in late)
 
 
 def search(config: ConfigDict) -> Found:
-    """Trains at three or four base rates, up to STEPS steps each with a cosine to 0.
+    """Takes the first STEPS steps of the training at three or four base rates, without warm-up.
 
-    The rate is taken at which an image's views come nearest to each other beside other images',
-    of those at which the guard sees no collapse.
+    Not a short training with all its cosine: rates do well in that which the whole one, staying
+    near them for long, does not bear. The rate is taken at which an image's views come nearest to
+    each other beside other images', of those at which the guard sees no collapse.
 
     Raises:
       UserError: the configuration or the data cannot be used.
@@ -95,19 +104,20 @@ def _best(tries: dict[float, Try]) -> float | None:
 
 
 def _row(rate: float, seen: Try) -> str:
-    if seen.now is None:
+    if seen.verdict == NOT_FINITE:
         return f'{rate:<9.4g}  {seen.verdict}'
-    rank = f'{seen.now.rank:.1f} of {seen.before.rank:.1f}'
+    rank = f'{seen.measures[-1].rank:.1f} of {seen.measures[0].rank:.1f}'
     return f'{rate:<9.4g}  {seen.verdict:<18} {seen.loss:7.4f}  {rank:<14}  {seen.distance:.3f}'
 
 
 class _Short:
-    """Short trainings of a configuration at any base rate, compiled once."""
+    """The first steps of a configuration at any base rate, compiled once."""
 
     def __init__(self, config: ConfigDict):
         parts = pretrain.build(config)
         self._parts = parts
-        self._steps = min(STEPS, config.epochs * parts.order.steps_per_epoch)
+        whole = config.epochs * parts.order.steps_per_epoch
+        self._steps = min(STEPS, whole)
         given = config.optim.to_dict()
         accumulate = given.pop('accumulate')
         # A part of the state and not of the program: one program serves all rates.
@@ -115,8 +125,8 @@ class _Short:
             lambda learning_rate: optim.make(
                 **given | {'learning_rate': learning_rate, 'warmup_epochs': 0, 'by_epoch': False},
                 batch_size=config.batch_size,
-                epochs=1,
-                steps_per_epoch=self._steps,
+                epochs=config.epochs,
+                steps_per_epoch=parts.order.steps_per_epoch,
             )[0]
         )(learning_rate=config.optim.learning_rate)
         shape = (parts.recipes[0].size, parts.recipes[0].size, config.data.channels)
@@ -124,7 +134,7 @@ class _Short:
         if config.init_from:
             self._initial, _ = weights.take(self._initial, weights.open_weights(config.init_from))
         self._train_step = step.make_train_step(
-            parts.method, tx, parts.mesh, parts.to_views, self._steps, accumulate=accumulate
+            parts.method, tx, parts.mesh, parts.to_views, whole, accumulate=accumulate
         )
         self._guard = guard.Guard(
             parts.method,
@@ -148,11 +158,13 @@ class _Short:
                 history.append(measures)
                 verdict = guard.judge(history, self._duplicates)
                 if verdict != guard.HEALTHY:
-                    return Try(verdict, float(metrics['loss']), before, measures)
+                    return Try(verdict, float(metrics['loss']), history)
             elif self._guard.due(number):  # not finite
                 break
-        now = self._measure(state)
-        return Try(guard.HEALTHY if now else NOT_FINITE, float(metrics['loss']), before, now)
+        if (now := self._measure(state)) is None:
+            return Try(NOT_FINITE, float(metrics['loss']), history)
+        history.append(now)
+        return Try(guard.look(history), float(metrics['loss']), history)
 
     def _measure(self, state: TrainState) -> Measures | None:
         return self._guard.measure(state, self._parts.batches(0, self._guard.batches))
