@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-long test-torch lint format clean
 
-# Pre-train SimSiam on scikit-learn's digits: about two minutes on two cores.
+# Pre-train SimSiam on scikit-learn's digits: a good minute on two cores.
 quickstart: $(VENV)/installed
 	$(BIN)/python -m simsiam_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 

@@ -1,7 +1,7 @@
 """SimSiam on scikit-learn's handwritten digits: real images, no download, two CPU cores.
 
 1,797 images of 8x8 pixels, a fifth held out for kNN (k 20). A residual net of three blocks
-learns in about a minute and a half; kNN on its features is above raw pixels and above itself at
+learns in about a minute; kNN on its features is above raw pixels and above itself at
 random initialisation. Not from the paper.
 
     python -m simsiam_jax.main --config=configs/quickstart.py --workdir=runs/quickstart

@@ -59,6 +59,8 @@ def process_slice(batch_size: int) -> slice:
 def shard(batch: Any, mesh: Mesh) -> Any:
     """Global arrays over DATA from this process's slices (leaves [B / processes, ...])."""
     sharding = NamedSharding(mesh, P(DATA))
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)  # all leaves in one call
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
