@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-import types
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
 from simsiam_jax.data import sources
-from simsiam_jax.tasks import pretrain
+from simsiam_jax.tasks import pretrain, rate_search
 from simsiam_jax.tools import doctor, findings, machine, readiness
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -246,12 +245,14 @@ def test_processes_that_differ_are_named() -> None:
     assert found.level == 'fine'
 
 
-def test_a_probe_gives_the_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    found = types.SimpleNamespace(rate=0.37, text='of four rates the best')
-    module = types.ModuleType('rate_search')
-    module.search = lambda config: found
-    monkeypatch.setitem(sys.modules, 'simsiam_jax.tasks.rate_search', module)
+def test_a_probe_gives_the_rate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    found = rate_search.Found(rate=0.37, reason='of four the best', table='0.37\n0.74')
+    monkeypatch.setattr(rate_search, 'search', lambda config: found)
     monkeypatch.setattr(machine, 'step_rate', lambda *_: 100.0)
     path = tmp_path / 'mine.py'
     assert doctor.examine(quickstart(), write=str(path), probe=True)
-    assert '# of four rates the best\n    config.optim.learning_rate = 0.37' in path.read_text()
+    assert '# of four the best\n    config.optim.learning_rate = 0.37' in path.read_text()
+    assert load(path).optim.learning_rate == 0.37
+    assert capsys.readouterr().out.startswith('0.37\n0.74\n')

@@ -46,14 +46,14 @@ def test_the_best_is_healthy_and_tells_images_apart(monkeypatch: pytest.MonkeyPa
     config = load('quickstart', optim__learning_rate=0.4)
     found = rate_search.search(config)
     assert found.rate == 0.4
-    assert 'complete collapse' in found.text
+    assert 'complete collapse' in found.table
     # None is healthy beyond: the rates go down once, and the given one stays.
     config.optim.learning_rate = 25.6
     tries |= {25.6: tries[1.6], 102.4: tries[6.4]}
     found = rate_search.search(config)
     assert found.rate == 25.6
-    assert 'none of these rates is healthy' in found.text
-    assert 'not finite' in found.text
+    assert 'none of the rates tried is healthy' in found.reason
+    assert 'not finite' in found.table
 
 
 @pytest.mark.long
@@ -62,7 +62,7 @@ def test_a_rate_far_too_high_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load('quickstart', model__width_multiplier=0.125, optim__learning_rate=24.0)
     found = rate_search.search(config)
     assert found.rate < 24
-    assert 'collapse' in found.text
+    assert 'collapse' in found.table
 
 
 @pytest.mark.long

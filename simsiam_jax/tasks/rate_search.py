@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from simsiam_jax import errors
+from simsiam_jax import errors, terminal
 from simsiam_jax.tasks import causes, pretrain
 from simsiam_jax.training import guard, optim, step, weights
 from simsiam_jax.training import mesh as mesh_lib
@@ -30,11 +30,13 @@ class Found:
 
     Attributes:
       rate: the base rate, for config.optim.learning_rate.
-      text: a table of what was seen, and why this rate.
+      reason: why this rate, in a line.
+      table: what was seen at every rate, in several.
     """
 
     rate: float
-    text: str
+    reason: str
+    table: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +94,10 @@ def search(config: ConfigDict) -> Found:
         'views: distance of the two views of an image, as a share of that of different images',
     ]
     if best is None:
-        rows.append(f'none of these rates is healthy, so {base:g} stays: look for another cause')
+        reason = 'none of the rates tried is healthy, so this one stays: look for another cause'
     else:
-        rows.append(f'{best:g}: healthy, and the views of an image come the nearest')
-    return Found(base if best is None else best, '\n'.join(rows))
+        reason = 'of the rates tried the healthy one at which the views of an image come nearest'
+    return Found(base if best is None else best, reason, '\n'.join(rows))
 
 
 def _best(tries: dict[float, Try]) -> float | None:
@@ -152,7 +154,9 @@ class _Short:
         if before is None:
             raise errors.UserError('the network gives values that are not finite before training')
         history = [before]
-        for number, batch in enumerate(self._parts.batches(0, self._steps), 1):
+        batches = self._parts.batches(0, self._steps)
+        shown = terminal.progress(batches, f'base rate {rate:g}', total=self._steps, unit=' steps')
+        for number, batch in enumerate(shown, 1):
             state, metrics = self._train_step(state, batch)
             if measures := self._guard.see(number, state, batch):
                 history.append(measures)

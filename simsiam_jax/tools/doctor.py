@@ -146,7 +146,8 @@ def _probed(config: ConfigDict, advice: list[Advice]) -> list[Advice]:
 
     best = search(recommend.apply(config, advice))
     kept = [a for a in advice if a.key != 'optim.learning_rate']
-    return [*kept, Advice('optim.learning_rate', best.rate, best.text)]
+    say(f'{best.table}\n')
+    return [*kept, Advice('optim.learning_rate', best.rate, best.reason)]
 
 
 def _judge(config: ConfigDict, looked: Survey, workdir: str | None) -> list[Finding]:
