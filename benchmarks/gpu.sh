@@ -5,8 +5,8 @@
 #   learn  parity and step tests on the GPU, then training on digits
 # Tables go to the terminal and, with the JSON of each, to $OUT (runs/gpu where unset). Called
 # again, torch goes on with the compilers' caches. SMOKE=1 or --smoke runs it all small, on a CPU too.
-# Needs jax, flax, optax, jaxtyping, numpy; torch and torchvision for torch; pytest, ml_collections
-# and scikit-learn for learn.
+# Needs jax, flax, optax, jaxtyping, numpy; torch and torchvision for torch; for learn orbax, pytest,
+# ml_collections, clu, scikit-learn, safetensors, tqdm and pillow.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -278,6 +278,22 @@ def test_a_crash_ends_with_the_code_that_launchers_restart_on(
     )
 
 
+def test_a_resident_set_is_built_without_what_reads_and_draws() -> None:
+    absent = 'tensorflow tensorflow_datasets array_record numba simplejpeg tifffile pyarrow plotly'
+    program = (
+        f'import sys; sys.modules.update(dict.fromkeys({absent!r}.split()))\n'
+        f'sys.path.append({str(ROOT / "tests")!r})\n'
+        'from configurations import load\n'
+        'from simsiam_jax import main\n'
+        "parts = main.pretrain.build(load('quickstart'))\n"
+        "print(len(next(parts.batches(0, 1))['views']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == '2\n', done.stderr
+
+
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [

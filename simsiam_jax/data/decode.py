@@ -3,7 +3,6 @@
 import io
 
 import numpy as np
-import simplejpeg
 from jaxtyping import Num, UInt8
 from PIL import Image, UnidentifiedImageError
 
@@ -33,6 +32,8 @@ def decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
 
 def _decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
     if encoded[:3] == b'\xff\xd8\xff' and channels in (1, 3) and _is_turbos(encoded):
+        import simplejpeg
+
         try:
             return simplejpeg.decode_jpeg(
                 encoded, colorspace='GRAY' if channels == 1 else 'RGB', strict=True
@@ -52,6 +53,8 @@ def _decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
 
 def _is_turbos(encoded: bytes) -> bool:
     """Whether simplejpeg reads this JPEG; PIL knows CMYK and odd subsampling better."""
+    import simplejpeg
+
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
     except ValueError:

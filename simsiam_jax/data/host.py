@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from simsiam_jax import errors, tensorflow
-from simsiam_jax.data import device, geometry, host_colour
+from simsiam_jax.data import device, host_colour
 from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe, check_resize, crop_box, plan
@@ -207,6 +207,8 @@ def _once(function: Callable[[int], Any]) -> Callable[[int], Any]:
 
 
 def _crop(image: np.ndarray, params: dict[str, Any], recipe: Recipe) -> np.ndarray:
+    from simsiam_jax.data import geometry  # numba is for images that are read, not resident ones
+
     if recipe.rotation:
         image = geometry.rotate(image, float(params['angle']))
     shape = np.float32(image.shape[0]), np.float32(image.shape[1])
@@ -218,6 +220,8 @@ def _crop(image: np.ndarray, params: dict[str, Any], recipe: Recipe) -> np.ndarr
 def _on_canvas(image: np.ndarray, canvas: int) -> tuple[np.ndarray, np.ndarray]:
     height, width, channels = image.shape
     if max(height, width) > canvas:
+        from simsiam_jax.data import geometry
+
         scale = canvas / max(height, width)
         shape = (max(1, round(height * scale)), max(1, round(width * scale)))
         image = geometry.crop_resize(image, 0, 0, height, width, shape[0], shape[1])
@@ -228,6 +232,8 @@ def _on_canvas(image: np.ndarray, canvas: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _centre(image: np.ndarray, size: int, resize: int) -> np.ndarray:
     if resize:
+        from simsiam_jax.data import geometry
+
         height, width, _ = image.shape
         short = min(height, width)
         rows, columns = resize * height // short, resize * width // short
