@@ -268,7 +268,7 @@ def test_of_heads_alike_within_chance_the_better_calibrated_is_chosen() -> None:
 
 
 def test_knn_of_a_checkpoint(checkpointed: str, tmp_path, capsys) -> None:
-    knn.run(load('knn', init_from=checkpointed), str(tmp_path))
+    knn.run(load('knn', init_from=checkpointed, eval__bank_dtype='float32'), str(tmp_path))
     rows = json.loads((tmp_path / 'knn.json').read_text())
     assert len(rows) == 12
     assert '0.07' in capsys.readouterr().out
@@ -278,7 +278,7 @@ def test_knn_of_a_checkpoint(checkpointed: str, tmp_path, capsys) -> None:
         if 'eval/knn_top1' in line
     ][-1]
     (same,) = [row for row in rows if (row['k'], row['temperature']) == (20, 0.2)]
-    assert same['top1'] == pytest.approx(monitored['eval/knn_top1'], abs=0.003)  # float16 bank
+    assert same['top1'] == pytest.approx(monitored['eval/knn_top1'], abs=1e-6)
 
 
 @pytest.mark.parametrize(

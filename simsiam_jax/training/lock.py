@@ -38,7 +38,7 @@ class Lock:
         else:  # a bucket cannot refuse the second of two at once
             holder = _read(self._path)
             if holder and _is_active(holder, self._path):
-                raise self._refusal()
+                raise self._refusal(holder)
             self._write(self._path)
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -58,22 +58,25 @@ class Lock:
         try:
             holder, seen = _read(path), os.stat(path).st_mtime_ns
             if _is_active(holder, path):
-                raise self._refusal()
+                raise self._refusal(_read(path) or holder)
             # Only who holds the file named after this state of the lock may remove it: who found
             # the same holder dead but comes later would remove the lock of who has come first.
             claim = path.with_name(f'{path.name}.{seen}')
             self._take(claim)
             try:
                 if os.stat(path).st_mtime_ns != seen:
-                    raise self._refusal()
+                    raise self._refusal(_read(path))
                 path.unlink()
             finally:
                 claim.unlink()
         except FileNotFoundError:
             return  # released, or removed, in the meantime
 
-    def _refusal(self) -> errors.UserError:
-        holder = _read(self._path)
+    def _refusal(self, holder: dict[str, Any]) -> errors.UserError:
+        deadline = time.monotonic() + _PATIENCE
+        while not holder and time.monotonic() < deadline:  # it is being written
+            time.sleep(BEAT / 10)
+            holder = _read(self._path)
         return errors.UserError(
             f'another run is active in {self._path.parent}: process {holder.get("pid")} on host '
             f'{holder.get("host")}; wait for it, end it, or give another --workdir'
