@@ -9,8 +9,8 @@ import time
 import numpy as np
 from jaxtyping import Float, Num, UInt8
 from PIL import Image
-from tqdm import tqdm
 
+from simsiam_jax import terminal
 from simsiam_jax.data.decode import decode
 from simsiam_jax.data.sources import ArraySource, Source
 
@@ -151,7 +151,7 @@ def survey(source: Source | ArraySource, *, limit: int = 10_000, seconds: float 
     chunk = 16 * threads
     with (
         concurrent.futures.ThreadPoolExecutor(threads) as pool,
-        tqdm(total=len(chosen), desc='looking at images', delay=3, disable=None) as bar,
+        terminal.progress(None, 'looking at images', total=len(chosen), unit=' images') as bar,
     ):
         for start in range(0, len(chosen), chunk):
             for name, found, spent in pool.map(look, chosen[start : start + chunk].tolist()):

@@ -5,8 +5,9 @@ python -m simsiam_jax.tools.doctor --config=configs/folder.py --config.data.sour
 
 looks at the images, at the configuration and at this machine, trains nothing, and prints a line
 for each thing it found, the worst first, then what to change in the configuration and why.
---write makes a configuration of that. --probe trains shortly at several learning rates and takes
-the best, in minutes. Ends with 0 where the run would start (with --write: the one written), else 1.
+--write makes a configuration of that. --probe takes some hundred steps at several learning rates
+and the best of them, in minutes. Ends with 0 where the run would start (with --write: the one
+written), else 1.
 """
 
 import copy
@@ -21,7 +22,7 @@ from simsiam_jax import config as config_lib
 from simsiam_jax import errors, main
 from simsiam_jax.data import sources, tfds_source
 from simsiam_jax.data.survey import Survey, survey
-from simsiam_jax.tasks import pretrain
+from simsiam_jax.tasks import pretrain, rate_search
 from simsiam_jax.terminal import say
 from simsiam_jax.tools import findings, machine, readiness, recommend, written
 from simsiam_jax.tools.findings import Finding
@@ -142,9 +143,7 @@ def _open(config: ConfigDict) -> sources.Source | sources.ArraySource | None:
 
 def _probed(config: ConfigDict, advice: list[Advice]) -> list[Advice]:
     """The advice with the learning rate that a search found for it."""
-    from simsiam_jax.tasks.rate_search import search
-
-    best = search(recommend.apply(config, advice))
+    best = rate_search.search(recommend.apply(config, advice))
     kept = [a for a in advice if a.key != 'optim.learning_rate']
     say(f'{best.table}\n')
     return [*kept, Advice('optim.learning_rate', best.rate, best.reason)]

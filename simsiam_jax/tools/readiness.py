@@ -2,11 +2,9 @@
 
 import datetime
 import glob
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import shutil
 import zlib
 
@@ -22,9 +20,8 @@ from simsiam_jax.data.reader import Reader
 from simsiam_jax.tasks import memory, pretrain
 from simsiam_jax.tools import machine
 from simsiam_jax.tools.findings import Finding
-from simsiam_jax.training import checkpoint, lock, saved
+from simsiam_jax.training import checkpoint, lock, saved, versions
 
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'simsiam_jax')
 _GIB = 2**30
 # Share of a device's memory above which an estimate says little.
 TIGHT = 0.85
@@ -60,8 +57,8 @@ def of_hosts(source: sources.Source | sources.ArraySource | None) -> list[Findin
 
 def facts_of(source: sources.Source | sources.ArraySource | None) -> dict[str, str]:
     """What must be alike on all hosts, by name; None: the images are not there."""
-    facts = {'python': platform.python_version()}
-    facts |= {name: _version(name) for name in _PACKAGES}
+    here = versions.of_this_process()['versions']
+    facts = {name: here.get(name, '') for name in ('python', *versions.PACKAGES)}
     facts['number of images'] = str(len(source)) if source else 'none'
     names = []
     if source and not isinstance(source, sources.ArraySource):
@@ -69,13 +66,6 @@ def facts_of(source: sources.Source | sources.ArraySource | None) -> dict[str, s
         names = [os.path.basename(source.name(int(i))) for i in some]
     facts['names of images'] = '\n'.join(names)
     return facts
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return 'not installed'  # but run from its folder
 
 
 def compare(names: list[str], everyone: Int[np.ndarray, 'P N']) -> list[Finding]:

@@ -7,13 +7,22 @@ from typing import Any
 
 import jax
 
-_PACKAGES = ('simsiam_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow')
+PACKAGES = (
+    'simsiam_jax',
+    'jax',
+    'jaxlib',
+    'flax',
+    'optax',
+    'orbax-checkpoint',
+    'numpy',
+    'tensorflow',
+)
 
 
 def of_this_process() -> dict[str, Any]:
     """Versions of Python and of the packages that are there, host, processes and devices."""
     found = {'python': platform.python_version()}
-    for name in _PACKAGES:
+    for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
