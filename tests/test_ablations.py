@@ -3,6 +3,7 @@
 import json
 import pathlib
 import runpy
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from simsiam_jax.methods import losses, moving_average, simsiam
 from simsiam_jax.models import resnet
 from simsiam_jax.models.network import Outputs
 from simsiam_jax.tasks import pretrain
-from simsiam_jax.training import alternation, optim, step
+from simsiam_jax.training import alternation, optim, saved, step
 from simsiam_jax.training import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('_compiled_quickly')
@@ -322,6 +323,44 @@ def test_the_averages_must_be_as_many_as_the_images() -> None:
     config.method.images = 1000
     with pytest.raises(errors.UserError, match=r'images is 1000, but digits/train has 1437'):
         pretrain.build(config)
+
+
+@pytest.mark.parametrize('row', ['moving_average', 'alternate_10'])
+def test_runs_of_the_two_experiments_show_what_they_keep_and_resume(row, tmp_path, capsys) -> None:
+    config = get_config(f'{row},digits')
+    config.update_from_flattened_dict(
+        {
+            'batch_size': 256,
+            'epochs': 4,  # of five steps
+            'model.width_multiplier': 0.125,
+            'model.stages': (1,),
+            'checkpoint.every_epochs': 1,
+            'checkpoint.keep': 9,
+            'eval.train': '',
+            'eval.test': '',
+            'guard': 'off',
+            'log.tensorboard': False,
+        }
+    )
+    if row == 'alternate_10':
+        config.alternate.steps = 7  # the checkpoints are of whole blocks
+    pretrain.run(config, str(tmp_path))
+    told = capsys.readouterr().out
+    folder = tmp_path / saved.FOLDER
+    if row == 'alternate_10':
+        assert saved.list_steps(folder) == [7, 14, 20]
+        assert 'targets of 7 steps at once: 2 MiB on the hosts' in told  # 7 x 2 x 256 x 128 floats
+    else:
+        assert saved.list_steps(folder) == [5, 10, 15, 20]
+        assert 'keeps 0.7 MiB between steps on every device: float32[1437, 128]' in told
+    whole = saved.load(tmp_path, 'state')
+    for step_ in saved.list_steps(folder)[1:]:
+        shutil.rmtree(folder / str(step_))
+    pretrain.run(config, str(tmp_path))
+    assert 'resuming from step' in capsys.readouterr().out
+    again = saved.load(tmp_path, 'state')
+    assert again.step == whole.step == 20
+    jax.tree.map(np.testing.assert_array_equal, again.tree, whole.tree)
 
 
 @pytest.mark.long

@@ -202,6 +202,8 @@ def run(config: ConfigDict, workdir: str) -> None:
         f'{config.data.source}, {config.epochs} epochs of {parts.order.steps_per_epoch} steps, '
         f'batch {config.batch_size} on {parts.mesh.size} x {jax.devices()[0].device_kind}'
     )
+    if (kept := jax.eval_shape(parts.init).memory) is not None:
+        say(summary.memory(config.method.name, kept))
     train_step = build_step(config, parts)
     if config.dry_run:
         batch = next(parts.batches(0, 1))

@@ -26,6 +26,17 @@ def parameters(params: dict[str, Any]) -> str:
     return f'{sum(counts.values()):,} parameters: {parts}'
 
 
+def memory(method: str, kept: Any) -> str:
+    """One line: what a method keeps between steps beside its weights, and how much that is."""
+    arrays = jax.tree_util.tree_leaves_with_path(kept)
+    size = sum(x.size * x.dtype.itemsize for _, x in arrays)
+    parts = ', '.join(
+        f'{jax.tree_util.keystr(path, simple=True, separator="/")} {x.dtype}{list(x.shape)}'.strip()
+        for path, x in arrays
+    )
+    return f'{method} keeps {size / 2**20:,.1f} MiB between steps on every device: {parts}'
+
+
 def dry_run(train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: Mesh) -> str:
     """Every parameter's shape, the batch, and the memory that a step takes on each device.
 
