@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
-# What a GPU can tell, in calls of at most nine minutes: benchmarks/gpu.sh micro|step|torch|data|learn
+# What a GPU can tell, in calls of at most nine minutes: benchmarks/gpu.sh micro|step|torch|data|learn|run
 #   micro  the parts of the step alone          step   the fused kernels against the plain ones
 #   torch  the step against PyTorch's           data   augmentation on the device, a resident set
 #   learn  parity and step tests on the GPU, then training on digits
+#   run    whether runs repeat and resume bit for bit, move to the CPU and back, and say what does not fit
 # Tables go to the terminal and, with the JSON of each, to $OUT (runs/gpu where unset). Called
 # again, torch goes on with the compilers' caches. SMOKE=1 or --smoke runs it all small, on a CPU too.
-# Needs jax, flax, optax, jaxtyping, numpy; torch and torchvision for torch; for learn orbax, pytest,
-# ml_collections, clu, scikit-learn, safetensors, tqdm and pillow.
+# Needs jax, flax, optax, jaxtyping, numpy; torch and torchvision for torch; for learn and run orbax,
+# ml_collections, pytest, clu, scikit-learn, safetensors, tqdm and pillow.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 usage() {
-  echo 'usage: benchmarks/gpu.sh micro|step|torch|data|learn [--smoke]' >&2
+  echo 'usage: benchmarks/gpu.sh micro|step|torch|data|learn|run [--smoke]' >&2
   exit 1
 }
 
 part=${1:-}
-[[ $part =~ ^(micro|step|torch|data|learn)$ ]] || usage
+[[ $part =~ ^(micro|step|torch|data|learn|run)$ ]] || usage
 [[ ${2:-} == --smoke ]] && SMOKE=1
 python=${PYTHON:-python3}
 out=${OUT:-runs/gpu}
@@ -40,7 +41,7 @@ case $part in
       --json "$out/step.json" "${small[@]}"
     ;;
   torch)
-    limited "$python" benchmarks/step_vs_pytorch.py --against compile eager --seconds 300 \
+    limited "$python" benchmarks/step_vs_pytorch.py --against eager compile --seconds 300 \
       --json "$out/torch.json" "${small[@]}"
     ;;
   data)
@@ -58,5 +59,10 @@ case $part in
     limited "$python" -m simsiam_jax.main --workdir="$out/digits" "${digits[@]}"
     mv "$out/digits/metrics.jsonl" "$out/learn.json"
     rm -r "$out/digits"
+    ;;
+  run)
+    platform=cuda
+    if [[ ${SMOKE:-0} == 1 ]]; then platform=cpu; fi
+    limited "$python" tests/faults/gpu.py "$platform"
     ;;
 esac

@@ -5,8 +5,9 @@
 `ours` is this package's step; `plain` the same with model.kernels=plain; `eager` the recipe as
 PyTorch's users run it (torchvision's ResNet, channels_last, bfloat16 autocast, SGD); `compile` that
 under torch.compile(mode='max-autotune'). Both have normalised float32 views on the device already.
-Each pair is measured in turns, in processes of its own. Besides the package it needs torch and
-torchvision, but no TensorFlow; --smoke runs tiny networks, on a CPU too.
+Each pair is measured in turns, in processes of its own; where the two do not fit into 80 GiB
+together, one after the other. Besides the package it needs torch and torchvision, no TensorFlow;
+--smoke runs tiny networks, on a CPU too.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,13 @@ STAGES = {'resnet50': (3, 4, 6, 3), 'resnet18': (2, 2, 2, 2), 'tiny': (1, 1, 1, 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
+    """`apart`: the two of a pair do not run at once."""
+
     network: str
     size: int
     batch: int
     dim: int = 2048
+    apart: bool = False
 
     @property
     def name(self) -> str:
@@ -41,10 +45,10 @@ class Setting:
 
 SETTINGS = [
     Setting('resnet50', 224, 256),
-    Setting('resnet50', 224, 512),
+    Setting('resnet50', 224, 512, apart=True),
     Setting('resnet18', 32, 512),
 ]
-SMOKE = [Setting('tiny', 16, 4, 64)]
+SMOKE = [Setting('tiny', 16, 4, 64), Setting('tiny', 16, 8, 64, apart=True)]
 
 # run(steps) -> seconds of so many steps, all done; with the number of parameters.
 Built = tuple[Callable[[int], float], int, Callable[[], int | None]]
@@ -208,33 +212,47 @@ class Worker:
         self._process.wait()
 
 
-def compare(setting: Setting, other: str, rounds: int, steps: int) -> dict[str, Any]:
-    """Medians of the rounds; an error where one of the two cannot run."""
-    workers = []
-    row: dict[str, Any] = {'setting': setting.name, 'other': other}
+def measure(
+    names: Sequence[str], setting: Setting, rounds: int, steps: int
+) -> list[dict[str, Any]]:
+    """What each says of itself, its seconds a step in every round and its memory; in turns."""
+    workers: list[Worker] = []
     try:
-        started = []
-        for name in ('ours', other):  # one after the other: both may tune their kernels
+        said = []
+        for name in names:  # one after the other: each may tune its kernels
             workers.append(Worker(name, setting))
-            started.append(workers[-1].answer())
-        if started[0]['parameters'] != started[1]['parameters']:
-            raise RuntimeError(f'the networks differ: {[s["parameters"] for s in started]}')
+            said.append(workers[-1].answer())
         answers = [[worker.run(steps) for worker in workers] for _ in range(rounds)]
-    except RuntimeError as error:
-        return row | {'error': str(error)}
     finally:
         for worker in workers:
             worker.close()
+    return [
+        own | {'seconds': [a['seconds'] / steps for a in of], 'memory': of[-1]['memory']}
+        for own, of in zip(said, zip(*answers, strict=True), strict=True)
+    ]
+
+
+def compare(setting: Setting, other: str, rounds: int, steps: int) -> dict[str, Any]:
+    """Medians of the rounds; an error where one of the two cannot run."""
+    row: dict[str, Any] = {'setting': setting.name, 'other': other}
     names = ('ours', other)
-    seconds = np.array([[a['seconds'] for a in pair] for pair in answers]) / steps
-    ratios = seconds[:, 1] / seconds[:, 0]
-    rates = np.median(setting.batch / seconds, axis=0)
+    measured = []
+    try:
+        for group in [[name] for name in names] if setting.apart else [names]:
+            measured += measure(group, setting, rounds, steps)
+        if measured[0]['parameters'] != measured[1]['parameters']:
+            raise RuntimeError(f'the networks differ: {[m["parameters"] for m in measured]}')
+    except RuntimeError as error:
+        return row | {'error': str(error)}
+    seconds = np.array([m['seconds'] for m in measured])
+    ratios = seconds[1] / seconds[0]
+    rates = np.median(setting.batch / seconds, axis=1)
     return row | {
         'images_per_second': dict(zip(names, rates.tolist(), strict=True)),
         'ratio': float(np.median(ratios)),
         'ratios': [float(ratios.min()), float(ratios.max())],
-        'memory': {name: a['memory'] for name, a in zip(names, answers[-1], strict=True)},
-        'start_seconds': [s['start'] for s in started],
+        'memory': {name: m['memory'] for name, m in zip(names, measured, strict=True)},
+        'start_seconds': [m['start'] for m in measured],
     }
 
 
@@ -279,10 +297,11 @@ def main() -> None:
     begin, rows = time.monotonic(), []
     if arguments.smoke:
         arguments.rounds, arguments.steps = 2, 2
-    for setting in SMOKE if arguments.smoke else SETTINGS:
-        if arguments.only and setting.name not in arguments.only:
-            continue
-        for other in arguments.against:
+    settings = SMOKE if arguments.smoke else SETTINGS
+    if arguments.only:
+        settings = [setting for setting in settings if setting.name in arguments.only]
+    for other in arguments.against:  # torch.compile takes minutes: the others first
+        for setting in settings:
             late = time.monotonic() - begin > arguments.seconds
             rows.append(
                 {'setting': setting.name, 'other': other, 'error': 'not run: no time left'}
