@@ -240,7 +240,8 @@ def _tasks(host: str, local: int, **more: str) -> dict[str, str]:
 MPI_LOCAL = MPI | {'OMPI_COMM_WORLD_LOCAL_SIZE': '2', 'OMPI_COMM_WORLD_LOCAL_RANK': '1'}
 
 
-# As srun of SLURM 22.05 and mpirun of Open MPI 4.1 set them; the flags are srun's.
+# The names and forms of srun of SLURM 22.05, device files in place of GPUs, and of mpirun of Open
+# MPI 4.1; the flags are srun's.
 @pytest.mark.parametrize(
     ('env', 'devices'),
     [
