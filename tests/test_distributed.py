@@ -220,6 +220,11 @@ GIVEN = {'JAX_COORDINATOR_ADDRESS': 'pod-0:1234', 'JAX_NUM_PROCESSES': '8'}
         (SLURM | {'SLURM_STEP_NODELIST': 'a', 'SLURM_STEP_NUM_TASKS': '1'}, None),
         (MPI, Peers(f'10.96.0.1:{61440 + 1531576320 // 4096 % 4096}', 2, 1)),
         (MPI | {'PMIX_SERVER_TMPDIR': '/no/such'}, None),
+        # mpirun within a SLURM job of three hosts: of the others it has two agents of its own.
+        (
+            SLURM | {'SLURM_STEP_NODELIST': 'n[2-3]', 'SLURM_STEP_NUM_TASKS': '2'} | MPI,
+            Peers(f'10.96.0.1:{61440 + 1531576320 // 4096 % 4096}', 2, 1),
+        ),
         (GIVEN | {'JAX_PROCESS_ID': '2'}, Peers('pod-0:1234', 8, 2)),
         (GIVEN | {'JOB_COMPLETION_INDEX': '5'}, Peers('pod-0:1234', 8, 5)),
     ],
@@ -228,9 +233,47 @@ def test_launchers_are_found_where_they_are_alive(env: dict, peers: Peers | None
     assert distributed.from_environment(env) == peers
 
 
+def _tasks(host: str, local: int, **more: str) -> dict[str, str]:
+    return {'SLURM_GTIDS': host, 'SLURM_LOCALID': str(local)} | more
+
+
+MPI_LOCAL = MPI | {'OMPI_COMM_WORLD_LOCAL_SIZE': '2', 'OMPI_COMM_WORLD_LOCAL_RANK': '1'}
+
+
+# The names and forms of srun of SLURM 22.05, device files in place of GPUs, and of mpirun of Open
+# MPI 4.1; the flags are srun's.
+@pytest.mark.parametrize(
+    ('env', 'devices'),
+    [
+        ({}, None),
+        # --ntasks-per-node=1 --gpus-per-node=8
+        (_tasks('1', 0, CUDA_VISIBLE_DEVICES='0,1,2,3,4,5,6,7', SLURM_GPUS_ON_NODE='8'), None),
+        # --ntasks-per-node=2 --gpus-per-node=2, and where SLURM knows of no GPUs
+        (_tasks('2,3', 1, CUDA_VISIBLE_DEVICES='0,1', SLURM_GPUS_ON_NODE='2'), [1]),
+        (_tasks('2,3', 1), [1]),
+        # -n3 --gpus-per-task=1, -n2 --gpus-per-task=2
+        (_tasks('0,1,2', 2, CUDA_VISIBLE_DEVICES='2', SLURM_GPUS_ON_NODE='3'), None),
+        (_tasks('0,1', 1, CUDA_VISIBLE_DEVICES='2,3', SLURM_GPUS_ON_NODE='4'), None),
+        (MPI_LOCAL, [1]),
+        (MPI_LOCAL | {'CUDA_VISIBLE_DEVICES': '1'}, None),
+        (MPI_LOCAL | {'CUDA_VISIBLE_DEVICES': '0,1'}, [1]),
+        (MPI_LOCAL | {'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}, None),
+        (MPI_LOCAL | {'PMIX_SERVER_TMPDIR': '/no/such'}, None),
+        (MPI_LOCAL | _tasks('0', 0), [1]),
+        (MPI_LOCAL | GIVEN, None),
+    ],
+)
+def test_a_process_takes_its_gpu_among_others_and_all_alone(
+    env: dict, devices: list | None
+) -> None:
+    assert distributed._local_devices(env) == devices
+
+
 def test_half_an_environment_and_impossible_ranks_are_told() -> None:
     with pytest.raises(errors.UserError, match='JAX_NUM_PROCESSES and JAX_PROCESS_ID'):
         distributed.from_environment({'JAX_COORDINATOR_ADDRESS': 'a:1'})
+    with pytest.raises(errors.UserError, match='Open MPI 5 sets none'):
+        distributed.from_environment(MPI | {'OMPI_MCA_orte_hnp_uri': ''})
     with pytest.raises(errors.UserError, match='process_id is 2; expected from 0 to under'):
         distributed.start(Peers('a:1', 2, 2))
     with pytest.raises(errors.UserError, match="'a'; expected HOST:PORT"):

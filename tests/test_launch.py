@@ -1,6 +1,8 @@
 """What the launchers would do, and one that does it."""
 
+import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,7 +32,7 @@ def launch(script: str, *args: str, timeout: int = 60, **env: str) -> subprocess
     [
         ('local.sh', ['-n', '2'], {'PORT': '5000'}, '--coordinator=127.0.0.1:5000'),
         ('gpu_host.sh', [], {}, 'JAX sees no GPU'),
-        ('slurm.sbatch', [], {}, 'srun --kill-on-bad-exit=1'),
+        ('slurm.sbatch', [], {}, "'srun' '--wait=300'"),
         (
             'tpu_pod.sh',
             [],
@@ -90,6 +92,100 @@ def test_local_starts_a_dying_run_again_but_not_a_mistaken_one(tmp_path: pathlib
         done = launch('local.sh', '-n', '1', *RUN, PYTHON=str(program), MAX_RESTARTS='2')
         assert done.returncode == code
         assert len(count.read_text()) == starts
+
+
+def put(program: pathlib.Path, text: str) -> None:
+    program.write_text('#!/bin/bash\n' + text)
+    program.chmod(0o755)
+
+
+def path(folder: pathlib.Path) -> str:
+    return f'{folder}:{os.environ["PATH"]}'
+
+
+@pytest.mark.parametrize(
+    ('codes', 'count', 'code', 'requeued'),
+    [
+        ((0, 0), 0, 0, False),
+        ((143, 143), 0, 143, True),
+        ((75, 137), 0, 137, True),
+        ((75, 1), 0, 1, False),
+        ((1, 143), 1, 1, False),
+        ((75, 75), 2, 75, False),
+    ],
+)
+def test_slurm_requeues_all_but_a_mistaken_run(tmp_path, codes, count, code, requeued) -> None:
+    log = tmp_path / 'log'
+    put(tmp_path / 'task', 'exit $CODE\n')
+    # As srun does: all tasks, the highest code.
+    put(
+        tmp_path / 'srun',
+        f'shift; top=0; for CODE in {codes[0]} {codes[1]}; do export CODE; "$@"; c=$?\n'
+        '((c <= top)) || top=$c; done; exit $top\n',
+    )
+    put(tmp_path / 'scontrol', f'echo "$@" >> {log}\n')
+    own = {'PATH': path(tmp_path), 'PYTHON': str(tmp_path / 'task'), 'SLURM_JOB_ID': '7'}
+    done = launch('slurm.sbatch', *RUN, MAX_RESTARTS='2', SLURM_RESTART_COUNT=str(count), **own)
+    assert done.returncode == code, done.stderr
+    assert (log.exists() and log.read_text()) == (requeued and 'requeue 7\n')
+
+
+# A slice: its state in a file; `full` makes one creation fail; each run takes a line of `plan`, its
+# code and the state it leaves.
+GCLOUD = """
+cd "$(dirname "$0")"
+verb=$4
+[[ $* == *simsiam_jax.main* ]] && verb=run
+[[ $verb == describe ]] || echo $verb >> calls
+case $verb in
+  describe) cat state ;;
+  create) if [[ -e full ]]; then rm full; exit 1; fi; echo READY > state ;;
+  delete) rm state ;;
+  run)
+    echo "${*: -1}" > command
+    read -r code state < plan
+    sed -i 1d plan
+    if [[ $state == FULL ]]; then touch full; state=PREEMPTED; fi
+    echo $state > state
+    exit $code ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ('state', 'plan', 'code', 'calls'),
+    [
+        (None, ['0 READY'], 0, 'create scp ssh run'),
+        ('READY', ['0 READY'], 0, 'scp ssh run'),
+        ('STOPPED', ['0 READY'], 0, 'delete create scp ssh run'),
+        ('FULL', [], 1, 'create'),
+        ('READY', ['255 PREEMPTED', '0 READY'], 0, 'scp ssh run delete create scp ssh run'),
+        ('READY', ['75 READY', '0 READY'], 0, 'scp ssh run scp ssh run'),
+        # What the user must mend, and gcloud's own 1 where the slice has gone.
+        ('READY', ['1 READY'], 1, 'scp ssh run'),
+        ('READY', ['1 PREEMPTED', '0 READY'], 0, 'scp ssh run delete create scp ssh run'),
+        # No room for another slice at first.
+        ('READY', ['255 FULL', '0 READY'], 0, 'scp ssh run delete create create scp ssh run'),
+        ('READY', 3 * ['75 READY'], 75, 'scp ssh run scp ssh run scp ssh run'),
+    ],
+)
+def test_a_slice_is_made_anew_when_it_is_lost(tmp_path, state, plan, code, calls) -> None:
+    put(tmp_path / 'gcloud', GCLOUD)
+    put(tmp_path / 'git', '')
+    (tmp_path / 'plan').write_text('\n'.join([*plan, '']))
+    if state == 'FULL':
+        (tmp_path / 'full').touch()
+    elif state:
+        (tmp_path / 'state').write_text(state)
+    slice_ = {'NAME': 'n', 'ZONE': 'z', 'TYPE': 't', 'PAUSE': '0', 'MAX_RESTARTS': '2'}
+    flag = "--config.optim.mask='a b'"
+    done = launch('tpu_pod.sh', *RUN, flag, PATH=path(tmp_path), **slice_)
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / 'calls').read_text().split() == calls.split()
+    if plan:  # the flags reach the run through the slice's shell as they are
+        command = (tmp_path / 'command').read_text()
+        words = shlex.split(command.partition('simsiam_jax.main')[2].partition('2>&1')[0])
+        assert words == [*RUN, flag]
 
 
 def test_kubernetes_is_told_what_a_jobset_needs() -> None:
