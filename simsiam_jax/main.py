@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from simsiam_jax import errors
 from simsiam_jax.pages import report
 from simsiam_jax.tasks import knn, pretrain, probe, supervised
-from simsiam_jax.training import distributed, mesh
+from simsiam_jax.training import distributed, launchers, mesh
 
 TASKS = {
     'pretrain': pretrain.run,
@@ -70,11 +70,11 @@ def _hook(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def peers() -> distributed.Peers | None:
+def peers() -> launchers.Peers | None:
     """The processes that the flags name; None: as the environment says."""
     if not _COORDINATOR.value:
         return None
-    return distributed.Peers(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    return launchers.Peers(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
 
 
 def parse(argv: list[str], required: Sequence[str] = ('config', 'workdir')) -> list[str]:

@@ -16,8 +16,8 @@ import pytest
 from commands import environment
 
 from simsiam_jax import errors
-from simsiam_jax.training import distributed, saved
-from simsiam_jax.training.distributed import Peers
+from simsiam_jax.training import distributed, launchers, saved
+from simsiam_jax.training.launchers import Peers
 
 ROOT = pathlib.Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location('kills', ROOT / 'tests' / 'faults' / 'kills.py')
@@ -34,12 +34,12 @@ from jax.experimental import multihost_utils
 sys.path.insert(0, 'configs')
 import quickstart
 from simsiam_jax.tasks import pretrain
-from simsiam_jax.training import distributed, step
+from simsiam_jax.training import distributed, launchers, step
 from simsiam_jax.training import mesh as mesh_lib
 
 out, port, count, rank, *methods = sys.argv[1:]
 if int(count) > 1:
-    distributed.start(distributed.Peers(f'127.0.0.1:{port}', int(count), int(rank)), timeout=60)
+    distributed.start(launchers.Peers(f'127.0.0.1:{port}', int(count), int(rank)), timeout=60)
 found = {}
 for method in methods:
     config = quickstart.get_config(method)
@@ -149,6 +149,21 @@ def test_two_processes_end_together_and_one_goes_on(tmp_path) -> None:
 
 
 @pytest.mark.long
+def test_a_silent_process_ends_the_others_in_bounded_time(tmp_path) -> None:
+    started = kills.start(tmp_path, 2, '--config.epochs=1000')
+    kills.await_moment('step', tmp_path, started)
+    started[1].send_signal(signal.SIGSTOP)
+    try:
+        assert started[0].wait(timeout=kills.LIMIT) == -signal.SIGABRT  # launchers start it again
+    finally:
+        started[1].kill()
+        started[1].wait()
+    log = (tmp_path / 'rank0.log').read_text()
+    assert 'stopped sending heartbeats' in log
+    assert 'Thread 0x' not in log
+
+
+@pytest.mark.long
 def test_a_run_that_is_killed_ends_as_if_it_were_not(tmp_path) -> None:
     counts = kills.run(2, 1, tmp_path, '--config.epochs=6')
     assert counts.total() == 2
@@ -230,7 +245,7 @@ GIVEN = {'JAX_COORDINATOR_ADDRESS': 'pod-0:1234', 'JAX_NUM_PROCESSES': '8'}
     ],
 )
 def test_launchers_are_found_where_they_are_alive(env: dict, peers: Peers | None) -> None:
-    assert distributed.from_environment(env) == peers
+    assert launchers.from_environment(env) == peers
 
 
 def _tasks(host: str, local: int, **more: str) -> dict[str, str]:
@@ -266,14 +281,14 @@ MPI_LOCAL = MPI | {'OMPI_COMM_WORLD_LOCAL_SIZE': '2', 'OMPI_COMM_WORLD_LOCAL_RAN
 def test_a_process_takes_its_gpu_among_others_and_all_alone(
     env: dict, devices: list | None
 ) -> None:
-    assert distributed._local_devices(env) == devices
+    assert launchers.local_devices(env) == devices
 
 
 def test_half_an_environment_and_impossible_ranks_are_told() -> None:
     with pytest.raises(errors.UserError, match='JAX_NUM_PROCESSES and JAX_PROCESS_ID'):
-        distributed.from_environment({'JAX_COORDINATOR_ADDRESS': 'a:1'})
+        launchers.from_environment({'JAX_COORDINATOR_ADDRESS': 'a:1'})
     with pytest.raises(errors.UserError, match='Open MPI 5 sets none'):
-        distributed.from_environment(MPI | {'OMPI_MCA_orte_hnp_uri': ''})
+        launchers.from_environment(MPI | {'OMPI_MCA_orte_hnp_uri': ''})
     with pytest.raises(errors.UserError, match='process_id is 2; expected from 0 to under'):
         distributed.start(Peers('a:1', 2, 2))
     with pytest.raises(errors.UserError, match="'a'; expected HOST:PORT"):

@@ -10,7 +10,7 @@ import sys
 import pytest
 from commands import environment
 
-from simsiam_jax.training import distributed, saved
+from simsiam_jax.training import launchers, saved
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ['--config=configs/quickstart.py', '--workdir=gs://bucket/run']
@@ -210,8 +210,8 @@ def test_kubernetes_is_told_what_a_jobset_needs() -> None:
     host, port = env['JAX_COORDINATOR_ADDRESS'].split(':')
     # JobSet's names: SET-JOB-REPLICA-POD under the set's own.
     assert host == '{0}-{1}-0-0.{0}'.format(jobset['metadata']['name'], workers['name'])
-    peers = distributed.from_environment(env | {'JOB_COMPLETION_INDEX': '1'})
-    assert peers == distributed.Peers(f'{host}:{port}', job['completions'], 1)
+    peers = launchers.from_environment(env | {'JOB_COMPLETION_INDEX': '1'})
+    assert peers == launchers.Peers(f'{host}:{port}', job['completions'], 1)
     assert [exposed['containerPort'] for exposed in container['ports']] == [int(port)]
 
 
