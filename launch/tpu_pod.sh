@@ -44,7 +44,7 @@ prepare() {
   do_ git archive --format=tar.gz --output="/tmp/$NAME.tar.gz" HEAD
   do_ "${tpu[@]}" scp "/tmp/$NAME.tar.gz" "$NAME:" --zone="$ZONE" --worker=all
   on_all "mkdir -p simsiam && tar xzf $NAME.tar.gz -C simsiam && cd simsiam && \
-python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[tpu]'"
+python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[tpu,gcs]'"
 }
 
 flags=$(printf '%q ' "$@")
