@@ -40,6 +40,8 @@ setup(
     extras_require={
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
+        # What Orbax asks about a bucket with, for workdirs of gs://.
+        'gcs': ['google-cloud-storage'],
         # What config.log.wandb and config.log.mlflow write to.
         'loggers': ['mlflow', 'wandb'],
         # Compilers for GPUs and TPUs that are not there: `benchmark aot` on a CPU machine.

@@ -51,7 +51,7 @@ prepare() { # called in a condition, where bash does not end at what fails
     # The slices' own Python is 3.10; uv brings another.
     on_all "$stop; mkdir -p simsiam && tar xzf $NAME.tar.gz -C simsiam && cd simsiam && \
 python3 -m pip install --quiet --user uv && uv=~/.local/bin/uv && \
-\$uv venv --quiet --allow-existing --python=3.12 && \$uv pip install --quiet -e '.[tpu]'"
+\$uv venv --quiet --allow-existing --python=3.12 && \$uv pip install --quiet -e '.[tpu,gcs]'"
 }
 
 # Ctrl-C ends this script, not the run, which goes on without it and ends with the next start.

@@ -1,4 +1,4 @@
-"""TensorFlow, imported only where image files or TensorBoard need it."""
+"""TensorFlow, imported only where image files, TensorBoard or buckets need it."""
 
 import contextlib
 import functools
@@ -26,8 +26,8 @@ def load() -> Any:
             tf.config.set_visible_devices([], 'TPU')
     except ModuleNotFoundError as error:
         raise errors.UserError(
-            f'{error.name} is not installed, and image files and TensorBoard need it; '
-            f'pip install {error.name}, or use data.source=digits and log.tensorboard=False'
+            f'{error.name} is not installed, and image files, TensorBoard and gs:// need it; '
+            f'pip install {error.name}, or use data.source=digits, log.tensorboard=False and disks'
         ) from error
     return tf
 

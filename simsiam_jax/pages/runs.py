@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from simsiam_jax import errors
+from simsiam_jax import buckets, errors
 
 Curve = list[tuple[int, float]]  # (step, value)
 
@@ -63,10 +63,14 @@ def read(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
     Raises:
       UserError: a folder is not the workdir of a run.
     """
-    paths = list(dict.fromkeys(epath.Path(workdir).absolute() for workdir in workdirs))
+    paths = list(dict.fromkeys(buckets.folder(workdir) for workdir in workdirs))
     levels = zip(*(path.parent.parts for path in paths), strict=False)
     common = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, levels)))
-    return [_read(path, '/'.join(path.parts[common:])) for path in paths]
+    found = []
+    for path in paths:
+        with buckets.reading(path):
+            found.append(_read(path, '/'.join(path.parts[common:])))
+    return found
 
 
 def _read(folder: epath.Path, name: str) -> Run:

@@ -5,12 +5,11 @@ import json
 from typing import Any
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from simsiam_jax import buckets, errors
 from simsiam_jax import config as config_lib
-from simsiam_jax import errors
 from simsiam_jax.data import subset, tfds_source
 from simsiam_jax.tasks import inputs
 from simsiam_jax.tasks.features import Extractor
@@ -145,14 +144,14 @@ def write(workdir: str, name: str, result: Any) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    folder = epath.Path(workdir)
+    folder = buckets.folder(workdir)
     if jax.process_index():
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        buckets.make(folder)
         (folder / name).write_text(json.dumps(result, indent=2) + '\n')
-    except OSError as error:
+    except buckets.failures() as error:
         raise errors.UserError(
-            f'{folder / name} cannot be written: {error.strerror}; give another --workdir'
+            f'{folder / name} cannot be written: {buckets.reason(error)}; {buckets.mend(workdir)}'
         ) from error
     say(f'written to {folder / name}')

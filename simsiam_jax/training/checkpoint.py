@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from simsiam_jax import errors
+from simsiam_jax import buckets, errors
 from simsiam_jax.training import distributed, saved
 from simsiam_jax.training.held import Held
 from simsiam_jax.training.lock import Lock
@@ -66,7 +65,7 @@ class Checkpoints:
         free: Sequence[str] = FREE,
     ):
         self._config = json.loads(json.dumps(config))  # as it comes back from a file
-        self._folder = epath.Path(workdir).absolute()
+        self._folder = buckets.folder(workdir)
         self._held = Held(self._folder / 'held.json')
         self._lock: Lock | None = None
         self._manager: ocp.CheckpointManager | None = None
@@ -75,11 +74,12 @@ class Checkpoints:
         self._failure = problem = ''
         if jax.process_index() == 0:
             try:
+                buckets.need_client(self._folder)
                 self._lock = Lock(self._folder)
                 (self._folder / saved.FOLDER).mkdir(exist_ok=True)
             except errors.UserError as error:
                 problem = str(error)
-            except OSError as error:
+            except buckets.failures() as error:
                 problem = _cannot_write(workdir, error)
         if problem := distributed.from_first(problem):
             self._release()
@@ -88,7 +88,7 @@ class Checkpoints:
             self._start = self._newest(free)
             if jax.process_index() == 0:
                 self._manager = self._open(keep, keep_every)
-        except OSError as error:
+        except buckets.failures() as error:
             self._release()
             raise errors.UserError(_cannot_write(workdir, error)) from error
         except errors.UserError:
@@ -162,7 +162,7 @@ class Checkpoints:
         items = {'state': vars(state), 'encoder': encoder_variables(state)}
         try:
             size = sum(x.nbytes for x in jax.tree.leaves(items))
-            if '://' not in os.fspath(self._folder) and shutil.disk_usage(self._folder).free < size:
+            if not buckets.is_remote(self._folder) and shutil.disk_usage(self._folder).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             meta: dict[str, Any] = {
                 'step': step,
@@ -209,7 +209,7 @@ class Checkpoints:
             if step is not None:
                 return self._held.hold(step, self._manager.all_steps())
             self._held.release()
-        except OSError as error:
+        except buckets.failures() as error:
             self._failure = f'step {step} cannot be held: {_reason(error)}'
         return None
 
@@ -248,8 +248,8 @@ class Checkpoints:
             self._lock.release()
 
 
-def _cannot_write(workdir: str, error: OSError) -> str:
-    return f'workdir {workdir} cannot be written: {error.strerror}; give another --workdir'
+def _cannot_write(workdir: str, error: Exception) -> str:
+    return f'workdir {workdir} cannot be written: {buckets.reason(error)}; {buckets.mend(workdir)}'
 
 
 def _reason(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from simsiam_jax import errors
+from simsiam_jax import buckets, errors
 
 NAME = 'lock.json'
 BEAT = 5.0  # seconds
@@ -25,15 +25,15 @@ class Lock:
 
     Raises:
       UserError: another run is active there.
-      OSError: the workdir cannot be written.
+      OSError: the workdir cannot be written; of a bucket, one of buckets.failures().
     """
 
     def __init__(self, workdir: epath.Path):
         self._path = workdir / NAME
         self._me = {'host': socket.gethostname(), 'pid': os.getpid(), 'run': uuid.uuid4().hex}
         self._beats = 0
-        workdir.mkdir(parents=True, exist_ok=True)
-        if '://' not in os.fspath(workdir):
+        buckets.make(workdir)
+        if not buckets.is_remote(workdir):
             self._take(self._path)
         else:  # a bucket cannot refuse the second of two at once
             holder = _read(self._path)
@@ -90,7 +90,7 @@ class Lock:
             self._beats += 1
             try:
                 self._write(self._path)
-            except OSError:
+            except buckets.failures():
                 continue  # a full disk: the next beat may find room
 
     def release(self) -> None:
@@ -99,7 +99,7 @@ class Lock:
         try:
             if _read(self._path).get('run') == self._me['run']:
                 self._path.unlink(missing_ok=True)
-        except OSError:
+        except buckets.failures():
             return  # it will be found to be stale
 
 

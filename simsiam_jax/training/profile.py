@@ -1,12 +1,14 @@
 """A trace of some steps, for TensorBoard and Perfetto."""
 
+import pathlib
 import re
+import shutil
+import tempfile
 from typing import Any
 
 import jax
-from etils import epath
 
-from simsiam_jax import errors
+from simsiam_jax import buckets, errors
 from simsiam_jax.terminal import say
 
 
@@ -21,7 +23,7 @@ class Window:
     """
 
     def __init__(self, steps: str, workdir: str):
-        self._folder = str(epath.Path(workdir) / 'profile')
+        self._folder = self._local = f'{workdir}/profile'
         self._tracing = False
         self._start = self._stop = -1
         if not steps:
@@ -40,7 +42,9 @@ class Window:
         """To be called before each step, with what the one before has given."""
         if number == self._start:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            if buckets.is_remote(self._folder):  # JAX writes on disks
+                self._local = tempfile.mkdtemp()
+            jax.profiler.start_trace(self._local, create_perfetto_trace=True)
             self._tracing = True
         elif number == self._stop and self._tracing:
             jax.block_until_ready(state)
@@ -49,7 +53,16 @@ class Window:
     def _end(self) -> None:
         jax.profiler.stop_trace()
         self._tracing = False
+        if self._local != self._folder:
+            self._upload()
         say(f'steps {self._start} to {self._stop - 1} are traced in {self._folder}')
+
+    def _upload(self) -> None:
+        local = pathlib.Path(self._local)
+        for file in filter(pathlib.Path.is_file, local.rglob('*')):
+            there = buckets.folder(self._folder) / file.relative_to(local)
+            there.write_bytes(file.read_bytes())
+        shutil.rmtree(local)
 
     def __exit__(self, *error: object) -> None:
         if self._tracing:

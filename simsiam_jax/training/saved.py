@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from simsiam_jax import errors
+from simsiam_jax import buckets, errors
 from simsiam_jax.training import distributed, writers
 
 FOLDER = 'checkpoints'
@@ -54,8 +54,9 @@ def load(
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
     """
-    folder = epath.Path(workdir).absolute() / FOLDER
-    steps = list_steps(folder)
+    folder = buckets.folder(workdir) / FOLDER
+    with buckets.reading(folder):
+        steps = list_steps(folder)
     if not steps or (step is not None and step not in steps):
         found = f'steps {", ".join(map(str, steps))}' if steps else 'none'
         wanted = 'a checkpoint' if step is None else f'step {step}'
@@ -92,7 +93,7 @@ def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       UserError: it is damaged.
     """
-    item = epath.Path(path).absolute()
+    item = buckets.folder(path)
     try:
         return _read(item.parent, item.name, ())[1]
     except Exception as error:  # as in load()
@@ -139,7 +140,7 @@ def _open(item: epath.Path, name: str) -> Any:
 
     Not by Orbax: of several damaged arrays it reports one, and its threads print the others.
     """
-    base = os.fspath(item) if '://' in os.fspath(item) else f'file://{item}'
+    base = os.fspath(item) if buckets.is_remote(item) else f'file://{item}'
     kvstore = {'driver': 'ocdbt', 'base': f'{base}/', 'path': name.replace('/', '.') + '/'}
     return ts.open({'driver': 'zarr', 'kvstore': kvstore}, open=True, read=True)
 

@@ -23,7 +23,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from simsiam_jax import errors
+from simsiam_jax import buckets, errors
 from simsiam_jax.models import pytorch
 from simsiam_jax.training import saved
 
@@ -68,16 +68,15 @@ def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
     Raises:
       UserError: there is no such file, it is damaged, wants to run code, or holds no weights.
     """
-    file = epath.Path(path).absolute()
-    if (file / '_METADATA').exists():
-        return pytorch.backbone_to_torch(_read_orbax(file)), ''
-    if file.is_dir():
-        file = file / 'model.safetensors'
+    file = buckets.folder(path)
+    with buckets.reading(file):
+        if (file / '_METADATA').exists():
+            return pytorch.backbone_to_torch(_read_orbax(file)), ''
+        if file.is_dir():
+            file = file / 'model.safetensors'
     name, kind = str(file), ending(file)
-    try:
+    with buckets.reading(name):
         data = file.read_bytes()
-    except OSError as error:
-        raise errors.UserError(f'{name} cannot be read: {error.strerror or error}') from error
     readers = {'.safetensors': _from_safetensors, '.msgpack': flax.serialization.msgpack_restore}
     load = readers[kind] if kind in readers else _torch_loader(name)
     try:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from simsiam_jax import errors
+from simsiam_jax import buckets, errors
 from simsiam_jax.models import pytorch, pytorch_heads
 from simsiam_jax.training import saved, weight_files
 from simsiam_jax.training.step import TrainState
@@ -45,16 +45,18 @@ def part(weights: Weights, name: str) -> dict[str, Any]:
 
 def is_file(path: Path) -> bool:
     """Whether the path is one of a file of weights, not of a run; it need not exist."""
-    if weight_files.ending(path) or epath.Path(path).is_file():
+    if weight_files.ending(path):
         return True
-    return any((epath.Path(path) / name).exists() for name in weight_files.FOLDERS)
+    place = buckets.folder(path)
+    with buckets.reading(path):
+        return place.is_file() or any((place / name).exists() for name in weight_files.FOLDERS)
 
 
 def open_weights(path: Path, step: int | None = None) -> Weights:
     """The weights of a run's checkpoint (None: the latest) or of a file.
 
     Raises:
-      UserError: there are none, or the file is damaged or of another network.
+      UserError: there are none, or the file cannot be read, is damaged or of another network.
     """
     return from_file(path) if is_file(path) else _from_run(path, step)
 

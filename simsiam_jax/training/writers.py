@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -10,10 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jaxtyping import Float
 
-from simsiam_jax import errors, tensorflow
+from simsiam_jax import buckets, errors, tensorflow
 from simsiam_jax.terminal import say
 from simsiam_jax.training import loggers as loggers_lib
 from simsiam_jax.training import versions
@@ -59,7 +57,7 @@ class Writers:
         loggers: Sequence[loggers_lib.Behind] = (),
     ):
         self.workdir, self._start, self._loggers = workdir, step, loggers
-        self._folder = epath.Path(workdir)
+        self._folder = buckets.folder(workdir)
         self._events: Any = None
         self._bad, self._told = 0, False
         self._first = jax.process_index() == 0
@@ -112,7 +110,7 @@ class Writers:
     def _append(self, line: str) -> None:
         self._lines.append(line)
         path = self._folder / 'metrics.jsonl'
-        if '://' in os.fspath(path):  # a bucket's objects cannot be appended to
+        if buckets.is_remote(path):  # a bucket's objects cannot be appended to
             path.write_text('\n'.join(self._lines) + '\n')
             return
         with path.open('a') as lines:
@@ -123,9 +121,10 @@ class Writers:
         """A full disk costs measurements, not the run; it is said once."""
         try:
             yield
-        except OSError as error:
+        except buckets.failures() as error:
             if not self._told:
-                say(f'warning: measurements cannot be written: {error.strerror}; training goes on')
+                why = buckets.reason(error)
+                say(f'warning: measurements cannot be written: {why}; training goes on')
             self._told = True
 
     def training(self, step: int, metrics: dict[str, Any], clock: Clock) -> None:

@@ -41,7 +41,7 @@ def state_at(step: int) -> TrainState:
     )
 
 
-def save(workdir: pathlib.Path) -> None:
+def save(workdir: pathlib.Path | str) -> None:
     checkpoints = checkpoint.Checkpoints(str(workdir), CONFIG, keep=len(STEPS))
     for step in STEPS:
         checkpoints.save(state_at(step))

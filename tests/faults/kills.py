@@ -38,7 +38,7 @@ LIMIT = 600  # seconds for a run to end
 
 
 def start(
-    workdir: pathlib.Path, processes: int, *flags: str, logs: pathlib.Path | None = None
+    workdir: pathlib.Path | str, processes: int, *flags: str, logs: pathlib.Path | None = None
 ) -> list[subprocess.Popen]:
     """The processes of a run, two forced devices in all; what they print goes to rank*.log."""
     logs = logs or workdir

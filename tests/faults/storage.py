@@ -1,0 +1,275 @@
+"""A Google Cloud Storage of one bucket, on this machine's loopback, in a process of its own.
+
+TensorFlow knows no other address than https://storage.googleapis.com: it comes through the server
+as through a proxy, and finds the certificate made here. TensorStore and Google's own client are
+told the address.
+"""
+
+import contextlib
+import http.server
+import json
+import os
+import pathlib
+import re
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any
+
+BUCKET, TOKEN = 'bucket', 'a-token'
+HOSTS = ('www.googleapis.com', 'storage.googleapis.com')
+
+
+class Bucket:
+    """The objects, each a file of its generation, 8 bytes, and its content; and the token.
+
+    Others than the server may look and put too, while no client does.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder, self.token = folder / 'objects', folder / 'token'
+
+    def names(self, prefix: str = '') -> list[str]:
+        names = (urllib.parse.unquote(name) for name in os.listdir(self._folder))
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def get(self, name: str) -> tuple[int, bytes]:
+        """Generation and content; 0 and nothing where there is none."""
+        try:
+            data = self._path(name).read_bytes()
+        except FileNotFoundError:
+            return 0, b''
+        return int.from_bytes(data[:8]), data[8:]
+
+    def put(self, name: str, content: bytes) -> None:
+        partial = self._folder.parent / 'partial'
+        partial.write_bytes(time.time_ns().to_bytes(8) + content)
+        partial.replace(self._path(name))
+
+    def delete(self, name: str) -> None:
+        self._path(name).unlink()
+
+    def _path(self, name: str) -> pathlib.Path:
+        return self._folder / urllib.parse.quote(name, safe='')
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, folder: pathlib.Path):
+        super().__init__(('127.0.0.1', 0), _Handler)
+        self.bucket, self.guard = Bucket(folder), threading.RLock()
+        self.uploads: dict[str, bytearray] = {}
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(folder / 'certificate.pem', folder / 'key.pem')
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is killed is none of the storage's."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    disable_nagle_algorithm = True  # or each answer waits 40 ms
+    server: _Server
+
+    def do_CONNECT(self) -> None:
+        self._answer(200)
+        self.request = self.server.context.wrap_socket(self.request, server_side=True)
+        self.setup()  # what follows is read from within
+
+    def finish(self) -> None:
+        super().finish()
+        self.request.close()
+
+    def _serve(self) -> None:
+        url = urllib.parse.urlsplit(self.path)
+        query = {key: values[-1] for key, values in urllib.parse.parse_qs(url.query).items()}
+        body = self._body()
+        with self.server.guard:
+            # Google's own client takes an address of its own for one that asks for no name.
+            named = 'X-Goog-API-Client' in self.headers
+            token = f'Bearer {self.server.bucket.token.read_text()}'
+            if not named and self.headers.get('Authorization') != token:
+                self._answer(401)
+                return
+            path = re.fullmatch(
+                r'/(?P<upload>upload/)?storage/v1/b/(?P<bucket>[^/]+)(/storageLayout|(?P<o>/o))?(/(?P<name>[^/]+)'
+                r'(/rewriteTo/b/(?P<other>[^/]+)/o/(?P<to>[^/]+))?)?|/(?P<xml>[^/]+)/(?P<key>.+)',
+                url.path,
+            )
+            found = {k: urllib.parse.unquote(v or '') for k, v in path.groupdict().items()}
+            if (found['bucket'] or found['xml']) != BUCKET:
+                self._answer(404)
+            elif found['upload']:
+                self._upload(query, body)
+            elif name := found['name'] or found['key']:
+                self._object(name, found, query)
+            elif found['o']:
+                self._json(self._list(query))
+            else:
+                self._json({'name': BUCKET, 'hierarchicalNamespace': {'enabled': False}})
+
+    do_GET = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
+
+    def _body(self) -> bytes:
+        if self.headers.get('Transfer-Encoding') != 'chunked':
+            return self.rfile.read(int(self.headers.get('Content-Length', 0)))
+        body = b''
+        while size := int(self.rfile.readline() or '0', 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        if not self.rfile.readline():
+            raise ConnectionError('the client is gone')
+        return body
+
+    def _object(self, name: str, found: dict[str, str], query: dict[str, str]) -> None:
+        bucket = self.server.bucket
+        generation, content = bucket.get(name)
+        if not self._holds(name, query):
+            return
+        if not generation:
+            self._answer(404)
+        elif found['to']:
+            bucket.put(found['to'], content)
+            self._json({'done': True, 'resource': self._describe(found['to'])})
+        elif self.command == 'DELETE':
+            bucket.delete(name)
+            self._answer(204)
+        elif found['key'] or query.get('alt') == 'media':
+            wanted = re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers.get('Range', ''))
+            first, last = (int(wanted[1]), int(wanted[2] or len(content))) if wanted else (0, -1)
+            headers = {'x-goog-generation': str(generation)}
+            if not wanted:
+                self._answer(200, content, headers)
+            elif first >= len(content):
+                self._answer(416)
+            else:
+                part = content[first : last + 1]
+                end = first + len(part) - 1
+                headers['Content-Range'] = f'bytes {first}-{end}/{len(content)}'
+                self._answer(206, part, headers)
+        else:
+            self._json(self._describe(name))
+
+    def _holds(self, name: str, query: dict[str, str]) -> bool:
+        """Whether the object is of the generation that is asked for; else it is said."""
+        generation = self.server.bucket.get(name)[0]
+        if int(query.get('ifGenerationMatch', generation)) != generation:
+            self._answer(412)
+        elif generation and int(query.get('ifGenerationNotMatch', -1)) == generation:
+            self._answer(304)
+        else:
+            return True
+        return False
+
+    def _upload(self, query: dict[str, str], body: bytes) -> None:
+        name, uploads = query['name'], self.server.uploads
+        if not self._holds(name, query):
+            return
+        if query['uploadType'] == 'media':
+            self._put(name, body)
+        elif self.command == 'POST':
+            number = str(len(uploads))
+            uploads[number] = bytearray()
+            address = f'https://{HOSTS[0]}{self.path}&upload_id={number}'
+            self._answer(200, headers={'Location': address})
+        else:
+            sent = uploads[query['upload_id']]
+            sent += body
+            total = self.headers.get('Content-Range', '').rpartition('/')[2]
+            if total in ('', str(len(sent))):  # an empty file comes without
+                self._put(name, bytes(sent))
+            else:
+                self._answer(308, headers={'Range': f'bytes=0-{len(sent) - 1}'} if sent else {})
+
+    def _put(self, name: str, content: bytes) -> None:
+        self.server.bucket.put(name, content)
+        self._json(self._describe(name))
+
+    def _describe(self, name: str) -> dict[str, str]:
+        generation, content = self.server.bucket.get(name)
+        described = {'name': name, 'bucket': BUCKET, 'updated': '2026-01-01T00:00:00.000Z'}
+        return described | {'size': str(len(content)), 'generation': str(generation)}
+
+    def _list(self, query: dict[str, str]) -> dict[str, Any]:
+        prefix, delimiter = query.get('prefix', ''), query.get('delimiter', '')
+        entries: dict[str, bool] = {}  # name -> whether it stands for all that begins so
+        for name in self.server.bucket.names(prefix):
+            if name < query.get('startOffset', ''):
+                continue
+            if 'endOffset' in query and name >= query['endOffset']:
+                continue
+            at = name.find(delimiter, len(prefix)) if delimiter else -1
+            entries[name if at < 0 else name[: at + 1]] = at >= 0
+        # Small pages: whoever reads only the first one finds too little.
+        after = [name for name in entries if name > query.get('pageToken', '')]
+        page = after[: min(7, int(query.get('maxResults', 7)))]
+        listed = {
+            'items': [self._describe(name) for name in page if not entries[name]],
+            'prefixes': [name for name in page if entries[name]],
+        }
+        return listed | ({'nextPageToken': page[-1]} if page != after else {})
+
+    def _json(self, value: dict[str, Any]) -> None:
+        self._answer(200, json.dumps(value).encode(), {'Content-Type': 'application/json'})
+
+    def _answer(
+        self, code: int, content: bytes = b'', headers: dict[str, str] | None = None
+    ) -> None:
+        self.send_response(code)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        if self.command != 'CONNECT' and code not in (204, 304):
+            self.send_header('Content-Length', str(len(content)))
+        self.end_headers()
+        if code not in (204, 304):
+            self.wfile.write(content)
+
+    def log_message(self, *arguments: object) -> None:
+        return
+
+
+@contextlib.contextmanager
+def serve(folder: pathlib.Path) -> Iterator[tuple[Bucket, dict[str, str]]]:
+    """The bucket, and the variables with which a process finds it; needs openssl.
+
+    Args:
+      folder: for all that there is.
+    """
+    names = ','.join(f'DNS:{host}' for host in HOSTS)
+    made = ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2']
+    made += ['-keyout', 'key.pem', '-out', 'certificate.pem', '-subj', '/CN=loopback']
+    made += ['-addext', f'subjectAltName={names}']
+    subprocess.run(made, cwd=folder, check=True, capture_output=True)
+    (folder / 'objects').mkdir()
+    (folder / 'token').write_text(TOKEN)
+    # In this process it could not answer TensorFlow, which at times waits and lets nobody else run.
+    command = [sys.executable, __file__, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        address = f'http://127.0.0.1:{server.stdout.readline().strip()}'
+        try:
+            yield (
+                Bucket(folder),
+                {
+                    'HTTPS_PROXY': address,
+                    'CURL_CA_BUNDLE': str(folder / 'certificate.pem'),
+                    'TENSORSTORE_GCS_HTTP_URL': address,
+                    'STORAGE_EMULATOR_HOST': address,
+                    'GOOGLE_CLOUD_PROJECT': 'a-project',
+                    'GOOGLE_AUTH_TOKEN_FOR_TESTING': TOKEN,
+                },
+            )
+        finally:
+            server.kill()
+
+
+if __name__ == '__main__':
+    with _Server(pathlib.Path(sys.argv[1])) as server:
+        print(server.server_port, flush=True)
+        server.serve_forever()

@@ -1,0 +1,169 @@
+"""Workdirs in a bucket: the libraries' own code for gs://, against a storage on this machine."""
+
+import importlib.util
+import json
+import pathlib
+import shutil
+import sys
+import types
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from simsiam_jax import buckets, errors
+from simsiam_jax.pages import runs
+from simsiam_jax.training import checkpoint, lock, profile, saved, weights, writers
+
+FAULTS = pathlib.Path(__file__).parent / 'faults'
+
+
+def load(name: str) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FAULTS / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+corruptions, storage_lib = load('corruptions'), load('storage')
+
+
+@pytest.fixture(scope='module')
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    if not shutil.which('openssl'):
+        pytest.skip('openssl is not installed')
+    # For all tests: the libraries keep what they have read of the variables.
+    with (
+        storage_lib.serve(tmp_path_factory.mktemp('storage')) as (storage, variables),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        # Orbax asks Google's client for one thing, which this answers: the package is large.
+        bucket = types.SimpleNamespace(hierarchical_namespace_enabled=False)
+        client = types.SimpleNamespace(get_bucket=lambda name: bucket)
+        module = types.SimpleNamespace(Client=lambda: client)
+        patch.setitem(sys.modules, 'google.cloud.storage', module)
+        patch.setattr('google.cloud.storage', module, raising=False)
+        yield storage
+
+
+@pytest.fixture
+def storage(served):
+    served.token.write_text(storage_lib.TOKEN)
+    return served
+
+
+@pytest.fixture
+def workdir(storage, request: pytest.FixtureRequest) -> str:
+    """One a test: for five seconds TensorFlow remembers what was there."""
+    return f'gs://bucket/{request.node.name}'
+
+
+def reopen(workdir: str) -> checkpoint.Checkpoints:
+    return checkpoint.Checkpoints(workdir, corruptions.CONFIG, keep=3)
+
+
+def below(storage, folder: str) -> list[str]:
+    return storage.names(f'{folder}/'.removeprefix('gs://bucket/'))
+
+
+def test_a_damaged_step_goes_aside_and_is_made_again(storage, workdir, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(lock, 'BEAT', 0.05)
+    corruptions.save(workdir)
+    newest = below(storage, f'{workdir}/checkpoints/33/state')
+    largest = max(newest, key=lambda name: len(storage.get(name)[1]))
+    storage.put(largest, bytes(len(storage.get(largest)[1])))
+    checkpoints = reopen(workdir)
+    assert checkpoints.latest_step == 22
+    assert f'warning: step 33 in {workdir}' in capsys.readouterr().out
+    assert len(below(storage, f'{workdir}/damaged/33/state')) >= len(newest)
+    assert not below(storage, f'{workdir}/checkpoints/33')
+    corruptions.same(checkpoints.restore(corruptions.state_at(0)), corruptions.state_at(22))
+    with pytest.raises(errors.UserError, match=f'another run is active in {workdir}'):
+        reopen(workdir)
+    assert checkpoints.hold(30) == 22
+    for step in (33, 44, 55):
+        checkpoints.save(corruptions.state_at(step))
+    assert checkpoints.failure(wait=True) == ''
+    checkpoints.close()
+    assert not (buckets.folder(workdir) / lock.NAME).exists()
+    assert saved.list_steps(f'{workdir}/checkpoints') == [22, 33, 44, 55]
+    corruptions.same(saved.load(workdir, 'state').tree, vars(corruptions.state_at(55)))
+
+
+def test_half_a_save_is_no_checkpoint_and_is_made_whole(storage, workdir) -> None:
+    corruptions.save(workdir)
+    (buckets.folder(workdir) / 'checkpoints/33/commit_success.txt').unlink()  # it is written last
+    found = weights.open_weights(workdir)
+    corruptions.same(found.params, corruptions.state_at(22).params)
+    checkpoints = reopen(workdir)
+    assert checkpoints.latest_step == 22
+    checkpoints.save(corruptions.state_at(33))
+    assert checkpoints.failure(wait=True) == ''
+    checkpoints.close()
+    corruptions.same(saved.load(workdir, 'state').tree, vars(corruptions.state_at(33)))
+
+
+def test_measurements_and_pictures_go_there(storage, workdir, capsys) -> None:
+    for step, measured in ((0, (1, 2, 3)), (2, (3, 4))):
+        with writers.Writers(workdir, tensorboard=False, step=step) as log:
+            log.start(10, 5)
+            for at in measured:
+                log.scalars(at, {'loss': at / 10})
+            log.views(np.full((2, 3, 3), 0.5, np.float32))
+    assert 'cannot be written' not in capsys.readouterr().out
+    (run,) = runs.read([workdir])
+    assert run.curves['loss'] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
+    assert [start['step'] for start in run.starts] == [0, 2]
+    with (buckets.folder(workdir) / 'views.png').open('rb') as file:
+        assert Image.open(file).size == (3, 2)
+
+
+def test_a_trace_goes_there(storage, workdir) -> None:
+    with profile.Window('1:2', workdir) as window:
+        for number in range(3):
+            window.at(number, jax.numpy.zeros(2) + number)
+    names = [
+        name.rpartition('/')[2] for name in below(storage, f'{workdir}/profile/plugins/profile')
+    ]
+    assert 'perfetto_trace.json.gz' in names
+    assert any(name.endswith('.xplane.pb') for name in names)
+
+
+def test_what_is_missing_is_told_in_one_line(storage, workdir, monkeypatch) -> None:
+    with pytest.raises(errors.UserError, match=r'gs://none/run cannot be written: .* 404; the buc'):
+        checkpoint.Checkpoints('gs://none/run', corruptions.CONFIG, keep=1)
+    storage.token.write_text('another')
+    with pytest.raises(errors.UserError, match=r'cannot be written: .* 401; .*credentials'):
+        reopen(workdir)
+    with pytest.raises(errors.UserError, match=f'{workdir} cannot be read: .* 401'):
+        weights.open_weights(workdir)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, 'google.cloud.storage', None)
+        patch.delattr('google.cloud.storage')
+        with pytest.raises(errors.UserError, match='pip install google-cloud-storage'):
+            reopen(workdir)
+    with pytest.raises(errors.UserError, match='ram://run is no folder; expected one, or gs://'):
+        writers.Writers('ram://run', tensorboard=False, step=0)
+    assert below(storage, workdir) == []
+
+
+def test_an_outage_costs_measurements_and_a_save(storage, workdir, capsys) -> None:
+    checkpoints = reopen(workdir)
+    with writers.Writers(workdir, tensorboard=False, step=0) as log:
+        storage.token.write_text('another')
+        log.scalars(1, {'loss': 0.1})
+        assert 'measurements cannot be written: ' in capsys.readouterr().out
+        checkpoints.save(corruptions.state_at(11))
+        assert checkpoints.failure(wait=True).startswith('step 11 cannot be saved: ')
+        storage.token.write_text(storage_lib.TOKEN)
+        log.scalars(2, {'loss': 0.2})
+        checkpoints.save(corruptions.state_at(22))
+        assert checkpoints.failure(wait=True) == ''
+    checkpoints.close()
+    lines = (buckets.folder(workdir) / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in lines] == [1, 2]
+    assert saved.load(workdir, 'state').step == 22
