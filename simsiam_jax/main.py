@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from simsiam_jax import errors
 from simsiam_jax.pages import report
-from simsiam_jax.tasks import knn, pretrain, probe, supervised
+from simsiam_jax.tasks import knn, memory, pretrain, probe, supervised
 from simsiam_jax.training import distributed, launchers, mesh
 
 TASKS = {
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     try:
         distributed.start(peers(), timeout=_TIMEOUT.value)
         errors.check_choice('config.task', config.task, TASKS)
-        with distributed.ending(AGAIN):
+        with distributed.ending(AGAIN), memory.explained(config):
             TASKS[config.task](config, workdir)
         if 'log' in config and config.log.report and not config.get('dry_run'):
             report.at_end(workdir)

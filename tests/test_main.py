@@ -256,8 +256,28 @@ def test_the_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
     assert rows['none'][-1] == f'{2 * 16 * 16 * 3 + 8:,}'  # two uint8 views, index and label
 
 
-def test_a_crash_ends_with_the_code_that_launchers_restart_on(
-    command: Commands, tmp_path: pathlib.Path
+@pytest.mark.parametrize(
+    ('reason', 'code', 'last'),
+    [
+        (
+            'INTERNAL: the device is lost',
+            75,
+            'error: JaxRuntimeError: INTERNAL: the device is lost; the same command goes on from '
+            'the last checkpoint',
+        ),
+        # Again it would be no other.
+        (
+            'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 38.79GiB',
+            1,
+            'error: the run does not fit into the memory of cpu; try model.dtype=bfloat16 (now '
+            'float32), then model.remat=True (the same result, about a third more time), then '
+            'optim.accumulate=2 (the same update but for BN statistics, which are of each part), '
+            'then a smaller batch_size (now 128), or more devices',
+        ),
+    ],
+)
+def test_a_crash_ends_with_the_code_that_launchers_go_by(
+    reason: str, code: int, last: str, command: Commands, tmp_path: pathlib.Path
 ) -> None:
     config = tmp_path / 'config.py'
     config.write_text(
@@ -265,17 +285,14 @@ def test_a_crash_ends_with_the_code_that_launchers_restart_on(
         'import jax\n'
         'from simsiam_jax.training import step\n'
         'def make_train_step(*args, **kwargs):\n'
-        "    raise jax.errors.JaxRuntimeError('INTERNAL: the device is lost')\n"
+        f'    raise jax.errors.JaxRuntimeError({reason!r})\n'
         'step.make_train_step = make_train_step\n'
         f'get_config = runpy.run_path({str(ROOT / "configs" / "quickstart.py")!r})["get_config"]\n'
     )
     done = command('simsiam_jax.main', f'--config={config}', f'--workdir={tmp_path}')
-    assert done.returncode == 75
-    assert 'Traceback' in done.stderr
-    assert done.stderr.splitlines()[-1] == (
-        'error: JaxRuntimeError: INTERNAL: the device is lost; the same command goes on from the '
-        'last checkpoint'
-    )
+    assert done.returncode == code
+    assert ('Traceback' in done.stderr) == (code == 75)
+    assert done.stderr.splitlines()[-1] == last
 
 
 def test_a_resident_set_is_built_without_what_reads_and_draws() -> None:

@@ -46,8 +46,7 @@ def train(
       block: checkpoints are of its multiples only, the next one after their interval.
 
     Raises:
-      UserError: the devices' memory is too small, the loss is no longer finite, or the end could
-        not be saved.
+      UserError: the loss is no longer finite, or the end could not be saved.
       SystemExit: with 143 after SIGTERM, when all is saved.
     """
     start, last = int(state.step), config.epochs * order.steps_per_epoch
@@ -72,8 +71,7 @@ def train(
             window.at(number, state)
             if number == start + 1:
                 memory.announce(config, program, state, batch)
-                with memory.explained(config):
-                    state, metrics = jax.block_until_ready(train_step(state, batch))
+                state, metrics = jax.block_until_ready(train_step(state, batch))
                 clock.start(number)  # compiled by now
             else:
                 state, metrics = train_step(state, batch)

@@ -111,10 +111,12 @@ def turns(config: ConfigDict) -> dict[str, tuple[Any, str]]:
 def advice(config: ConfigDict) -> str:
     """A line with these keys."""
     tried = [f'{key}={value} ({cost})' for key, (value, cost) in turns(config).items()]
-    tried.append(f'a smaller batch_size (now {config.batch_size}), or more devices')
+    key = 'batch_size' if 'batch_size' in config else 'eval.batch_size'
+    size = config.batch_size if 'batch_size' in config else config.eval.batch_size
+    tried.append(f'a smaller {key} (now {size}), or more devices')
     limit = device_limit()
-    size = f' of {limit / _GIB:.1f} GiB' if limit else ''
+    has = f' of {limit / _GIB:.1f} GiB' if limit else ''
     return (
-        f'a step does not fit into the memory{size} of {jax.local_devices()[0].device_kind}; try '
+        f'the run does not fit into the memory{has} of {jax.local_devices()[0].device_kind}; try '
         + ', then '.join(tried)
     )

@@ -212,8 +212,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             return build_step(changed, dataclasses.replace(parts, method=build_method(changed)))
 
         say(memory.table(config, made, jax.eval_shape(parts.init), batch))
-        with memory.explained(config):
-            say(summary.dry_run(train_step, parts.init, batch, parts.mesh))
+        say(summary.dry_run(train_step, parts.init, batch, parts.mesh))
         return
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.Checkpoints(
