@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simsiam_jax import buckets, errors
+from simsiam_jax import errors
 from simsiam_jax.pages import runs
-from simsiam_jax.training import checkpoint, lock, profile, saved, weights, writers
+from simsiam_jax.training import buckets, checkpoint, lock, profile, saved, weights, writers
 
 FAULTS = pathlib.Path(__file__).parent / 'faults'
 

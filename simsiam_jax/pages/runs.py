@@ -11,7 +11,8 @@ from typing import Any
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from simsiam_jax import buckets, errors
+from simsiam_jax import errors
+from simsiam_jax.training import buckets
 
 Curve = list[tuple[int, float]]  # (step, value)
 

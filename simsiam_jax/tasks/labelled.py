@@ -8,13 +8,14 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simsiam_jax import buckets, errors
 from simsiam_jax import config as config_lib
+from simsiam_jax import errors
 from simsiam_jax.data import subset, tfds_source
 from simsiam_jax.tasks import inputs
 from simsiam_jax.tasks.features import Extractor
 from simsiam_jax.tasks.inputs import Source
 from simsiam_jax.terminal import say
+from simsiam_jax.training import buckets
 from simsiam_jax.training import encoder as encoder_lib
 from simsiam_jax.training import mesh as mesh_lib
 

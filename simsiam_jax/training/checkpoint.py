@@ -13,8 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from simsiam_jax import buckets, errors
-from simsiam_jax.training import distributed, saved
+from simsiam_jax import errors
+from simsiam_jax.training import buckets, distributed, saved
 from simsiam_jax.training.held import Held
 from simsiam_jax.training.lock import Lock
 from simsiam_jax.training.step import TrainState

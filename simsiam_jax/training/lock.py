@@ -10,7 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from simsiam_jax import buckets, errors
+from simsiam_jax import errors
+from simsiam_jax.training import buckets
 
 NAME = 'lock.json'
 BEAT = 5.0  # seconds

@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 
-from simsiam_jax import buckets, errors
+from simsiam_jax import errors
 from simsiam_jax.terminal import say
+from simsiam_jax.training import buckets
 
 
 class Window:

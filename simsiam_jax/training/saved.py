@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from simsiam_jax import buckets, errors
-from simsiam_jax.training import distributed, writers
+from simsiam_jax import errors
+from simsiam_jax.training import buckets, distributed, writers
 
 FOLDER = 'checkpoints'
 

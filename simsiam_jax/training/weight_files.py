@@ -23,9 +23,9 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from simsiam_jax import buckets, errors
+from simsiam_jax import errors
 from simsiam_jax.models import pytorch
-from simsiam_jax.training import saved
+from simsiam_jax.training import buckets, saved
 
 TORCH = ('.pth', '.pt', '.pth.tar')
 ENDINGS = (*TORCH, '.safetensors', '.msgpack')

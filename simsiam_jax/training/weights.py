@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from simsiam_jax import buckets, errors
+from simsiam_jax import errors
 from simsiam_jax.models import pytorch, pytorch_heads
-from simsiam_jax.training import saved, weight_files
+from simsiam_jax.training import buckets, saved, weight_files
 from simsiam_jax.training.step import TrainState
 
 Path = str | os.PathLike[str]

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from simsiam_jax import buckets, errors, tensorflow
+from simsiam_jax import errors, tensorflow
 from simsiam_jax.terminal import say
+from simsiam_jax.training import buckets, versions
 from simsiam_jax.training import loggers as loggers_lib
-from simsiam_jax.training import versions
 from simsiam_jax.training.progress import Clock
 
 # What the lines of progress show, where it is measured.

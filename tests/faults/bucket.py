@@ -23,8 +23,7 @@ import numpy as np
 import storage as storage_lib
 
 import simsiam_jax
-from simsiam_jax import buckets
-from simsiam_jax.training import saved
+from simsiam_jax.training import buckets, saved
 
 WORKDIR = f'gs://{storage_lib.BUCKET}/run'
 LONG = ('--config.epochs=20', '--config.log.tensorboard=True')
