@@ -116,7 +116,7 @@ def test_interrupted_and_resumed_runs_end_with_the_same_bytes(
         if metrics.exists() and '"step": 15' in metrics.read_text():
             break
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)  # as Ctrl-C does; it is passed on as SIGTERM
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 143, output
     reached = max(map(int, os.listdir(tmp_path / 'checkpoints')))

@@ -148,6 +148,9 @@ def main(argv: list[str]) -> None:
         print(text)
     except errors.UserError as error:
         sys.exit(f'error: {error}')
+    except (KeyboardInterrupt, SystemExit):  # in a run, or between two
+        print('stopped: what is done is kept, the same command goes on from there', file=sys.stderr)
+        sys.exit(143)
 
 
 if __name__ == '__main__':

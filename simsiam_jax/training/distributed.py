@@ -203,7 +203,7 @@ def _leave() -> None:
 
 
 class Sigterm:
-    """Within this context SIGTERM to any process of a run does not end it.
+    """Within this context SIGTERM to any process of a run does not end it, nor does a first Ctrl-C.
 
     asked(step) says to leave, and says so at the same step in every process.
     """
@@ -214,10 +214,15 @@ class Sigterm:
         # Of several processes JAX's own handler tells the others.
         if jax.process_count() == 1:
             self._previous = signal.signal(signal.SIGTERM, self._receive)
+        self._interrupt = signal.signal(signal.SIGINT, self._pass_on)
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = True
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, self._interrupt)  # a second one ends the run at once
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def asked(self, step: int) -> bool:
         """To be called at every step; whether to save and leave after this one."""
@@ -226,5 +231,6 @@ class Sigterm:
         return multihost_utils.reached_preemption_sync_point(step)
 
     def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self._interrupt)
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._previous)
