@@ -94,6 +94,28 @@ def test_a_damaged_step_goes_aside_and_is_made_again(storage, workdir, capsys, m
     corruptions.same(saved.load(workdir, 'state').tree, vars(corruptions.state_at(55)))
 
 
+def test_what_cannot_be_reached_is_not_taken_for_damaged(storage, workdir, monkeypatch) -> None:
+    corruptions.save(workdir)
+    everything = below(storage, workdir)
+    listed = saved.list_steps
+
+    def then_refused(folder) -> list[int]:
+        steps = listed(folder)
+        storage.token.write_text('another')
+        return steps
+
+    monkeypatch.setattr(saved, 'list_steps', then_refused)
+    with pytest.raises(errors.UserError, match=r'checkpoints/33 cannot be read: .*401'):
+        saved.load(workdir, 'state')
+    storage.token.write_text(storage_lib.TOKEN)
+    assert below(storage, workdir) == everything
+    storage.token.write_text('another')
+    array = saved._open(buckets.folder(workdir) / 'checkpoints/33/state', 'step')
+    with pytest.raises(ValueError, match='PERMISSION_DENIED') as refused:  # TensorStore's
+        array.result()
+    assert buckets.is_unread(refused.value)
+
+
 def test_half_a_save_is_no_checkpoint_and_is_made_whole(storage, workdir) -> None:
     corruptions.save(workdir)
     (buckets.folder(workdir) / 'checkpoints/33/commit_success.txt').unlink()  # it is written last

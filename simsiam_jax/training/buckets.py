@@ -16,6 +16,10 @@ _KINDS = {
     'google.api_core.exceptions': 'GoogleAPIError',
 }
 
+# TensorStore begins with these, and TensorFlow gives their numbers, where nothing was read: what is
+# there may be whole.
+_UNREAD = {'DEADLINE_EXCEEDED': 4, 'PERMISSION_DENIED': 7, 'UNAVAILABLE': 14, 'UNAUTHENTICATED': 16}
+
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
     return '://' in os.fspath(path)
@@ -77,6 +81,15 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except failures() as error:
         raise errors.UserError(f'{path} cannot be read: {reason(error)}') from error
+
+
+def is_unread(error: Exception) -> bool:
+    """Whether what was to be read is out of reach, and not damaged."""
+    return (
+        isinstance(error, PermissionError)
+        or getattr(error, 'error_code', None) in _UNREAD.values()
+        or str(error).startswith(tuple(_UNREAD))
+    )
 
 
 def mend(path: str | os.PathLike[str]) -> str:

@@ -73,7 +73,11 @@ def load(
             config, tree = _read(folder / str(tried), item, keys)
         # Damaged files raise nearly anything: Exception, ValueError, OSError, KeyError, ...
         except Exception as error:
-            problem = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            problem = buckets.reason(error)
+            if buckets.is_unread(error):
+                raise errors.UserError(
+                    f'{folder / str(tried)} cannot be read: {problem}'
+                ) from error
         if distributed.all_agree(not problem):
             return Saved(tried, config, tree, tuple(damaged))
         damaged.append(tried)
@@ -97,7 +101,9 @@ def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return _read(item.parent, item.name, ())[1]
     except Exception as error:  # as in load()
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = buckets.reason(error)
+        if buckets.is_unread(error):
+            raise errors.UserError(f'{item} cannot be read: {reason}') from error
         raise errors.UserError(f'{item} is damaged: {reason}; take another step') from error
 
 
