@@ -12,6 +12,11 @@ class UserError(ValueError):
     """What was given, what was expected, what to do."""
 
 
+def reason(error: Exception) -> str:
+    """What it says, in a line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def suggestion(given: str, known: Collection[str]) -> str:
     """'; did you mean X?' where a known word is close, else the known words."""
     close = difflib.get_close_matches(given, known, n=1)

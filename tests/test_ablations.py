@@ -4,6 +4,9 @@ import json
 import pathlib
 import runpy
 import shutil
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -386,6 +389,17 @@ def test_the_ledger_runs_rows_once_and_goes_on(command, tmp_path) -> None:
         assert ROWS[name].paper in line
         assert (f'{found["knn"]:.3f} | {found["linear"]:.3f}' in line) == name.startswith('b')
     assert (tmp_path / 'figure2.png').stat().st_size > 10_000
+
+    metrics = tmp_path / 'cross_entropy' / '0' / 'metrics.jsonl'
+    given = [f'--workdir={tmp_path}', '--rows=cross_entropy', '--seeds=1', '--epochs=200']
+    line = [sys.executable, '-m', 'simsiam_jax.tools.ledger', *given]
+    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (metrics.exists() and 'train/loss' in metrics.read_text()):
+        time.sleep(0.1)
+    process.terminate()
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert told == 'stopped: what is done is kept, the same command goes on from there\n'
 
     first.unlink()  # what a killed run has not written
     assert start('baseline').count('left') == 1

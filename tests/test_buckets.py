@@ -1,33 +1,21 @@
 """Workdirs in a bucket: the libraries' own code for gs://, against a storage on this machine."""
 
-import importlib.util
 import json
-import pathlib
 import shutil
 import sys
 import types
 from collections.abc import Iterator
 
+import corruptions
 import jax
 import numpy as np
 import pytest
+import storage as storage_lib
 from PIL import Image
 
 from simsiam_jax import errors
 from simsiam_jax.pages import runs
 from simsiam_jax.training import buckets, checkpoint, lock, profile, saved, weights, writers
-
-FAULTS = pathlib.Path(__file__).parent / 'faults'
-
-
-def load(name: str) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FAULTS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-corruptions, storage_lib = load('corruptions'), load('storage')
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,6 @@
 """Checkpoints: whole or passed over, kept, locked, and cheap to make."""
 
 import concurrent.futures
-import importlib.util
 import json
 import os
 import pathlib
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import corruptions
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -19,11 +19,6 @@ from etils import epath
 from simsiam_jax import errors
 from simsiam_jax.training import checkpoint, lock, saved
 
-spec = importlib.util.spec_from_file_location(
-    'corruptions', pathlib.Path(__file__).parent / 'faults' / 'corruptions.py'
-)
-corruptions = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(corruptions)
 CONFIG, STEPS = corruptions.CONFIG, corruptions.STEPS
 
 

@@ -1,6 +1,5 @@
 """Several processes: equal to one, found, missed, asked to leave, and left alone by the dead."""
 
-import importlib.util
 import os
 import pathlib
 import re
@@ -11,6 +10,7 @@ import sys
 import threading
 import time
 
+import kills
 import numpy as np
 import pytest
 from commands import environment
@@ -20,10 +20,6 @@ from simsiam_jax.training import distributed, launchers, saved
 from simsiam_jax.training.launchers import Peers
 
 ROOT = pathlib.Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location('kills', ROOT / 'tests' / 'faults' / 'kills.py')
-kills = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(kills)
-
 METHODS = ('simsiam', 'moco_v2')
 # Trains by each method for five steps and keeps what tells whether the processes make a difference.
 # At the quickstart's own rate so many steps of so small a net multiply rounding by ten thousand.

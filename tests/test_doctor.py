@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
 from simsiam_jax.data import sources
-from simsiam_jax.tasks import pretrain, rate_search
+from simsiam_jax.tasks import memory, pretrain, rate_search
 from simsiam_jax.tools import doctor, findings, machine, readiness
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -200,7 +200,7 @@ def test_the_workdir_must_have_room_and_no_other_run(
     assert 'optim.learning_rate (0.8 -> 0.1)' in str(last)
 
     state = jax.eval_shape(parts.init)
-    each = machine.size_of(state) + machine.size_of(state.params['backbone'])
+    each = memory.size_of(state) + memory.size_of(state.params['backbone'])
     free = shutil.disk_usage(tmp_path)._replace(free=2 * each)  # three are needed
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: free)
     assert levels(tmp_path / 'new') == ['warns']

@@ -49,8 +49,7 @@ class Reader:
             return decode(encoded, self.channels), label
         # Whatever a damaged file or a vanished disk brings about must not end a run of days.
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            self._note(self.source.name(index), reason)
+            self._note(self.source.name(index), errors.reason(error))
             return None, -1
 
     def example(self, index: int) -> tuple[Image, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 from PIL import Image
 
-from simsiam_jax import terminal
+from simsiam_jax import errors, terminal
 from simsiam_jax.data.decode import decode
 from simsiam_jax.data.sources import ArraySource, Source
 
@@ -143,7 +143,7 @@ def survey(source: Source | ArraySource, *, limit: int = 10_000, seconds: float 
             image = decode(encoded, channels)
         # As the reader: whatever a damaged file or a vanished disk brings about.
         except Exception as error:
-            return source.name(index), (str(error) or type(error).__name__).splitlines()[0], 0.0
+            return source.name(index), errors.reason(error), 0.0
         spent = time.perf_counter() - begin
         return source.name(index), look_at(image, bits), spent
 

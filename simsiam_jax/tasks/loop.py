@@ -47,7 +47,7 @@ def train(
 
     Raises:
       UserError: the loss is no longer finite, or the end could not be saved.
-      SystemExit: with 143 after SIGTERM, when all is saved.
+      SystemExit: with 143 after SIGTERM or Ctrl-C, when all is saved.
     """
     start, last = int(state.step), config.epochs * order.steps_per_epoch
 

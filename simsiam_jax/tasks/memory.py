@@ -35,6 +35,11 @@ class Estimate:
         )
 
 
+def size_of(tree: Any) -> int:
+    """Bytes of its arrays."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def estimate(train_step: Any, state: Any, batch: Any) -> Estimate:
     """Of a compiled function (state, batch), from shapes alone: it is only traced."""
     here = sum(
@@ -42,8 +47,7 @@ def estimate(train_step: Any, state: Any, batch: Any) -> Estimate:
         for x in jax.tree.leaves(batch)
     )
     program = train_step.trace(state, batch).jaxpr
-    everywhere = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    return Estimate(everywhere, here, liveness.peak_bytes(program))
+    return Estimate(size_of(state), here, liveness.peak_bytes(program))
 
 
 def table(config: ConfigDict, make: Callable[[ConfigDict], Any], state: Any, batch: Any) -> str:
@@ -111,9 +115,8 @@ def turns(config: ConfigDict) -> dict[str, tuple[Any, str]]:
 def advice(config: ConfigDict) -> str:
     """A line with these keys."""
     tried = [f'{key}={value} ({cost})' for key, (value, cost) in turns(config).items()]
-    key = 'batch_size' if 'batch_size' in config else 'eval.batch_size'
-    size = config.batch_size if 'batch_size' in config else config.eval.batch_size
-    tried.append(f'a smaller {key} (now {size}), or more devices')
+    section, prefix = (config, '') if 'batch_size' in config else (config.eval, 'eval.')
+    tried.append(f'a smaller {prefix}batch_size (now {section.batch_size}), or more devices')
     limit = device_limit()
     has = f' of {limit / _GIB:.1f} GiB' if limit else ''
     return (

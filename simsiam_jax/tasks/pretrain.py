@@ -194,7 +194,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 
     Raises:
       UserError: the configuration, the data or the workdir cannot be used.
-      SystemExit: with 143 after SIGTERM, when all is saved.
+      SystemExit: with 143 after SIGTERM or Ctrl-C, when all is saved.
     """
     parts = build(config)
     say(
@@ -203,7 +203,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         f'batch {config.batch_size} on {parts.mesh.size} x {jax.devices()[0].device_kind}'
     )
     if (kept := jax.eval_shape(parts.init).memory) is not None:
-        say(summary.memory(config.method.name, kept))
+        say(summary.kept(config.method.name, kept))
     train_step = build_step(config, parts)
     if config.dry_run:
         batch = next(parts.batches(0, 1))

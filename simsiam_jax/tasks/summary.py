@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
 from simsiam_jax.data.recipe import Recipe
+from simsiam_jax.tasks import memory
+from simsiam_jax.training import saved
 from simsiam_jax.training.step import TrainState
 
 
@@ -26,15 +28,12 @@ def parameters(params: dict[str, Any]) -> str:
     return f'{sum(counts.values()):,} parameters: {parts}'
 
 
-def memory(method: str, kept: Any) -> str:
+def kept(method: str, tree: Any) -> str:
     """One line: what a method keeps between steps beside its weights, and how much that is."""
-    arrays = jax.tree_util.tree_leaves_with_path(kept)
-    size = sum(x.size * x.dtype.itemsize for _, x in arrays)
-    parts = ', '.join(
-        f'{jax.tree_util.keystr(path, simple=True, separator="/")} {x.dtype}{list(x.shape)}'.strip()
-        for path, x in arrays
-    )
-    return f'{method} keeps {size / 2**20:,.1f} MiB between steps on every device: {parts}'
+    arrays = saved.flatten(tree).items()
+    parts = ', '.join(f'{name} {x.dtype}{list(x.shape)}'.strip() for name, x in arrays)
+    size = memory.size_of(tree) / 2**20
+    return f'{method} keeps {size:,.1f} MiB between steps on every device: {parts}'
 
 
 def dry_run(train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: Mesh) -> str:
@@ -46,7 +45,7 @@ def dry_run(train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: M
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), jax.eval_shape(init)
     )
-    memory = train_step.trace(state, batch).lower().compile().memory_analysis()
+    planned = train_step.trace(state, batch).lower().compile().memory_analysis()
     gib = 2**30
     lines = [
         overview(state.params),
@@ -55,8 +54,8 @@ def dry_run(train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: M
             f'batch{jax.tree_util.keystr(path)}: {x.dtype} {list(x.shape)}'
             for path, x in jax.tree_util.tree_leaves_with_path(batch)
         ),
-        f'memory a device: state and batch {memory.argument_size_in_bytes / gib:.2f} GiB, '
-        f'activations {memory.temp_size_in_bytes / gib:.2f} GiB '
+        f'memory a device: state and batch {planned.argument_size_in_bytes / gib:.2f} GiB, '
+        f'activations {planned.temp_size_in_bytes / gib:.2f} GiB '
         f'(as compiled for {mesh.devices.flat[0].device_kind})',
     ]
     return '\n'.join(lines)

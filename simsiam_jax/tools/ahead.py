@@ -11,6 +11,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
+from simsiam_jax.tasks import memory
 from simsiam_jax.tools import costs, devices, hlo, workload
 from simsiam_jax.training import mesh as mesh_lib
 
@@ -145,7 +146,7 @@ def largest_batch(result: Compiled, *, images: int, image_size: int) -> tuple[in
     unit = 8 * work.config.optim.accumulate
     state = jax.eval_shape(work.init)
     # The gradients are as large as the parameters.
-    fixed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, state.params)))
+    fixed = memory.size_of((state, state.params))
     limit, before = device.memory * device.usable, work.config.batch_size // work.mesh.size
     tried = round((limit - fixed) * before / max(result.memory - fixed, 1)) // unit * unit
     while tried >= unit:

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.pages import runs
-from simsiam_jax.tasks import pretrain, probe
+from simsiam_jax.tasks import memory, pretrain, probe
 from simsiam_jax.tools import arguments, ledger_page
 from simsiam_jax.training import mesh
 
@@ -58,7 +58,8 @@ def run_once(config: ConfigDict, folder: pathlib.Path) -> Result:
     folder.mkdir(parents=True)
     begin = time.perf_counter()
     with (folder / 'log.txt').open('w') as log, contextlib.redirect_stdout(log):
-        pretrain.run(config, str(folder))
+        with memory.explained(config):
+            pretrain.run(config, str(folder))
         curves = runs.curves(folder)
         last = {key: values[-1][1] for key, values in curves.items()}
         linear = _linear(folder) if math.isfinite(last['train/loss']) else math.nan

@@ -20,11 +20,6 @@ from simsiam_jax.training import mesh as mesh_lib
 _WARM_UP = 4
 
 
-def size_of(tree: Any) -> int:
-    """Bytes of its arrays."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
 def step_memory(config: ConfigDict) -> int:
     """Bytes that a step takes on a device, as a dry run estimates it."""
     images = max(workload.IMAGENET, config.batch_size)

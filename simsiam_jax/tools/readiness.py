@@ -153,7 +153,7 @@ def _feed(config: ConfigDict, fed: float, eaten: float) -> Finding:
 def of_workdir(config: ConfigDict, parts: pretrain.Run, workdir: str | None) -> list[Finding]:
     """Findings on the disk, on other runs there and on what a run there would go on from."""
     state = jax.eval_shape(parts.init)
-    each = machine.size_of(state) + machine.size_of(state.params['backbone'])
+    each = memory.size_of(state) + memory.size_of(state.params['backbone'])
     kept = config.checkpoint.keep + 1  # the oldest goes when the newest is whole
     if config.checkpoint.keep_every:
         kept += int(config.epochs / config.checkpoint.keep_every)

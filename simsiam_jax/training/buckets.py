@@ -70,8 +70,14 @@ def failures() -> tuple[type[Exception], ...]:
 
 def reason(error: Exception) -> str:
     """What such a failure says, in a line."""
-    text = getattr(error, 'strerror', None) or str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    return getattr(error, 'strerror', None) or errors.reason(error)
+
+
+def unreadable(path: str | os.PathLike[str], error: Exception) -> errors.UserError:
+    """What to tell of such a failure."""
+    return errors.UserError(
+        f'{path} cannot be read: {reason(error)}; it must be there, and yours to read'
+    )
 
 
 @contextlib.contextmanager
@@ -80,7 +86,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except failures() as error:
-        raise errors.UserError(f'{path} cannot be read: {reason(error)}') from error
+        raise unreadable(path, error) from error
 
 
 def is_unread(error: Exception) -> bool:

@@ -258,7 +258,7 @@ def _reason(error: Exception) -> str:
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
         if os.strerror(number) in text:
             return os.strerror(number)
-    return (text.strip() or type(error).__name__).splitlines()[0][:200]
+    return errors.reason(error)
 
 
 def changed_keys(

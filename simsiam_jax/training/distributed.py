@@ -187,11 +187,10 @@ def ending(code: int) -> Iterator[None]:
 def report(error: Exception, where: str = '') -> None:
     """The traceback of what is no UserError, and a last line on what to do."""
     traceback.print_exception(error)
-    reason = (str(error).strip() or 'no reason given').splitlines()[0][:200]
     peers = 'where another process has died its own log says why; ' if where else ''
     print(
-        f'error: {type(error).__name__}{where}: {reason}; {peers}the same command goes on from the '
-        'last checkpoint',
+        f'error: {type(error).__name__}{where}: {errors.reason(error)}; {peers}'
+        'the same command goes on from the last checkpoint',
         file=sys.stderr,
     )
 

@@ -135,8 +135,7 @@ class Behind:
 
     def _tell(self, error: Exception) -> None:
         if not self._told:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            say(f'warning: {self._name}: {reason}; training goes on')
+            say(f'warning: {self._name}: {errors.reason(error)}; training goes on')
         self._told = True
 
 

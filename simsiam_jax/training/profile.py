@@ -56,14 +56,19 @@ class Window:
         self._tracing = False
         if self._local != self._folder:
             self._upload()
-        say(f'steps {self._start} to {self._stop - 1} are traced in {self._folder}')
+        say(f'steps {self._start} to {self._stop - 1} are traced in {self._local}')
 
     def _upload(self) -> None:
         local = pathlib.Path(self._local)
-        for file in filter(pathlib.Path.is_file, local.rglob('*')):
-            there = buckets.folder(self._folder) / file.relative_to(local)
-            there.write_bytes(file.read_bytes())
+        try:
+            for file in filter(pathlib.Path.is_file, local.rglob('*')):
+                there = buckets.folder(self._folder) / file.relative_to(local)
+                there.write_bytes(file.read_bytes())
+        except buckets.failures() as error:  # costs the run nothing
+            say(f'warning: {self._folder} cannot be written: {buckets.reason(error)}')
+            return
         shutil.rmtree(local)
+        self._local = self._folder
 
     def __exit__(self, *error: object) -> None:
         if self._tracing:

@@ -73,11 +73,9 @@ def load(
             config, tree = _read(folder / str(tried), item, keys)
         # Damaged files raise nearly anything: Exception, ValueError, OSError, KeyError, ...
         except Exception as error:
-            problem = buckets.reason(error)
             if buckets.is_unread(error):
-                raise errors.UserError(
-                    f'{folder / str(tried)} cannot be read: {problem}'
-                ) from error
+                raise buckets.unreadable(folder / str(tried), error) from error
+            problem = errors.reason(error)
         if distributed.all_agree(not problem):
             return Saved(tried, config, tree, tuple(damaged))
         damaged.append(tried)
@@ -101,10 +99,11 @@ def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return _read(item.parent, item.name, ())[1]
     except Exception as error:  # as in load()
-        reason = buckets.reason(error)
         if buckets.is_unread(error):
-            raise errors.UserError(f'{item} cannot be read: {reason}') from error
-        raise errors.UserError(f'{item} is damaged: {reason}; take another step') from error
+            raise buckets.unreadable(item, error) from error
+        raise errors.UserError(
+            f'{item} is damaged: {errors.reason(error)}; take another step'
+        ) from error
 
 
 def list_steps(path: str | os.PathLike[str]) -> list[int]:

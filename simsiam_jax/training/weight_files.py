@@ -82,7 +82,7 @@ def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
     try:
         tree = load(data)
     except Exception as error:  # damage may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        reason = errors.reason(error)
         if isinstance(error, pickle.UnpicklingError):
             reason = _unpickled(str(error))
         raise errors.UserError(
@@ -138,7 +138,7 @@ def _read_orbax(item: epath.Path) -> dict[str, Any]:
         if (item / SUMS).exists() and json.loads((item / SUMS).read_text()) != saved.describe(tree):
             raise ValueError(f'it is not as it was written, says {SUMS}')
     except Exception as error:  # damage may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        reason = errors.reason(error)
         raise errors.UserError(f'{item} is damaged: {reason}; convert it again') from error
     return tree
 

@@ -118,13 +118,8 @@ def same(folder: pathlib.Path) -> None:
     """The end is that of an uninterrupted run on a disk."""
     if kills.end(kills.start(folder / 'whole', 1, *LONG)) != [0]:
         raise AssertionError((folder / 'whole' / 'rank0.log').read_text())
-    ends = [saved.load(at, 'state') for at in (folder / 'whole', WORKDIR)]
-    whole, found = (saved.flatten(end.tree) for end in ends)
-    if ends[0].step != ends[1].step or whole.keys() != found.keys():
-        raise AssertionError('the ends are not of the same step')
-    for name in whole:
-        if np.asarray(whole[name]).tobytes() != np.asarray(found[name]).tobytes():
-            raise AssertionError(f'{name} differs from that of the run on a disk')
+    if names := kills.differing(folder / 'whole', WORKDIR):
+        raise AssertionError(f'the end differs from that of the run on a disk in {names}')
 
 
 def read(folder: pathlib.Path) -> None:

@@ -92,6 +92,19 @@ def end(processes: list[subprocess.Popen]) -> list[int]:
     return [process.wait(timeout=LIMIT) for process in processes]
 
 
+def differing(one: pathlib.Path | str, other: pathlib.Path | str) -> list[str]:
+    """The arrays in which the ends of two runs are not the same to the bit."""
+    ends = [saved.load(workdir, 'state') for workdir in (one, other)]
+    arrays, others = (saved.flatten(end.tree) for end in ends)
+    if ends[0].step != ends[1].step or arrays.keys() != others.keys():
+        raise AssertionError(f'ends of steps {ends[0].step} and {ends[1].step}, or of other arrays')
+    return [
+        name
+        for name, array in arrays.items()
+        if np.asarray(array).tobytes() != np.asarray(others[name]).tobytes()
+    ]
+
+
 def run(kills: int, processes: int, folder: pathlib.Path, *flags: str) -> collections.Counter[str]:
     """The counts of kills; raises where a run does not go on, or ends otherwise."""
     if any(end(start(folder / 'whole', processes, *flags))):
@@ -112,13 +125,8 @@ def run(kills: int, processes: int, folder: pathlib.Path, *flags: str) -> collec
         print(kind, codes, saved.list_steps(workdir / saved.FOLDER), flush=True)
     if any(end(start(workdir, processes, *flags))):
         raise AssertionError((workdir / 'rank0.log').read_text())
-    ends = [saved.load(at, 'state') for at in (folder / 'whole', workdir)]
-    whole, killed = (saved.flatten(found.tree) for found in ends)
-    if ends[0].step != ends[1].step or whole.keys() != killed.keys():
-        raise AssertionError('the ends are not of the same step')
-    for name in whole:
-        if np.asarray(whole[name]).tobytes() != np.asarray(killed[name]).tobytes():
-            raise AssertionError(f'{name} differs from that of the uninterrupted run')
+    if names := differing(folder / 'whole', workdir):
+        raise AssertionError(f'the end differs from that of the uninterrupted run in {names}')
     return counts
 
 
