@@ -1,6 +1,8 @@
 """Workdirs in a bucket: the libraries' own code for gs://, against a storage on this machine."""
 
 import json
+import pathlib
+import re
 import shutil
 import sys
 import types
@@ -132,14 +134,24 @@ def test_measurements_and_pictures_go_there(storage, workdir, capsys) -> None:
         assert Image.open(file).size == (3, 2)
 
 
-def test_a_trace_goes_there(storage, workdir) -> None:
+@pytest.mark.parametrize('token', [storage_lib.TOKEN, 'another'])
+def test_a_trace_goes_there_or_stays_on_the_disk(storage, workdir, token: str, capsys) -> None:
     with profile.Window('1:2', workdir) as window:
         for number in range(3):
+            if number == 2:
+                storage.token.write_text(token)
             window.at(number, jax.numpy.zeros(2) + number)
-    names = [
-        name.rpartition('/')[2] for name in below(storage, f'{workdir}/profile/plugins/profile')
-    ]
-    assert 'perfetto_trace.json.gz' in names
+    told = capsys.readouterr().out
+    place = pathlib.Path(re.search(r'are traced in (.*)\n', told)[1])
+    names = below(storage, f'{workdir}/profile')
+    refused = token != storage_lib.TOKEN
+    if refused:
+        assert f'warning: {workdir}/profile cannot be written: ' in told
+        assert names == []
+        names = [path.name for path in place.rglob('*')]
+        shutil.rmtree(place)
+    assert (str(place).startswith('gs:')) != refused
+    assert any(name.endswith('perfetto_trace.json.gz') for name in names)
     assert any(name.endswith('.xplane.pb') for name in names)
 
 
