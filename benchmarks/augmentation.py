@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from simsiam_jax.data import host, resident
+from simsiam_jax.data import host, device_cache
 from simsiam_jax.data.order import Order
 from simsiam_jax.data.recipe import Recipe, plan
 from simsiam_jax.methods import simsiam
@@ -80,7 +80,7 @@ def gatherer(setting: Setting) -> Callable[[Any], Any]:
     side = setting.canvas
     pixels = np.random.default_rng(0).integers(0, 256, (setting.images, side, side, 3), np.uint8)
     images, labels = mesh_lib.replicate((pixels, np.zeros(setting.images, np.int64)), MESH)
-    return resident.gatherer(images, labels, NamedSharding(MESH, P(mesh_lib.DATA)))
+    return device_cache.gatherer(images, labels, NamedSharding(MESH, P(mesh_lib.DATA)))
 
 
 def variants(setting: Setting) -> Iterator[tuple[str, Callable[[Any], Any], Any]]:
@@ -136,7 +136,7 @@ def resident_epoch(setting: Setting) -> dict[str, Any]:
     def train(start: int, stop: int) -> float:
         nonlocal state
         begin = time.perf_counter()
-        parameters = resident.train_batches(
+        parameters = device_cache.train_batches(
             order, recipes(setting), start=start, stop=stop, local=slice(0, setting.batch)
         )
         for batch in map(gather, mesh_lib.prefetch(parameters, MESH)):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from simsiam_jax.tasks import pretrain
-from simsiam_jax.tools import costs, devices
+from simsiam_jax.tools.benchmark import cost_model, hardware
 
 # Slices and hosts: the device, how many, and the hops to the farthest and back.
 SLICES = (
@@ -30,7 +30,7 @@ SLICES = (
 )
 
 
-Net = tuple[list[costs.Layer], int]
+Net = tuple[list[cost_model.Layer], int]
 
 
 @functools.cache
@@ -40,14 +40,14 @@ def net(file: str, variant: str = '', size: int = 224) -> Net:
     method = pretrain.build_method(config)
     variables = jax.eval_shape(method.network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     parameters = sum(x.size for x in jax.tree.leaves(variables['params']))
-    return costs.layers(method.network, size, config.data.channels), parameters
+    return cost_model.layers(method.network, size, config.data.channels), parameters
 
 
-def step(net: Net, batch: int, way: str = 'fused') -> list[costs.Kernel]:
+def step(net: Net, batch: int, way: str = 'fused') -> list[cost_model.Kernel]:
     """Two views in bfloat16, and the update."""
     layers, parameters = net
-    update = costs.Kernel(0, costs.update_bytes(parameters))
-    return [*costs.kernels(layers, batch, way, 2) * 2, update]
+    update = cost_model.Kernel(0, cost_model.update_bytes(parameters))
+    return [*cost_model.kernels(layers, batch, way, 2) * 2, update]
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
@@ -56,14 +56,14 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
         print('| ' + ' | '.join(row) + ' |')
 
 
-def rates(kernels: list[costs.Kernel], batch: int) -> list[str]:
-    return [f'{batch / costs.seconds(kernels, d):,.0f}' for d in devices.DEVICES.values()]
+def rates(kernels: list[cost_model.Kernel], batch: int) -> list[str]:
+    return [f'{batch / cost_model.seconds(kernels, d):,.0f}' for d in hardware.DEVICES.values()]
 
 
 def layers(batch: int = 512) -> None:
     rows = []
     for name, network in (('ImageNet', net('imagenet')), ('CIFAR', net('cifar10', size=32))):
-        for way in costs.WAYS:
+        for way in cost_model.WAYS:
             kernels = step(network, batch, way)
             flops, moved = (
                 sum(getattr(kernel, key) for kernel in kernels[:-1]) / (2 * batch)
@@ -71,7 +71,7 @@ def layers(batch: int = 512) -> None:
             )
             figures = [f'{flops / 1e9:.2f}', f'{moved / 1e6:.1f}']
             rows.append([name, way, *figures, *rates(kernels, batch)])
-    header = ['config', 'way', 'GFLOP a view', 'MB a view', *devices.DEVICES]
+    header = ['config', 'way', 'GFLOP a view', 'MB a view', *hardware.DEVICES]
     table(f'Images a second at batch {batch} (two views each)', header, rows)
 
 
@@ -83,20 +83,20 @@ def growth() -> None:
     for pixels in (96, 160, 224, 320, 448):
         kernels = step(net('imagenet', size=pixels), 256)
         rows.append([f'{pixels} pixels, batch 256', *rates(kernels, 256)])
-    table('Images a second, fused', ['ImageNet', *devices.DEVICES], rows)
+    table('Images a second, fused', ['ImageNet', *hardware.DEVICES], rows)
 
 
 def exchange(gpu_latency: float, hop_latency: float) -> None:
     network, parameters = net('imagenet')
-    norms = costs.statistics_bytes(network) * 2
+    norms = cost_model.statistics_bytes(network) * 2
     print(f'\ngradients: {4 * parameters / 2**20:.2f} MiB a step')
     print(f'BN statistics: {sum(norms) / 2**20:.2f} MiB a step in {len(norms)} sums')
     sizes, rows = (8, 16, 32, 64, 128, 256), []
     for kind, name, count, hops in SLICES:
-        device = devices.DEVICES[kind]
-        taken = {n: costs.seconds(step(net('imagenet'), n), device) for n in sizes}
+        device = hardware.DEVICES[kind]
+        taken = {n: cost_model.seconds(step(net('imagenet'), n), device) for n in sizes}
         gradients, statistics = (
-            devices.all_reduce_seconds(size, count, device.link)
+            hardware.all_reduce_seconds(size, count, device.link)
             for size in (4 * parameters, sum(norms))
         )
         waits = len(norms) * (hops * hop_latency if hops else gpu_latency)
@@ -117,11 +117,11 @@ def swav(dim: int = 128, prototypes: int = 3000, iterations: int = 3) -> None:
     for batch in (1024, 4096, 16384):
         gathered, scores = 2 * batch * dim * 4, 2 * batch * prototypes * 4
         for kind, name, count, _ in SLICES:
-            device, share = devices.DEVICES[kind], batch // count
+            device, share = hardware.DEVICES[kind], batch // count
             if not 8 <= share <= 512:
                 continue
-            seconds = costs.seconds(step(net('imagenet', 'swav'), share), device)
-            there = devices.all_reduce_seconds(gathered, count, device.link)
+            seconds = cost_model.seconds(step(net('imagenet', 'swav'), share), device)
+            there = hardware.all_reduce_seconds(gathered, count, device.link)
             # The scores are written, and read and written twice in each turn, for rows and columns.
             sinkhorn = (1 + 4 * iterations) * scores / device.bandwidth
             row = [f'{batch}', f'{kind}, {name}', f'{share}', f'{gathered / 2**20:.1f}']

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simsiam_jax.tools import workload
+from simsiam_jax.tools.benchmark import workload
 from simsiam_jax.training import mesh as mesh_lib
 
 

@@ -12,7 +12,7 @@ the same data and optimiser, with a queue, prototypes and heads for a small set.
 
 from ml_collections import ConfigDict
 
-from simsiam_jax import compared
+from simsiam_jax import method_defaults
 from simsiam_jax import config as config_lib
 
 
@@ -30,7 +30,7 @@ def get_config(method: str = 'simsiam') -> ConfigDict:
     config.model.name = 'resnet18'
     config.model.stem = 'cifar'
 
-    compared.use(config, method)
+    method_defaults.use(config, method)
     if method in ('simsiam', 'simclr', 'swav'):
         config.method.projector_layers = 2
     if method == 'simclr':

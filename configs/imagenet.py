@@ -29,7 +29,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from simsiam_jax import compared, errors
+from simsiam_jax import method_defaults, errors
 from simsiam_jax import config as config_lib
 
 
@@ -49,7 +49,7 @@ def get_config(variant: str = '') -> ConfigDict:
                 f'configs/imagenet.py knows no variant {word!r}; known: 200ep (any number), '
                 f'folder:DIR, {", ".join(METHODS)}'
             )
-    compared.use(config, method)
+    method_defaults.use(config, method)
     METHODS[method](config)
     return config
 

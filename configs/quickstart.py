@@ -11,7 +11,7 @@ and `quickstart.py:METHOD` with simclr, moco_v2, byol or swav.
 
 from ml_collections import ConfigDict
 
-from simsiam_jax import compared
+from simsiam_jax import method_defaults
 from simsiam_jax import config as config_lib
 
 
@@ -43,7 +43,7 @@ def get_config(method: str = 'simsiam') -> ConfigDict:
     config.optim.learning_rate = 0.8
     config.optim.weight_decay = 5e-4
 
-    compared.use(config, method)
+    method_defaults.use(config, method)
     config.method.dim = 128
     if method == 'simsiam':
         config.method.predictor_width = 32

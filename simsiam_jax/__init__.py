@@ -1,5 +1,5 @@
 """SimSiam self-supervised pre-training in JAX and Flax."""
 
-from simsiam_jax.training.encoder import load_encoder
+from simsiam_jax.checkpoints.encoder import load_encoder
 
 __all__ = ['load_encoder']

@@ -1,5 +1,11 @@
 """Every key of a run, with its default: SimSiam's ImageNet baseline, and its evaluations."""
 
+import difflib
+import functools
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -222,23 +228,69 @@ DEFAULTS = {
 }
 
 
-def check(config: ConfigDict) -> None:
-    """Raises UserError for keys that nothing reads or that are missing, by their names.
+def check(config: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> None:
+    """Checks that the configuration has exactly the keys that its task reads.
 
-    `method` is left to the method's own constructor, `second_view` to the recipe's.
+    `second_view` is left to the constructor of recipes, and `method` to the method's own unless
+    `known` has its keys.
+
+    Args:
+      config: Configuration of any task.
+      known: Keys to check against; None uses the defaults of the task.
+
+    Raises:
+      UserError: A key is unknown or missing.
     """
-    errors.check_choice('config.task', config.task, DEFAULTS)
-    _check(config, DEFAULTS[config.task](), '')
-
-
-def _check(given: ConfigDict, known: ConfigDict, prefix: str) -> None:
+    if known is None:
+        errors.check_choice('config.task', config['task'], DEFAULTS)
+        known = DEFAULTS[config['task']]()
+    others = {'second_view'}
+    if config.get('method', {}).get('name') != known.get('method', {}).get('name'):
+        others.add('method')
+    given, expected = keys(config), keys(known)
     for key in given:
-        if key not in known:
-            raise errors.UserError(
-                f'unknown key config.{prefix}{key}; {errors.suggestion(key, list(known))}'
-            )
-    for key, value in known.items():
-        if key not in given:
-            raise errors.UserError(f'key config.{prefix}{key} is missing')
-        if isinstance(value, ConfigDict) and key not in ('method', 'second_view'):
-            _check(given[key], value, f'{prefix}{key}.')
+        if key not in expected and key.partition('.')[0] not in others:
+            raise unknown_key(key, expected)
+    for key in expected:
+        if key not in given and key.partition('.')[0] not in {*others, 'method'}:
+            raise errors.UserError(f'key config.{key} is missing')
+
+
+def keys(config: Mapping[str, Any]) -> list[str]:
+    """Returns the names of all keys, SECTION.KEY within sections."""
+    names: list[str] = []
+    for name, value in config.items():
+        is_section = isinstance(value, (Mapping, ConfigDict))
+        names += [f'{name}.{key}' for key in value] if is_section else [name]
+    return names
+
+
+def unknown_key(key: str, known: Collection[str]) -> errors.UserError:
+    """Returns the error for an unknown key, with the most similar known key of any section."""
+    section, _, name = key.rpartition('.')
+    scores = {
+        other: _similarity(name, other.rpartition('.')[2])
+        + (0.1 if other.rpartition('.')[0] == section else 0)
+        for other in known
+    }
+    best = max(scores, key=lambda other: scores[other])
+    if scores[best] >= 0.6:
+        return errors.UserError(f'unknown key config.{key}; did you mean config.{best}?')
+    near = [other for other in known if other.rpartition('.')[0] == section]
+    return errors.UserError(f'unknown key config.{key}; known: {", ".join(sorted(near or known))}')
+
+
+def _similarity(given: str, known: str) -> float:
+    """From 0 to 1, where 1 is equal; initials (lr) and whole words (image_size, size) count."""
+    words, known_words = given.split('_'), known.split('_')
+    if len(known_words) > 1 and given == ''.join(word[0] for word in known_words):
+        return 0.9
+    if set(known_words) <= set(words) or set(words) <= set(known_words):
+        return 0.8
+    return difflib.SequenceMatcher(None, given, known).ratio()
+
+
+@functools.cache
+def warn_renamed(old: str, new: str) -> None:
+    """Prints once that a key or value has a new name."""
+    print(f'warning: {old} is now {new}', file=sys.stderr, flush=True)

@@ -13,7 +13,8 @@ from ml_collections import config_flags
 from simsiam_jax import errors
 from simsiam_jax.pages import report
 from simsiam_jax.tasks import knn, memory, pretrain, probe, supervised
-from simsiam_jax.training import distributed, launchers, mesh
+from simsiam_jax.runtime import distributed, launchers
+from simsiam_jax.training import mesh
 
 TASKS = {
     'pretrain': pretrain.run,

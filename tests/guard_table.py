@@ -16,7 +16,7 @@ import jax
 from configurations import load
 
 from simsiam_jax.data import sources
-from simsiam_jax.tasks import causes, pretrain
+from simsiam_jax.tasks import diagnosis, pretrain
 from simsiam_jax.training import guard
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.monitor import Measures
@@ -99,7 +99,7 @@ def run(case: Case) -> Outcome:
     measuring = guard.Guard(
         parts.method, parts.mesh, parts.to_views, batch_size=config.batch_size, last=last
     )
-    data = causes.look_at(source)
+    data = diagnosis.look_at(source)
     state = mesh_lib.replicate(parts.init(), parts.mesh)
     history = [measuring.measure(state, parts.batches(0, measuring.batches))]
     train_step = pretrain.build_step(config, parts)
@@ -112,7 +112,7 @@ def run(case: Case) -> Outcome:
             verdict = guard.judge(history, data.duplicates)
             if verdict != guard.HEALTHY:
                 break
-    found = causes.causes(config, history[-1], data)
+    found = diagnosis.causes(config, history[-1], data)
     return Outcome(verdict, number, float(metrics['loss']), history[0], history[-1], found[0].text)
 
 

@@ -20,7 +20,8 @@ from simsiam_jax.methods import losses, moving_average, simsiam
 from simsiam_jax.models import resnet
 from simsiam_jax.models.network import Outputs
 from simsiam_jax.tasks import pretrain
-from simsiam_jax.training import alternation, optim, saved, step
+from simsiam_jax.training import alternation, optim, step
+from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.training import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('_compiled_quickly')
@@ -349,19 +350,19 @@ def test_runs_of_the_two_experiments_show_what_they_keep_and_resume(row, tmp_pat
         config.alternate.steps = 7  # the checkpoints are of whole blocks
     pretrain.run(config, str(tmp_path))
     told = capsys.readouterr().out
-    folder = tmp_path / saved.FOLDER
+    folder = tmp_path / checkpoint_reader.FOLDER
     if row == 'alternate_10':
-        assert saved.list_steps(folder) == [7, 14, 20]
+        assert checkpoint_reader.list_steps(folder) == [7, 14, 20]
         assert 'targets of 7 steps at once: 2 MiB on the hosts' in told  # 7 x 2 x 256 x 128 floats
     else:
-        assert saved.list_steps(folder) == [5, 10, 15, 20]
+        assert checkpoint_reader.list_steps(folder) == [5, 10, 15, 20]
         assert 'keeps 0.7 MiB between steps on every device: float32[1437, 128]' in told
-    whole = saved.load(tmp_path, 'state')
-    for step_ in saved.list_steps(folder)[1:]:
+    whole = checkpoint_reader.load(tmp_path, 'state')
+    for step_ in checkpoint_reader.list_steps(folder)[1:]:
         shutil.rmtree(folder / str(step_))
     pretrain.run(config, str(tmp_path))
     assert 'resuming from step' in capsys.readouterr().out
-    again = saved.load(tmp_path, 'state')
+    again = checkpoint_reader.load(tmp_path, 'state')
     assert again.step == whole.step == 20
     jax.tree.map(np.testing.assert_array_equal, again.tree, whole.tree)
 

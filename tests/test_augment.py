@@ -12,8 +12,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from simsiam_jax import errors, tensorflow
-from simsiam_jax.data import device, geometry, host, host_colour, ops, recipe
+from simsiam_jax import errors, lazy_tf
+from simsiam_jax.data import jax_augment, geometry, host, tf_augment, ops, recipe
 from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
@@ -73,9 +73,9 @@ def back_end(request) -> types.SimpleNamespace:
 
             return jax.jit(whole)
 
-        jitter, blur = by_planes(device.jitter), by_planes(device.blur)
-        crop = jax.jit(device.crop_resize, static_argnums=2)
-        rotate = jax.jit(device.rotate, static_argnums=(2, 3))
+        jitter, blur = by_planes(jax_augment.jitter), by_planes(jax_augment.blur)
+        crop = jax.jit(jax_augment.crop_resize, static_argnums=2)
+        rotate = jax.jit(jax_augment.rotate, static_argnums=(2, 3))
         return types.SimpleNamespace(
             jitter=lambda x, factors, order=ORDER: np.asarray(jitter(x, f32(factors), order)),
             gray=lambda x: np.asarray(by_planes(ops.gray)(x)),
@@ -86,7 +86,7 @@ def back_end(request) -> types.SimpleNamespace:
             rounding=0.01,
             taps=0.01,
         )
-    tf = tensorflow.load()
+    tf = lazy_tf.load()
 
     def planes(function):
         compiled = tf.function(functools.partial(function, tf), jit_compile=True, autograph=False)
@@ -96,7 +96,7 @@ def back_end(request) -> types.SimpleNamespace:
             -1,
         )
 
-    jitter, blur = planes(host_colour.jitter), planes(host_colour.blur)
+    jitter, blur = planes(tf_augment.jitter), planes(tf_augment.blur)
     gray = planes(lambda tf, x: tf.stack(ops.gray(tf.unstack(x))))
 
     def on_bytes(function):
@@ -192,7 +192,7 @@ def test_rotation_is_torchvisions_the_other_way_round(back_end, figures, part) -
 
 def test_centre_crop_is_torchvisions(figures) -> None:
     image = figures['photograph']
-    centre = jax.jit(device.centre, static_argnums=(1, 2))
+    centre = jax.jit(jax_augment.centre, static_argnums=(1, 2))
     for resize, expected in zip(RESIZES, figures['centre'], strict=True):
         close(centre(image[None], SIZE, resize)[0], expected, 0.01)
         batches = host.eval_batches(
@@ -236,7 +236,7 @@ def test_whole_chain_is_torchvisions(monkeypatch, figures) -> None:
     expected = figures['chain']
     images = np.stack([image] * len(cases))
 
-    views = jax.jit(functools.partial(device.augment, recipe=RECIPE))(images, params)
+    views = jax.jit(functools.partial(jax_augment.augment, recipe=RECIPE))(images, params)
     close((views - expected) * np.array(STD), np.zeros_like(expected), 0.01)
 
     indices = np.arange(len(cases))
@@ -407,7 +407,7 @@ def test_crops_are_distributed_as_torchvisions(figures, shape) -> None:
 
 
 def test_crop_boxes_of_all_array_modules_are_equal() -> None:
-    tf = tensorflow.load()
+    tf = lazy_tf.load()
     params = recipe.sample(Recipe(), np.random.default_rng(1), 60)
     params = {k: params[k] for k in ('area', 'ratio', 'position')}
     for shape in ((375, 500), (120, 600), (17, 16)):

@@ -10,7 +10,7 @@ from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.methods import METHODS
 from simsiam_jax.models import resnet
-from simsiam_jax.tools import ahead, costs, devices, hlo, speed, workload
+from simsiam_jax.tools.benchmark import aot, cost_model, hardware, hlo, speed, workload
 from simsiam_jax.training import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('_compiled_quickly')
@@ -28,7 +28,7 @@ def small(method: str = 'simsiam', **changes: object) -> ConfigDict:
 
 
 def test_layers_are_those_of_resnet50() -> None:
-    layers = costs.layers(METHODS['simsiam'](resnet.make('resnet50')).network, 224, 3)
+    layers = cost_model.layers(METHODS['simsiam'](resnet.make('resnet50')).network, 224, 3)
     products = [layer for layer in layers if layer.kind == 'product']
     heads = 3 * 2048**2 + 2 * 2048 * 512
     # torchvision says 4,089,184,256 multiplications, with the classifier's.
@@ -39,30 +39,30 @@ def test_layers_are_those_of_resnet50() -> None:
     # 24 GFLOP a view, forward and backward; the images themselves need no gradient.
     stem = 2 * 112 * 112 * 64 * 7 * 7 * 3
     forward = 2 * sum(layer.macs for layer in products)
-    kernels = costs.kernels(layers, 4, 'fused', 2)
+    kernels = cost_model.kernels(layers, 4, 'fused', 2)
     assert sum(kernel.flops for kernel in kernels) == 4 * (3 * forward - stem)
 
 
 def test_bytes_of_a_layer_by_hand() -> None:
     """A norm of 10 elements: what each way reads and writes, by whole arrays."""
-    layer = costs.Layer('norm', 10, 10, weights=5, relu=True)
+    layer = cost_model.Layer('norm', 10, 10, weights=5, relu=True)
     array = 3 * 2 * 10  # three images, two bytes
     for way, forward, backward in (('separate', 5, 8), ('fused', 3, 5), ('ideal', 0, 3)):
-        there = costs.kernels([layer], 3, way, 2, backward=False)
-        both = costs.kernels([layer], 3, way, 2)
+        there = cost_model.kernels([layer], 3, way, 2, backward=False)
+        both = cost_model.kernels([layer], 3, way, 2)
         assert sum(kernel.bytes for kernel in there) == forward * array
         assert sum(kernel.bytes for kernel in both) == (forward + backward) * array
-    assert costs.statistics_bytes([layer]) == [40, 40]
+    assert cost_model.statistics_bytes([layer]) == [40, 40]
 
 
 def test_device_table() -> None:
-    assert devices.find('TPU v5 lite') is devices.DEVICES['TPU v5 lite']
-    assert devices.find('TPU v5p') is devices.DEVICES['TPU v5']
-    assert devices.find('NVIDIA H100 80GB HBM3') is devices.DEVICES['NVIDIA H100']
-    assert devices.find('cpu') is None
+    assert hardware.find('TPU v5 lite') is hardware.DEVICES['TPU v5 lite']
+    assert hardware.find('TPU v5p') is hardware.DEVICES['TPU v5']
+    assert hardware.find('NVIDIA H100 80GB HBM3') is hardware.DEVICES['NVIDIA H100']
+    assert hardware.find('cpu') is None
     # Two devices exchange their halves, then the sums.
-    assert devices.all_reduce_seconds(100, 2, 50.0) == 2.0
-    assert devices.all_reduce_seconds(100, 1, 50.0) == 0.0
+    assert hardware.all_reduce_seconds(100, 2, 50.0) == 2.0
+    assert hardware.all_reduce_seconds(100, 1, 50.0) == 0.0
 
 
 @pytest.mark.parametrize('method', ['simsiam', 'swav'])
@@ -73,7 +73,7 @@ def test_the_real_step_compiled_for_eight_devices(
     if method == 'swav':
         config.method.prototypes = 64
     work = workload.build(config, mesh_lib.make_mesh(), images=640)
-    result = ahead.compile_step(work)
+    result = aot.compile_step(work)
     assert result.counts is not None
     state = jax.eval_shape(work.init)
     assert len(result.counts.donated) == len(jax.tree.leaves(state))
@@ -90,8 +90,8 @@ def test_the_real_step_compiled_for_eight_devices(
     by_hand = sum(kernel.flops for kernel in work.by_hand('fused'))
     flops = sum(kernel.flops * kernel.runs for kernel in result.counts.kernels)
     assert by_hand == pytest.approx(flops, rel=0.25)
-    monkeypatch.setattr(devices, 'find', lambda kind: devices.DEVICES['NVIDIA H100'])
-    text = ahead.report(result)
+    monkeypatch.setattr(hardware, 'find', lambda kind: hardware.DEVICES['NVIDIA H100'])
+    text = aot.report(result)
     assert f'all-reduce between 8: {collective.count} of' in text
     assert f'compiled: {result.counts.launches} kernels' in text
 
@@ -100,17 +100,17 @@ def test_the_largest_batch_is_searched_for(monkeypatch: pytest.MonkeyPatch) -> N
     """On a chip of 100 MB where the first guess is too large: the state aside 1 MB an image."""
     tries = []
 
-    def compile_step(work: workload.Workload) -> ahead.Compiled:
+    def compile_step(work: workload.Workload) -> aot.Compiled:
         batch = work.config.batch_size // 8
         tries.append(batch)
-        return ahead.Compiled(work, batch * 10**6 + (9 * 10**6 if batch > 4 else 0), hlo.count(''))
+        return aot.Compiled(work, batch * 10**6 + (9 * 10**6 if batch > 4 else 0), hlo.count(''))
 
-    chip = devices.Device(1e12, 1e9, 100 * 10**6, 1e9)
-    monkeypatch.setattr(devices, 'find', lambda kind: chip)
+    chip = hardware.Device(1e12, 1e9, 100 * 10**6, 1e9)
+    monkeypatch.setattr(hardware, 'find', lambda kind: chip)
     monkeypatch.setattr(hlo, 'count', lambda text: hlo.Counts((), (), (), (), frozenset(), ()))
-    monkeypatch.setattr(ahead, 'compile_step', compile_step)
+    monkeypatch.setattr(aot, 'compile_step', compile_step)
     result = compile_step(workload.build(small(), mesh_lib.make_mesh(), images=640))
-    best = ahead.largest_batch(result, images=640, image_size=0)
+    best = aot.largest_batch(result, images=640, image_size=0)
     # 91 images fit; of the tries, the first follows the four images of the start.
     assert best == (88, 97 * 10**6)
     assert tries[1] > tries[-1] == 88
@@ -134,26 +134,26 @@ def test_speed_of_the_real_step(capsys: pytest.CaptureFixture) -> None:
 
 def test_what_cannot_be_compiled_is_told() -> None:
     with pytest.raises(errors.UserError, match='v9:2x2'):
-        ahead.topology('v9:2x2')
+        aot.topology('v9:2x2')
     with pytest.raises(errors.UserError, match='alternate'):
         workload.build(small(**{'alternate.steps': 10}), mesh_lib.make_mesh(), images=640)
 
 
-def compiled_for_h100(on_device: str) -> ahead.Compiled:
+def compiled_for_h100(on_device: str) -> aot.Compiled:
     """The ImageNet configuration's step at batch 512, compiled for one H100."""
     pytest.importorskip('jax_plugins.xla_cuda12', reason='jax_cuda12_plugin is not installed')
     config = config_lib.default()
     config.model.kernels, config.data.on_device = 'fused', on_device
-    return ahead.compile_step(workload.build(config, mesh_lib.make_mesh(ahead.topology('h100'))))
+    return aot.compile_step(workload.build(config, mesh_lib.make_mesh(aot.topology('h100'))))
 
 
 @pytest.fixture(scope='module')
-def h100() -> ahead.Compiled:
+def h100() -> aot.Compiled:
     """Views come from the host."""
     return compiled_for_h100('none')
 
 
-def test_bytes_on_an_h100(h100: ahead.Compiled) -> None:
+def test_bytes_on_an_h100(h100: aot.Compiled) -> None:
     counts = h100.counts
     assert counts is not None
     assert counts.bytes <= 370e9
@@ -170,7 +170,7 @@ def test_bytes_on_an_h100(h100: ahead.Compiled) -> None:
     assert by_hand == pytest.approx(flops, rel=1e-3)
 
 
-def test_augmentation_is_little_of_an_h100s_step(h100: ahead.Compiled) -> None:
+def test_augmentation_is_little_of_an_h100s_step(h100: aot.Compiled) -> None:
     alone, whole = h100.counts, compiled_for_h100('colour').counts
     assert alone is not None
     assert whole is not None

@@ -17,7 +17,9 @@ from PIL import Image
 
 from simsiam_jax import errors
 from simsiam_jax.pages import runs
-from simsiam_jax.training import buckets, checkpoint, lock, profile, saved, weights, writers
+from simsiam_jax.runtime import storage, lock, profile
+from simsiam_jax.checkpoints import checkpoint, checkpoint_reader, weights
+from simsiam_jax.logs import writers
 
 
 @pytest.fixture(scope='module')
@@ -79,36 +81,36 @@ def test_a_damaged_step_goes_aside_and_is_made_again(storage, workdir, capsys, m
         checkpoints.save(corruptions.state_at(step))
     assert checkpoints.failure(wait=True) == ''
     checkpoints.close()
-    assert not (buckets.folder(workdir) / lock.NAME).exists()
-    assert saved.list_steps(f'{workdir}/checkpoints') == [22, 33, 44, 55]
-    corruptions.same(saved.load(workdir, 'state').tree, vars(corruptions.state_at(55)))
+    assert not (storage.folder(workdir) / lock.NAME).exists()
+    assert checkpoint_reader.list_steps(f'{workdir}/checkpoints') == [22, 33, 44, 55]
+    corruptions.same(checkpoint_reader.load(workdir, 'state').tree, vars(corruptions.state_at(55)))
 
 
 def test_what_cannot_be_reached_is_not_taken_for_damaged(storage, workdir, monkeypatch) -> None:
     corruptions.save(workdir)
     everything = below(storage, workdir)
-    listed = saved.list_steps
+    listed = checkpoint_reader.list_steps
 
     def then_refused(folder) -> list[int]:
         steps = listed(folder)
         storage.token.write_text('another')
         return steps
 
-    monkeypatch.setattr(saved, 'list_steps', then_refused)
+    monkeypatch.setattr(checkpoint_reader, 'list_steps', then_refused)
     with pytest.raises(errors.UserError, match=r'checkpoints/33 cannot be read: .*401'):
-        saved.load(workdir, 'state')
+        checkpoint_reader.load(workdir, 'state')
     storage.token.write_text(storage_lib.TOKEN)
     assert below(storage, workdir) == everything
     storage.token.write_text('another')
-    array = saved._open(buckets.folder(workdir) / 'checkpoints/33/state', 'step')
+    array = checkpoint_reader._open(storage.folder(workdir) / 'checkpoints/33/state', 'step')
     with pytest.raises(ValueError, match='PERMISSION_DENIED') as refused:  # TensorStore's
         array.result()
-    assert buckets.is_unread(refused.value)
+    assert storage.is_unread(refused.value)
 
 
 def test_half_a_save_is_no_checkpoint_and_is_made_whole(storage, workdir) -> None:
     corruptions.save(workdir)
-    (buckets.folder(workdir) / 'checkpoints/33/commit_success.txt').unlink()  # it is written last
+    (storage.folder(workdir) / 'checkpoints/33/commit_success.txt').unlink()  # it is written last
     found = weights.open_weights(workdir)
     corruptions.same(found.params, corruptions.state_at(22).params)
     checkpoints = reopen(workdir)
@@ -116,7 +118,7 @@ def test_half_a_save_is_no_checkpoint_and_is_made_whole(storage, workdir) -> Non
     checkpoints.save(corruptions.state_at(33))
     assert checkpoints.failure(wait=True) == ''
     checkpoints.close()
-    corruptions.same(saved.load(workdir, 'state').tree, vars(corruptions.state_at(33)))
+    corruptions.same(checkpoint_reader.load(workdir, 'state').tree, vars(corruptions.state_at(33)))
 
 
 def test_measurements_and_pictures_go_there(storage, workdir, capsys) -> None:
@@ -130,7 +132,7 @@ def test_measurements_and_pictures_go_there(storage, workdir, capsys) -> None:
     (run,) = runs.read([workdir])
     assert run.curves['loss'] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
     assert [start['step'] for start in run.starts] == [0, 2]
-    with (buckets.folder(workdir) / 'views.png').open('rb') as file:
+    with (storage.folder(workdir) / 'views.png').open('rb') as file:
         assert Image.open(file).size == (3, 2)
 
 
@@ -186,6 +188,6 @@ def test_an_outage_costs_measurements_and_a_save(storage, workdir, capsys) -> No
         checkpoints.save(corruptions.state_at(22))
         assert checkpoints.failure(wait=True) == ''
     checkpoints.close()
-    lines = (buckets.folder(workdir) / 'metrics.jsonl').read_text().splitlines()
+    lines = (storage.folder(workdir) / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line)['step'] for line in lines] == [1, 2]
-    assert saved.load(workdir, 'state').step == 22
+    assert checkpoint_reader.load(workdir, 'state').step == 22

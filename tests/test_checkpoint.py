@@ -17,7 +17,8 @@ import pytest
 from etils import epath
 
 from simsiam_jax import errors
-from simsiam_jax.training import checkpoint, lock, saved
+from simsiam_jax.checkpoints import checkpoint, checkpoint_reader
+from simsiam_jax.runtime import lock
 
 CONFIG, STEPS = corruptions.CONFIG, corruptions.STEPS
 
@@ -47,7 +48,7 @@ def test_sixteen_flipped_bytes_are_found_by_the_checksum(workdir, capsys) -> Non
     value = np.asarray(state.params['backbone']['fc']['kernel'])
     # As if the disk had given other bytes: the array on it is replaced whole, format and all.
     item = workdir / 'checkpoints' / '33' / 'state'
-    tree = saved.load(workdir, 'state').tree
+    tree = checkpoint_reader.load(workdir, 'state').tree
     bent = tree['params']['backbone']['fc']['kernel'].copy()
     bent.view(np.uint8).reshape(-1)[100:116] ^= 1
     tree['params']['backbone']['fc']['kernel'] = bent
@@ -55,13 +56,13 @@ def test_sixteen_flipped_bytes_are_found_by_the_checksum(workdir, capsys) -> Non
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(item, tree)
     assert not np.array_equal(bent, value)
-    assert saved.load(workdir, 'state').step == 22
+    assert checkpoint_reader.load(workdir, 'state').step == 22
     assert 'step 33' in capsys.readouterr().out
     # The parts that are whole can still be had, and so can the encoder.
-    assert saved.load(workdir, 'state', keys=('batch_stats',)).step == 33
-    assert saved.load(workdir, 'encoder').step == 33
+    assert checkpoint_reader.load(workdir, 'state', keys=('batch_stats',)).step == 33
+    assert checkpoint_reader.load(workdir, 'encoder').step == 33
     with pytest.raises(errors.UserError, match='damaged: step 33'):
-        saved.load(workdir, 'state', step=33)
+        checkpoint_reader.load(workdir, 'state', step=33)
 
 
 def test_a_damaged_step_goes_aside_and_is_made_again(workdir, capsys) -> None:
@@ -103,7 +104,7 @@ def test_keep_every_outlives_keep(tmp_path: pathlib.Path) -> None:
     for step in (11, 22, 33, 44, 55):
         checkpoints.save(corruptions.state_at(step))
     checkpoints.close()
-    assert saved.list_steps(tmp_path / saved.FOLDER) == [22, 44, 55]
+    assert checkpoint_reader.list_steps(tmp_path / checkpoint_reader.FOLDER) == [22, 44, 55]
 
 
 def test_a_failed_save_keeps_the_others_and_says_so(workdir, monkeypatch) -> None:
@@ -125,7 +126,7 @@ def test_a_failed_save_keeps_the_others_and_says_so(workdir, monkeypatch) -> Non
     checkpoints.save(corruptions.state_at(44))  # there is room again
     assert checkpoints.failure(wait=True) == ''
     checkpoints.close()
-    assert saved.load(workdir, 'state').step == 44
+    assert checkpoint_reader.load(workdir, 'state').step == 44
 
 
 def test_a_read_only_workdir_is_told_in_one_line(workdir, monkeypatch) -> None:
@@ -206,12 +207,12 @@ def test_a_save_returns_before_it_is_written(workdir, monkeypatch) -> None:
     jax.tree.map(lambda x: x.delete(), state)  # as the next step's donation does
     may_end.set()
     checkpoints.close()
-    corruptions.same(saved.load(workdir, 'state').tree, vars(corruptions.state_at(44)))
+    corruptions.same(checkpoint_reader.load(workdir, 'state').tree, vars(corruptions.state_at(44)))
 
 
 def test_a_killed_first_save_is_no_checkpoint(tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.UserError, match='a checkpoint was expected'):
-        saved.load(tmp_path, 'state')
+        checkpoint_reader.load(tmp_path, 'state')
     left = tmp_path / 'checkpoints' / '5.orbax-checkpoint-tmp'
     left.mkdir(parents=True)
     checkpoints = reopen(tmp_path)

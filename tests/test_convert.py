@@ -18,8 +18,9 @@ from simsiam_jax import errors
 from simsiam_jax.methods import simsiam
 from simsiam_jax.models import pytorch, pytorch_heads, resnet
 from simsiam_jax.tasks import pretrain
-from simsiam_jax.tools import convert
-from simsiam_jax.training import encoder, optim, step, weight_files, weights
+from simsiam_jax.tools.convert import conversion
+from simsiam_jax.checkpoints import encoder, weight_files, weights
+from simsiam_jax.training import optim, step
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Entries of torchvision's state dicts, less fc.weight and fc.bias.
@@ -198,7 +199,7 @@ def test_a_bias_before_bn_moves_its_mean():
 )
 def test_formats_without_torch_are_opened_again(format_, target, small_file, tmp_path):
     source, variables = small_file
-    text = convert.convert(str(source), str(tmp_path / target), format_)
+    text = conversion.convert(str(source), str(tmp_path / target), format_)
     assert 'torch is not installed: the networks were not compared' in text
     opened = encoder.open_encoder(tmp_path / target)
     same_bits(opened.variables, variables)
@@ -218,7 +219,7 @@ def test_formats_without_torch_are_opened_again(format_, target, small_file, tmp
 )
 def test_folders_are_compared_with_their_checksums(format_, inside, message, small_file, tmp_path):
     source, variables = small_file
-    convert.convert(str(source), str(tmp_path / 'made'), format_)
+    conversion.convert(str(source), str(tmp_path / 'made'), format_)
     item = tmp_path / 'made' / inside
     same_bits(simsiam_jax.load_encoder(item)[1], variables)
     largest = max(item.rglob('*'), key=lambda path: path.stat().st_size)
@@ -235,9 +236,9 @@ def test_whole_networks_are_named_for_torchvision_timm_and_detectron2(tmp_path):
     variables = random_variables('resnet18')
     arrays = pytorch.backbone_to_torch(variables)
     source = str(save(tmp_path / 'r18.safetensors', arrays))
-    convert.convert(source, str(tmp_path / 'x.safetensors'), 'torchvision')
-    convert.convert(source, str(tmp_path / 'timm'), 'timm')
-    convert.convert(source, str(tmp_path / 'x.pkl'), 'detectron2')
+    conversion.convert(source, str(tmp_path / 'x.safetensors'), 'torchvision')
+    conversion.convert(source, str(tmp_path / 'timm'), 'timm')
+    conversion.convert(source, str(tmp_path / 'x.pkl'), 'detectron2')
     for path in ('x.safetensors', 'timm/model.safetensors'):
         same_bits(safetensors.numpy.load((tmp_path / path).read_bytes()), arrays)
     described = json.loads((tmp_path / 'timm' / 'config.json').read_text())
@@ -347,7 +348,7 @@ def test_what_a_format_cannot_hold_is_refused(kwargs, channels, format_, target,
     arrays = pytorch.backbone_to_torch(random_variables(channels=channels, **kwargs))
     source = str(save(tmp_path / 'source.safetensors', arrays))
     with pytest.raises(errors.UserError, match=message) as caught:
-        convert.convert(source, str(tmp_path / target), format_)
+        conversion.convert(source, str(tmp_path / target), format_)
     assert '\n' not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {'file', 'source.safetensors'}
 
@@ -389,7 +390,7 @@ def test_runs_start_from_other_weights(command, tmp_path):
     assert top1['after training'] != source['after training']
 
     target = tmp_path / 'converted'
-    convert.convert(str(tmp_path / 'source'), str(target), 'workdir')
+    conversion.convert(str(tmp_path / 'source'), str(target), 'workdir')
     same_bits(simsiam_jax.load_encoder(target)[1], simsiam_jax.load_encoder(tmp_path / 'source')[1])
     # Another batch size: what was not trained here is not bound to a configuration.
     text, top1 = train(target, '--config.batch_size=64')

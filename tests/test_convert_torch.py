@@ -15,8 +15,9 @@ import simsiam_jax
 from simsiam_jax import errors
 from simsiam_jax.models import pytorch
 from simsiam_jax.tasks import pretrain
-from simsiam_jax.tools import convert, formats
-from simsiam_jax.training import encoder, optim, step, weights
+from simsiam_jax.tools.convert import conversion, formats
+from simsiam_jax.checkpoints import encoder, weights
+from simsiam_jax.training import optim, step
 
 torch = pytest.importorskip('torch')
 
@@ -129,7 +130,7 @@ def test_torchvision_gives_the_same_features(resnet18, torchvision, tmp_path):
     path, _, expected = resnet18
     equal(path, expected)
     for target in ('again.pth', 'again.pth.tar', 'again.safetensors'):
-        text = convert.convert(str(path), str(tmp_path / target), 'torchvision')
+        text = conversion.convert(str(path), str(tmp_path / target), 'torchvision')
         assert float(re.search(r'PyTorch: (\S+) of', text)[1]) < 1e-4
         equal(tmp_path / target, expected)
     again = torchvision.models.resnet18()
@@ -141,7 +142,7 @@ def test_torchvision_gives_the_same_features(resnet18, torchvision, tmp_path):
 def test_timm_gives_the_same_features(resnet18, torchvision, tmp_path):
     timm = pytest.importorskip('timm')
     path, _, expected = resnet18
-    convert.convert(str(path), str(tmp_path / 'net'), 'timm')
+    conversion.convert(str(path), str(tmp_path / 'net'), 'timm')
     net = timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True).eval()
     np.testing.assert_allclose(features(net), expected, rtol=0, atol=1e-6)
     assert net.default_cfg['crop_pct'] == 224 / 256
@@ -160,8 +161,8 @@ def test_a_cifar_stem_loads_as_the_message_says(torchvision, tmp_path):
     net.fc = torch.nn.Identity()
     expected = features(net, IMAGES[:, :32, :32])
     with pytest.raises(errors.UserError, match='--format=state_dict') as caught:
-        convert.convert(str(tmp_path / 'cifar.pth'), str(tmp_path / 'x.pth'), 'torchvision')
-    convert.convert(str(tmp_path / 'cifar.pth'), str(tmp_path / 'x.pth'), 'state_dict')
+        conversion.convert(str(tmp_path / 'cifar.pth'), str(tmp_path / 'x.pth'), 'torchvision')
+    conversion.convert(str(tmp_path / 'cifar.pth'), str(tmp_path / 'x.pth'), 'state_dict')
     scope = {'torch': torch, 'torchvision': torchvision}
     exec(str(caught.value).partition('loads into: ')[2], scope)
     scope['net'].fc = torch.nn.Identity()
@@ -212,10 +213,10 @@ def test_an_official_checkpoint_is_taken_whole(dim, torchvision, tmp_path):
     with torch.inference_mode():
         z, p = net(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2)))
 
-    convert.convert(source, str(tmp_path / 'run'), 'workdir')
-    convert.convert(str(tmp_path / 'run'), str(tmp_path / 'again.pth.tar'), 'simsiam')
+    conversion.convert(source, str(tmp_path / 'run'), 'workdir')
+    conversion.convert(str(tmp_path / 'run'), str(tmp_path / 'again.pth.tar'), 'simsiam')
     for path in (source, tmp_path / 'run'):
-        ours = convert.jax_outputs(weights.open_weights(path), IMAGES)
+        ours = conversion.jax_outputs(weights.open_weights(path), IMAGES)
         np.testing.assert_allclose(ours['z'], z.numpy(), rtol=0, atol=1e-4)
         np.testing.assert_allclose(ours['p'], p.numpy(), rtol=0, atol=1e-4)
     config = ConfigDict(encoder.open_encoder(tmp_path / 'run').config)
@@ -236,7 +237,7 @@ def test_an_official_checkpoint_is_taken_whole(dim, torchvision, tmp_path):
 def test_the_official_linear_evaluation_takes_the_file(resnet18, torchvision, tmp_path):
     """It keeps what is under module.encoder, fc aside, and expects nothing but fc to be missing."""
     path, _, expected = resnet18
-    convert.convert(str(path), str(tmp_path / 'x.pth.tar'), 'simsiam')
+    conversion.convert(str(path), str(tmp_path / 'x.pth.tar'), 'simsiam')
     state = torch.load(tmp_path / 'x.pth.tar', weights_only=True)['state_dict']
     kept = {
         key.removeprefix('module.encoder.'): x
@@ -278,7 +279,7 @@ def test_outputs_that_differ_are_not_written(resnet18, tmp_path, monkeypatch):
     state['layer3.1.bn2.bias'][3] = torch.nan
     torch.save(state, tmp_path / 'nan.pth')
     with pytest.raises(errors.UserError, match=r'differ by nan.*nothing was written'):
-        convert.convert(str(tmp_path / 'nan.pth'), str(tmp_path / 'x.pth'), 'torchvision')
+        conversion.convert(str(tmp_path / 'nan.pth'), str(tmp_path / 'x.pth'), 'torchvision')
     assert not (tmp_path / 'x.pth').exists()
 
     right = pytorch.backbone_from_torch
@@ -291,7 +292,7 @@ def test_outputs_that_differ_are_not_written(resnet18, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pytorch, 'backbone_from_torch', wrong)
     with pytest.raises(errors.UserError, match='nothing was written'):
-        convert.convert(str(resnet18[0]), str(tmp_path / 'x.pth'), 'torchvision')
+        conversion.convert(str(resnet18[0]), str(tmp_path / 'x.pth'), 'torchvision')
 
 
 class Attack:
@@ -361,7 +362,7 @@ def test_the_readmes_lines_run(torchvision, tmp_path, monkeypatch):
     torch.save(net.state_dict(), 'resnet50.pth')
     net.fc = torch.nn.Identity()
     expected = features(net)
-    convert.convert('resnet50.pth', 'runs/imagenet', 'workdir')
+    conversion.convert('resnet50.pth', 'runs/imagenet', 'workdir')
 
     section = readme('Use it in PyTorch')
     commands = re.findall(
@@ -372,7 +373,7 @@ def test_the_readmes_lines_run(torchvision, tmp_path, monkeypatch):
         given = dict(flag.removeprefix('--').split('=', 1) for flag in shlex.split(command))
         if given['source'] == 'runs/cifar10':
             continue  # a network of its own test above
-        convert.convert(given['source'], given['target'], given['format'])
+        conversion.convert(given['source'], given['target'], given['format'])
         done.add(given['format'])
     assert done == {'torchvision', 'timm', 'detectron2', 'simsiam', 'flax', 'workdir'}
     scope = {}

@@ -13,8 +13,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from simsiam_jax import errors, tensorflow
-from simsiam_jax.data import files, host, resident, sources
+from simsiam_jax import errors, lazy_tf
+from simsiam_jax.data import files, host, device_cache, sources
 from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
@@ -167,7 +167,7 @@ def test_the_parts_of_two_hosts_make_the_batch(source, on_device, run) -> None:
 
 def resident_batches(start: int, stop: int, local: slice = WHOLE) -> list:
     order = Order(0, N, BATCH)
-    return list(resident.train_batches(order, RECIPES, start=start, stop=stop, local=local))
+    return list(device_cache.train_batches(order, RECIPES, start=start, stop=stop, local=local))
 
 
 def test_a_resident_run_repeats_resumes_and_splits() -> None:
@@ -181,7 +181,7 @@ def test_a_resident_run_repeats_resumes_and_splits() -> None:
 def test_resident_images_go_with_their_indices(photographs) -> None:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     labels = jnp.arange(len(photographs))
-    with_images = resident.gatherer(jnp.asarray(photographs), labels, sharding)
+    with_images = device_cache.gatherer(jnp.asarray(photographs), labels, sharding)
     (batch,) = resident_batches(1, 2)
     gathered = with_images(jax.device_put(batch, sharding))
     np.testing.assert_array_equal(gathered['image'], photographs[batch['index']])
@@ -194,7 +194,7 @@ def evaluate(module, source, resize: int, local: slice = WHOLE, size: int = 12):
     if module is host:
         batches = host.eval_batches(Reader(source, 3), **arguments)
     else:
-        batches = resident.eval_batches(source, channels=3, **arguments)
+        batches = device_cache.eval_batches(source, channels=3, **arguments)
     images, batch_labels, indices = map(np.concatenate, zip(*batches, strict=True))
     return images, np.where(indices >= 0, batch_labels, -1)
 
@@ -249,7 +249,7 @@ def test_evaluation_names_what_does_not_fit(labelled, photographs) -> None:
 def test_channels_that_do_not_fit_are_refused(source, photographs) -> None:
     held = sources.ArraySource(photographs, np.arange(N), ())
     with pytest.raises(errors.UserError, match=r'channels is 1, but the images have 3'):
-        resident.check_images(held, 1)
+        device_cache.check_images(held, 1)
     batches = host.eval_batches(
         Reader(source, 5), batch_size=BATCH, size=12, resize=16, local=WHOLE
     )
@@ -341,7 +341,7 @@ def test_a_source_that_is_none_is_explained(tmp_path, spec, message) -> None:
 
 @pytest.fixture(scope='module')
 def tfds():
-    tensorflow.load()
+    lazy_tf.load()
     import tensorflow_datasets
 
     return tensorflow_datasets

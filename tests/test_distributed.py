@@ -16,8 +16,9 @@ import pytest
 from commands import environment
 
 from simsiam_jax import errors
-from simsiam_jax.training import distributed, launchers, saved
-from simsiam_jax.training.launchers import Peers
+from simsiam_jax.runtime import distributed, launchers
+from simsiam_jax.checkpoints import checkpoint_reader
+from simsiam_jax.runtime.launchers import Peers
 
 ROOT = pathlib.Path(__file__).parent.parent
 METHODS = ('simsiam', 'moco_v2')
@@ -135,7 +136,7 @@ def test_two_processes_end_together_and_one_goes_on(tmp_path) -> None:
     started[1].send_signal(signal.SIGTERM)
     assert kills.end(started) == [143, 143], log.read_text()
     step = int(re.search(r'asked to end: step (\d+) is saved', log.read_text())[1])
-    assert saved.load(tmp_path, 'state').step == step >= 5
+    assert checkpoint_reader.load(tmp_path, 'state').step == step >= 5
     assert 'loss' not in (tmp_path / 'rank1.log').read_text()  # it writes no log
 
     one = start(1)  # from two processes to one

@@ -21,8 +21,8 @@ from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
 from simsiam_jax.data import sources
-from simsiam_jax.tasks import memory, pretrain, rate_search
-from simsiam_jax.tools import doctor, findings, machine, readiness
+from simsiam_jax.tasks import memory, pretrain, lr_finder
+from simsiam_jax.tools.doctor import examine, image_checks, estimates, environment_checks
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -91,9 +91,9 @@ CASES = {
 
 @pytest.fixture
 def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, 'step_memory', lambda *_: 2**20)
-    monkeypatch.setattr(machine, 'step_rate', lambda *_: 100.0)
-    monkeypatch.setattr(machine, 'feed_rate', lambda *_: 100.0)
+    monkeypatch.setattr(estimates, 'step_memory', lambda *_: 2**20)
+    monkeypatch.setattr(estimates, 'step_rate', lambda *_: 100.0)
+    monkeypatch.setattr(estimates, 'feed_rate', lambda *_: 100.0)
 
 
 @pytest.mark.usefixtures('_no_measuring')
@@ -108,14 +108,14 @@ def test_what_is_written_for_images_of_all_kinds_trains(
     config.data.source = f'folder:{images}'
     config.model.update(name='resnet18', width_multiplier=0.0625, stages=(1,))
     config.batch_size = 56 if kind != 'forty' else 64
-    assert doctor.examine(config, str(tmp_path / 'run')) == case.starts
+    assert examine.examine(config, str(tmp_path / 'run')) == case.starts
     said = capsys.readouterr().out
     for line in case.says:
         assert line in said
-    levels = [word for line in said.splitlines() if (word := line[:5].strip()) in findings.LEVELS]
-    assert levels == sorted(levels, key=findings.LEVELS.index)
+    levels = [word for line in said.splitlines() if (word := line[:5].strip()) in image_checks.LEVELS]
+    assert levels == sorted(levels, key=image_checks.LEVELS.index)
 
-    assert doctor.examine(config, str(tmp_path / 'run'), write=str(written), origin='folder.py')
+    assert examine.examine(config, str(tmp_path / 'run'), write=str(written), origin='folder.py')
     assert 'the run as written would start' in capsys.readouterr().out
     mine = load(written)
     given = flatten_dict(mine.to_dict(), sep='.')
@@ -172,7 +172,7 @@ def test_what_main_would_refuse_stops(
     config = quickstart()
     with config.unlocked():
         config.update_from_flattened_dict(change)
-    assert not doctor.examine(config)
+    assert not examine.examine(config)
     assert re.search(message, capsys.readouterr().out)
 
 
@@ -183,7 +183,7 @@ def test_the_workdir_must_have_room_and_no_other_run(
     parts = pretrain.build(config)
 
     def levels(workdir: pathlib.Path | str) -> list[str]:
-        return [f.level for f in readiness.of_workdir(config, parts, str(workdir))]
+        return [f.level for f in environment_checks.of_workdir(config, parts, str(workdir))]
 
     assert levels(tmp_path / 'new' / 'run') == ['fine']
     assert not (tmp_path / 'new').exists()
@@ -196,7 +196,7 @@ def test_the_workdir_must_have_room_and_no_other_run(
     config.optim.learning_rate = 0.1
     (tmp_path / 'lock.json').write_text('{}')
     assert levels(tmp_path) == ['fine', 'warns', 'stops']
-    last = readiness.of_workdir(config, parts, str(tmp_path))[-1]
+    last = environment_checks.of_workdir(config, parts, str(tmp_path))[-1]
     assert 'optim.learning_rate (0.8 -> 0.1)' in str(last)
 
     state = jax.eval_shape(parts.init)
@@ -213,13 +213,13 @@ def test_batches_shrink_to_the_memory(
 ) -> None:
     config = quickstart()
     config.data.source, config.batch_size = 'digits', 128
-    monkeypatch.setattr(machine, 'step_memory', lambda planned: planned.batch_size * 2**20)
-    monkeypatch.setattr(machine, 'device_memory', lambda: 2**20 * 100)
-    monkeypatch.setattr(machine, 'step_rate', lambda *_: 100.0)
-    assert doctor.examine(config, write=str(tmp_path / 'mine.py'))
+    monkeypatch.setattr(estimates, 'step_memory', lambda planned: planned.batch_size * 2**20)
+    monkeypatch.setattr(estimates, 'device_memory', lambda: 2**20 * 100)
+    monkeypatch.setattr(estimates, 'step_rate', lambda *_: 100.0)
+    assert examine.examine(config, write=str(tmp_path / 'mine.py'))
     assert load(tmp_path / 'mine.py').batch_size == 64
-    monkeypatch.setattr(machine, 'device_memory', lambda: 2**20)
-    assert not doctor.examine(config)
+    monkeypatch.setattr(estimates, 'device_memory', lambda: 2**20)
+    assert not examine.examine(config)
     assert 'does not fit into the memory' in capsys.readouterr().out
 
 
@@ -227,32 +227,32 @@ def test_the_rate_of_a_step_follows_its_operations(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(time, 'perf_counter', itertools.count().__next__)  # all takes a second
     config = quickstart()
     parts = pretrain.build(config)
-    small = machine.step_rate(config, parts)
+    small = estimates.step_rate(config, parts)
     config.model.stages = (3, 3, 3)
     # A block has two convolutions, the first of stages two and three at half the price: 5 of them
     # grow to 17, 3.4 times as many; less, for stem, shortcuts and heads stay.
-    assert small / machine.step_rate(config, pretrain.build(config)) == pytest.approx(3.2, rel=0.05)
+    assert small / estimates.step_rate(config, pretrain.build(config)) == pytest.approx(3.2, rel=0.05)
 
 
 def test_processes_that_differ_are_named() -> None:
-    facts = readiness.facts_of(sources.open_source('digits/test'))
+    facts = environment_checks.facts_of(sources.open_source('digits/test'))
     assert facts['number of images'] == '360'
-    assert readiness.facts_of(None)['number of images'] == 'none'
+    assert environment_checks.facts_of(None)['number of images'] == 'none'
     everyone = np.array([[1, 2, 3], [1, 2, 3], [1, 5, 3]])
-    (found,) = readiness.compare(['jax', 'numpy', 'names'], everyone)
+    (found,) = environment_checks.compare(['jax', 'numpy', 'names'], everyone)
     assert str(found) == ('stops  numpy: processes 2 have another than process 0; make them alike')
-    (found,) = readiness.compare(['jax', 'numpy', 'names'], everyone[:2])
+    (found,) = environment_checks.compare(['jax', 'numpy', 'names'], everyone[:2])
     assert found.level == 'fine'
 
 
 def test_a_probe_gives_the_rate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    found = rate_search.Found(rate=0.37, reason='of four the best', table='0.37\n0.74')
-    monkeypatch.setattr(rate_search, 'search', lambda config: found)
-    monkeypatch.setattr(machine, 'step_rate', lambda *_: 100.0)
+    found = lr_finder.Found(rate=0.37, reason='of four the best', table='0.37\n0.74')
+    monkeypatch.setattr(lr_finder, 'search', lambda config: found)
+    monkeypatch.setattr(estimates, 'step_rate', lambda *_: 100.0)
     path = tmp_path / 'mine.py'
-    assert doctor.examine(quickstart(), write=str(path), probe=True)
+    assert examine.examine(quickstart(), write=str(path), probe=True)
     assert '# of four the best\n    config.optim.learning_rate = 0.37' in path.read_text()
     assert load(path).optim.learning_rate == 0.37
     assert capsys.readouterr().out.startswith('0.37\n0.74\n')

@@ -16,9 +16,10 @@ import simsiam_jax
 from simsiam_jax import errors
 from simsiam_jax.data import files, sources, subset, tfds_source
 from simsiam_jax.data.reader import Reader
-from simsiam_jax.tasks import knn, labelled, pretrain, probe, selection, supervised
+from simsiam_jax.tasks import knn, eval_setup, pretrain, probe, selection, supervised
 from simsiam_jax.tasks.features import Features
-from simsiam_jax.training import classifier, distributed, optim
+from simsiam_jax.training import classifier, optim
+from simsiam_jax.runtime import distributed
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState
 
@@ -231,13 +232,13 @@ def test_imagenets_own_subsets_are_taken_where_they_are(monkeypatch, checkpointe
         opened.append(spec)
         return sources.open_source('digits/train')
 
-    monkeypatch.setattr(labelled.inputs, 'open_source', opener)
+    monkeypatch.setattr(eval_setup.inputs, 'open_source', opener)
     config = load('finetune:1pct', init_from=checkpointed)
     config.eval.train = 'tfds:imagenet2012/train'
     for there, expected in ((True, 'tfds:imagenet2012_subset/1pct/train'), (False, None)):
         opened.clear()
         monkeypatch.setattr(tfds_source, 'is_prepared', lambda spec, data_dir, there=there: there)
-        setting = labelled.prepare(config)
+        setting = eval_setup.prepare(config)
         assert opened[0] == (expected or 'tfds:imagenet2012/train')
         assert len(setting.train) == (1437 if there else 14)
 

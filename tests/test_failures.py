@@ -18,7 +18,8 @@ from simsiam_jax.data import sources
 from simsiam_jax.methods import simsiam
 from simsiam_jax.models import resnet
 from simsiam_jax.tasks import loop, memory, pretrain
-from simsiam_jax.training import classifier, saved, step
+from simsiam_jax.training import classifier, step
+from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.training import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('_compiled_quickly')
@@ -91,7 +92,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     assert where in text
     assert '(lr 0.009375, lr_predictor 0.0125, precision float32)' in text
     assert '\n' not in text
-    found = saved.list_steps(tmp_path / saved.FOLDER)
+    found = checkpoint_reader.list_steps(tmp_path / checkpoint_reader.FOLDER)
     assert max(found, default=None) == last
     assert (f'step {last} is the last good checkpoint' if last else 'nothing is saved yet') in text
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simsiam_jax import errors, tensorflow
+from simsiam_jax import errors, lazy_tf
 from simsiam_jax.data import files, tfds_source
 from simsiam_jax.data.decode import decode
 from simsiam_jax.data.sources import open_source
@@ -57,7 +57,7 @@ def test_large_listings_are_remembered_until_a_folder_changes(
 
 
 def test_remote_folders_and_lists_are_read_through_tensorflow() -> None:
-    tf = tensorflow.load()
+    tf = lazy_tf.load()
     for i in range(3):
         tf.io.gfile.makedirs(f'ram://bucket/{i}')
         with tf.io.gfile.GFile(f'ram://bucket/{i}/x.npy', 'wb') as file:
@@ -74,7 +74,7 @@ def test_remote_folders_and_lists_are_read_through_tensorflow() -> None:
 
 
 def test_tfrecord_is_read_by_index(tmp_path: pathlib.Path) -> None:
-    tf = tensorflow.load()
+    tf = lazy_tf.load()
     shards = []
     for number, count in enumerate((3, 4)):
         path = str(tmp_path / f'{number}.tfrecord')

@@ -19,8 +19,10 @@ from ml_collections import ConfigDict
 from simsiam_jax import errors
 from simsiam_jax.data import sources
 from simsiam_jax.models.network import Outputs
-from simsiam_jax.tasks import causes, pretrain, watch
-from simsiam_jax.training import checkpoint, guard, monitor, writers
+from simsiam_jax.tasks import diagnosis, pretrain, collapse_callback
+from simsiam_jax.checkpoints import checkpoint
+from simsiam_jax.training import guard, monitor
+from simsiam_jax.logs import writers
 from simsiam_jax.training import mesh as mesh_lib
 
 HERE = pathlib.Path(__file__).parent
@@ -37,7 +39,7 @@ BEFORE = monitor.Measures(
 )
 HEALTHY = dataclasses.replace(BEFORE, rank=26.0, alignment=0.2, uniformity=-2.0)
 NARROW = dataclasses.replace(HEALTHY, z_std=0.4, rank=30.0, uniformity=-0.2)
-DATA = causes.Data(images=1437, duplicates=0.0)
+DATA = diagnosis.Data(images=1437, duplicates=0.0)
 STATE = corruptions['state_at'](0)
 
 
@@ -142,7 +144,7 @@ def test_measurements_are_early_then_rare() -> None:
             'identical images',
             {'method.predictor': False},
             NARROW,
-            causes.Data(images=1437, duplicates=1.0),
+            diagnosis.Data(images=1437, duplicates=1.0),
             None,
             'other images',
         ),
@@ -177,25 +179,25 @@ def test_the_first_cause(
     name: str,
     change: dict,
     now: monitor.Measures,
-    data: causes.Data,
+    data: diagnosis.Data,
     first: str | None,
     remedy: str,
 ) -> None:
     case = guard_table.CASES[name]
     config = load(f'quickstart:{case.method}')
     config.update_from_flattened_dict(case.change | change)
-    found = causes.causes(config, now, data)
+    found = diagnosis.causes(config, now, data)
     assert (first or case.cause) in found[0].text
     assert remedy in found[0].remedy
 
 
 def test_a_small_network_is_named_where_there_are_many_images() -> None:
-    many = causes.Data(images=1_000_000, duplicates=0.0)
+    many = diagnosis.Data(images=1_000_000, duplicates=0.0)
     config = load('quickstart', model__width_multiplier=1.0)
-    assert any('Li et al.' in cause.text for cause in causes.causes(config, NARROW, many))
-    assert not any('Li et al.' in cause.text for cause in causes.causes(config, NARROW, DATA))
+    assert any('Li et al.' in cause.text for cause in diagnosis.causes(config, NARROW, many))
+    assert not any('Li et al.' in cause.text for cause in diagnosis.causes(config, NARROW, DATA))
     config.model.name = 'resnet50'
-    assert not any('Li et al.' in cause.text for cause in causes.causes(config, NARROW, many))
+    assert not any('Li et al.' in cause.text for cause in diagnosis.causes(config, NARROW, many))
 
 
 def test_every_override_that_is_named_can_be_given() -> None:
@@ -204,7 +206,7 @@ def test_every_override_that_is_named_can_be_given() -> None:
     same = dataclasses.replace(NARROW, view_distance=0.0)
     given = [
         word.removeprefix('--config.').partition('=')
-        for cause in causes.causes(config, same, DATA)
+        for cause in diagnosis.causes(config, same, DATA)
         for word in cause.remedy.split()
     ]
     assert len(given) > 8
@@ -225,13 +227,13 @@ def config_value(config: ConfigDict, key: str, value: str) -> object:
 
 def test_near_duplicates_are_counted() -> None:
     digits = sources.open_source('digits/train')
-    assert causes.look_at(digits).duplicates == 0
+    assert diagnosis.look_at(digits).duplicates == 0
     digits.images[::2] = digits.images[0]
     digits.images[0] ^= 1  # one level away
-    assert causes.look_at(digits).duplicates == pytest.approx(0.5, abs=0.1)
+    assert diagnosis.look_at(digits).duplicates == pytest.approx(0.5, abs=0.1)
 
 
-def watch_of(config: ConfigDict, measures: list) -> tuple[watch.Watch, mock.Mock, mock.Mock]:
+def watch_of(config: ConfigDict, measures: list) -> tuple[collapse_callback.Watch, mock.Mock, mock.Mock]:
     """A watch that is given these measurements at steps 10, 20, ..."""
     measuring = mock.create_autospec(guard.Guard, instance=True)
     measuring.measure.return_value = BEFORE
@@ -240,7 +242,7 @@ def watch_of(config: ConfigDict, measures: list) -> tuple[watch.Watch, mock.Mock
     checkpoints.hold.side_effect = lambda step: step
     log = mock.create_autospec(writers.Writers, instance=True)
     source = sources.open_source('digits/train')
-    watching = watch.Watch(config, measuring, source, checkpoints, log)
+    watching = collapse_callback.Watch(config, measuring, source, checkpoints, log)
     watching.begin(STATE, [], 0)
     return watching, checkpoints, log
 

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from simsiam_jax.tools import hlo
+from simsiam_jax.tools.benchmark import hlo
 
 BY_HAND = """\
 HloModule jit_f, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias), {1}: (2, {}, \

@@ -10,7 +10,8 @@ import sys
 import pytest
 from commands import environment
 
-from simsiam_jax.training import launchers, saved
+from simsiam_jax.runtime import launchers
+from simsiam_jax.checkpoints import checkpoint_reader
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ['--config=configs/quickstart.py', '--workdir=gs://bucket/run']
@@ -79,7 +80,7 @@ def test_local_runs_two_processes(tmp_path: pathlib.Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('batch 128 on 2 x cpu') == 1  # the first process alone speaks
-    assert saved.load(tmp_path, 'state').step == 11
+    assert checkpoint_reader.load(tmp_path, 'state').step == 11
 
 
 def test_local_starts_a_dying_run_again_but_not_a_mistaken_one(tmp_path: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from simsiam_jax import errors
-from simsiam_jax.training import loggers
+from simsiam_jax.logs import loggers
 
 CONFIG = {'batch_size': 8, 'optim': {'momentum': 0.9}, 'augment': {'crop_scale': (0.2, 1.0)}}
 

@@ -23,7 +23,7 @@ import simsiam_jax
 from simsiam_jax import errors
 from simsiam_jax.data import sources
 from simsiam_jax.tasks import pretrain
-from simsiam_jax.training import checkpoint
+from simsiam_jax.checkpoints import checkpoint
 from simsiam_jax.training import mesh as mesh_lib
 
 ROOT = pathlib.Path(__file__).parent.parent

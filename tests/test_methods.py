@@ -11,13 +11,14 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from simsiam_jax import compared, errors, load_encoder
+from simsiam_jax import method_defaults, errors, load_encoder
 from simsiam_jax import config as config_lib
 from simsiam_jax.methods import METHODS, losses, moco, momentum
 from simsiam_jax.methods.contract import Method, Pass, straight
 from simsiam_jax.models import resnet
 from simsiam_jax.models.network import Outputs
-from simsiam_jax.training import checkpoint, step
+from simsiam_jax.checkpoints import checkpoint
+from simsiam_jax.training import step
 from simsiam_jax.training import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('_compiled_quickly')
@@ -346,7 +347,7 @@ def test_a_checkpoint_of_one_method_refuses_another(tmp_path: pathlib.Path) -> N
 @pytest.mark.parametrize('name', SMALL)
 def test_configurations_show_every_argument_as_the_paper_has_it(name: str) -> None:
     config = config_lib.default()
-    compared.use(config, name)
+    method_defaults.use(config, name)
     given = config.method.to_dict()
     assert given.pop('name') == name
     defaults = {
@@ -359,4 +360,4 @@ def test_configurations_show_every_argument_as_the_paper_has_it(name: str) -> No
 
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(errors.UserError, match=r"no method 'moco'; did you mean moco_v2\?"):
-        compared.use(ConfigDict(), 'moco')
+        method_defaults.use(ConfigDict(), 'moco')

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from simsiam_jax import errors
-from simsiam_jax.data import files, host, resident
+from simsiam_jax.data import files, host, device_cache
 from simsiam_jax.data.decode import decode
 from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
@@ -343,7 +343,7 @@ def equal_images(n: int = 6) -> list[bytes]:
 
 def load(root: pathlib.Path, contents: list[bytes], limit: int = 10**6):
     reader = fill(root, dict(enumerate(contents)), len(contents))
-    return resident.load(reader, limit)
+    return device_cache.load(reader, limit)
 
 
 def test_a_small_source_of_equal_images_is_loaded(tmp_path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from simsiam_jax import errors
 from simsiam_jax.data import files, sources
 from simsiam_jax.data.survey import Survey, describe, look_at, survey
-from simsiam_jax.tools import findings, recommend, written
+from simsiam_jax.tools.doctor import image_checks, recommend, config_writer
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -213,7 +213,7 @@ def test_batches_divide_over_the_devices() -> None:
 def test_twelve_bits_in_sixteen_are_told() -> None:
     dark = [dataclasses.replace(look_at(noise(9, 9, 1) // 16, 16)) for _ in range(3)]
     found = Survey(3, tuple(dark), ('a', 'b', 'c'), {}, 0.001)
-    lines = [str(f) for f in findings.of_images(found, 0, [], load('folder'))]
+    lines = [str(f) for f in image_checks.of_images(found, 0, [], load('folder'))]
     assert any('reach only' in line and line.startswith('warns') for line in lines)
 
 
@@ -224,11 +224,11 @@ def test_what_is_written_is_the_configuration_and_its_reasons(tmp_path: pathlib.
         config.method = ConfigDict({'name': 'moco_v2', 'queue': 64})
         config.second_view.blur = 0.1
     advice = [recommend.Advice('augment.mean', (0.5,), 'because of this')]
-    written.write(str(path), config, advice, 'cifar10.py')
+    config_writer.write(str(path), config, advice, 'cifar10.py')
     found = load(path)
     assert found == recommend.apply(config, advice)
     assert '# because of this\n    config.augment.mean = (0.5,)' in path.read_text()
     with pytest.raises(errors.UserError, match='is there already'):
-        written.write(str(path), config, advice, 'cifar10.py')
+        config_writer.write(str(path), config, advice, 'cifar10.py')
     with pytest.raises(errors.UserError, match='cannot be written'):
-        written.write(str(tmp_path / 'no' / 'x.py'), config, advice, 'cifar10.py')
+        config_writer.write(str(tmp_path / 'no' / 'x.py'), config, advice, 'cifar10.py')

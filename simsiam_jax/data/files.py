@@ -9,7 +9,7 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
-from simsiam_jax import errors, tensorflow, terminal
+from simsiam_jax import errors, lazy_tf, terminal
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.npy')
 
@@ -113,7 +113,7 @@ def _remote(path: str) -> bool:
 def _read(path: str) -> bytes:
     if not _remote(path):
         return pathlib.Path(path).read_bytes()
-    tf = tensorflow.load()
+    tf = lazy_tf.load()
     try:
         with tf.io.gfile.GFile(path, 'rb') as file:
             return file.read()
@@ -122,7 +122,7 @@ def _read(path: str) -> bytes:
 
 
 def _list_remote(root: str) -> list[str]:
-    tf = tensorflow.load()
+    tf = lazy_tf.load()
     try:
         return sorted(
             os.path.join(folder, name)

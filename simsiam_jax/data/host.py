@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from simsiam_jax import errors, tensorflow
-from simsiam_jax.data import device, host_colour
+from simsiam_jax import errors, lazy_tf
+from simsiam_jax.data import jax_augment, tf_augment
 from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe, check_resize, crop_box, plan
@@ -23,16 +23,16 @@ def to_views(batch: dict[str, Any], recipes: Sequence[Recipe]) -> list[Any]:
     """The normalised views of a device batch, whatever part of them is left to the device."""
     if 'image' in batch:
         return [
-            device.augment(batch['image'], params, recipe, batch.get('size'))
+            jax_augment.augment(batch['image'], params, recipe, batch.get('size'))
             for params, recipe in zip(batch['views'], recipes, strict=True)
         ]
     if 'views' in batch:
         return [
-            device.colour(crop, params, recipe)
+            jax_augment.colour(crop, params, recipe)
             for crop, params, recipe in zip(batch['crops'], batch['views'], recipes, strict=True)
         ]
     return [
-        device.normalise(view, recipe.mean, recipe.std)
+        jax_augment.normalise(view, recipe.mean, recipe.std)
         for view, recipe in zip(batch['crops'], recipes, strict=True)
     ]
 
@@ -59,7 +59,7 @@ def train_batches(
     Raises:
       UserError: too many images cannot be read.
     """
-    tf = tensorflow.load()
+    tf = lazy_tf.load()
     batch_size = local.stop - local.start
     steps = _once(lambda step: plan(order, recipes, step, local))
 
@@ -78,7 +78,7 @@ def train_batches(
         return (
             np.int64(label),
             *crops,
-            *(host_colour.pack({k: v[b] for k, v in p.items()}) for p in views),
+            *(tf_augment.pack({k: v[b] for k, v in p.items()}) for p in views),
         )
 
     shapes: list[tuple[int, ...]] = [(), *((r.size, r.size, reader.channels) for r in recipes)]
@@ -87,7 +87,7 @@ def train_batches(
         shapes = [(), (canvas, canvas, reader.channels), (2,)]
         types = [tf.int64, tf.uint8, tf.float32]
     elif on_device == 'none':
-        shapes += [(host_colour.PACKED,)] * len(recipes)
+        shapes += [(tf_augment.PACKED,)] * len(recipes)
         types += [tf.float32] * len(recipes)
 
     blank = tuple(np.zeros(s, t.as_numpy_dtype) for s, t in zip(shapes, types, strict=True))
@@ -100,7 +100,7 @@ def train_batches(
             return tuple(arrays)
         label, crops, packed = arrays[0], arrays[1 : len(recipes) + 1], arrays[len(recipes) + 1 :]
         return label, *(
-            host_colour.colour(tf, crop, parameters, recipe)
+            tf_augment.colour(tf, crop, parameters, recipe)
             for crop, parameters, recipe in zip(crops, packed, recipes, strict=True)
         )
 
@@ -131,7 +131,7 @@ def eval_batches(
     Raises:
       UserError: too many images cannot be read, or one has another size and `resize` is 0.
     """
-    tf = tensorflow.load()
+    tf = lazy_tf.load()
     check_resize(size, resize)
     batches = math.ceil(len(reader) / batch_size)
     black = np.zeros((size, size, reader.channels), np.uint8)

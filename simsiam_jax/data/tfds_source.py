@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from simsiam_jax import errors, tensorflow, terminal
+from simsiam_jax import errors, lazy_tf, terminal
 
 
 class TfdsSource:
@@ -52,7 +52,7 @@ class TfRecordSource:
         return len(self._offsets)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        tf = tensorflow.load()
+        tf = lazy_tf.load()
         with open(self._files[self._numbers[index]], 'rb') as file:
             file.seek(self._offsets[index])
             (length,) = struct.unpack('<Q4x', file.read(12))
@@ -89,7 +89,7 @@ def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
     name, _, split = spec.rpartition('/')
     if not name or not split:
         raise errors.UserError(f'source is tfds:{spec}; expected tfds:NAME/SPLIT')
-    tensorflow.load()
+    lazy_tf.load()
     with _one_line('TFDS cannot be imported'):
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.download import downloader
@@ -128,7 +128,7 @@ def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
 
 def is_prepared(spec: str, data_dir: str) -> bool:
     """Whether the dataset of 'NAME/SPLIT' is on this machine already."""
-    tensorflow.load()
+    lazy_tf.load()
     with _one_line('TFDS cannot be imported'):
         import tensorflow_datasets as tfds
     return bool(_builder(tfds, spec.rpartition('/')[0], data_dir).data_path.exists())

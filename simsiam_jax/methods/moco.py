@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from simsiam_jax import errors
-from simsiam_jax.methods import devices
+from simsiam_jax.methods import collectives
 from simsiam_jax.methods.contract import Method, Pass
 from simsiam_jax.methods.losses import info_nce, l2_normalise, over_pairs
 from simsiam_jax.models.heads import MLP
@@ -55,7 +55,7 @@ def make(
             len(online),
             len(target),
         )
-        keys = [devices.gather(l2_normalise(view.z), axis) for view in target]
+        keys = [collectives.gather(l2_normalise(view.z), axis) for view in target]
         return value, jnp.concatenate([*keys, memory])[:queue], {}
 
     groups = in_groups(bn_group, axis)
@@ -94,12 +94,12 @@ def shuffled(inner: Pass, axis_name: str | None) -> Pass:
     """Images change places over all devices before `inner`, and back after it (MoCo, 3.3)."""
 
     def through(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:
-        images = devices.gather(view, axis_name)
+        images = collectives.gather(view, axis_name)
         order = jax.random.permutation(key, len(images))
-        outputs, stats = inner(network, variables, devices.share(images[order], axis_name), key)
+        outputs, stats = inner(network, variables, collectives.share(images[order], axis_name), key)
         back = jnp.argsort(order)
         return jax.tree.map(
-            lambda x: devices.share(devices.gather(x, axis_name)[back], axis_name), outputs
+            lambda x: collectives.share(collectives.gather(x, axis_name)[back], axis_name), outputs
         ), stats
 
     return through

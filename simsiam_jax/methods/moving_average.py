@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from simsiam_jax.methods import devices, simsiam
+from simsiam_jax.methods import collectives, simsiam
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.methods.losses import negative_cosine
 from simsiam_jax.models.network import Outputs
@@ -48,8 +48,8 @@ def make(
             return jnp.where(seen, average * before + (1 - average) * z, z)
 
         value = negative_cosine(online[0].z, moved(z2)) + negative_cosine(online[1].z, moved(z1))
-        after = devices.gather(moved((z1 + z2) / 2), axis)
-        memory = memory.at[devices.gather(index, axis)].set(after)
+        after = collectives.gather(moved((z1 + z2) / 2), axis)
+        memory = memory.at[collectives.gather(index, axis)].set(after)
         return value / 2, memory, {}
 
     return dataclasses.replace(

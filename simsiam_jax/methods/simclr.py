@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from simsiam_jax.methods import devices
+from simsiam_jax.methods import collectives
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.methods.losses import l2_normalise, nt_xent, over_pairs
 from simsiam_jax.models.heads import MLP
@@ -49,10 +49,10 @@ def make(
         online: Sequence[Outputs], target: Sequence[Outputs], memory: Any
     ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
         """NT-Xent against both views of all images on all devices."""
-        z = [devices.gather(l2_normalise(view.z), axis) for view in online]
+        z = [collectives.gather(l2_normalise(view.z), axis) for view in online]
         if stop_gradient:
             z = jax.lax.stop_gradient(z)
-        first_row = devices.first_row(len(online[0].z), axis)
+        first_row = collectives.first_row(len(online[0].z), axis)
 
         def pair(i: int, j: int) -> Array:
             return nt_xent(online[i].p, z[i], z[j], temperature=temperature, first_row=first_row)

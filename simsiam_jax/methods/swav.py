@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from simsiam_jax.methods import devices
+from simsiam_jax.methods import collectives
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.methods.losses import (
     cross_entropy,
@@ -72,7 +72,7 @@ def make(
         """Each view predicts the assignments of the others, made over the global batch."""
         step, centres = memory['step'], online[0].prototypes
         centres = jnp.where(step < frozen_steps, jax.lax.stop_gradient(centres), centres)
-        z = jnp.stack([devices.gather(l2_normalise(view.z), axis) for view in target])
+        z = jnp.stack([collectives.gather(l2_normalise(view.z), axis) for view in target])
         q = jax.vmap(assign, (0, None))(z, centres)
         kept = memory['queue']
         if queue:
@@ -83,7 +83,7 @@ def make(
             kept = jax.lax.stop_gradient(kept[:, :queue])
         if stop_gradient:
             q = jax.lax.stop_gradient(q)
-        codes = [devices.share(view, axis) for view in q]
+        codes = [collectives.share(view, axis) for view in q]
         scores = [inner_products(l2_normalise(view.p), centres) for view in online]
         value = over_pairs(
             lambda i, j: cross_entropy(codes[j], scores[i], temperature=temperature),

@@ -10,13 +10,13 @@ import numpy as np
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
-from simsiam_jax.data import device, subset
+from simsiam_jax.data import jax_augment, subset
 from simsiam_jax.data.sources import ArraySource
 from simsiam_jax.methods.losses import l2_normalise
 from simsiam_jax.pages import page
 from simsiam_jax.tasks import inputs, knn
 from simsiam_jax.tasks.features import Extractor, Features
-from simsiam_jax.training import encoder as encoder_lib
+from simsiam_jax.checkpoints import encoder as encoder_lib
 from simsiam_jax.training import mesh as mesh_lib
 
 
@@ -63,7 +63,7 @@ def embed(checkpoint: str, images: str, batch_size: int, most: int | None = None
     mean, std = (tuple(trained['augment'][key]) for key in ('mean', 'std'))
 
     def apply(variables: Any, images: jax.Array) -> Any:
-        return encoder.module.apply(variables, device.normalise(images, mean, std))
+        return encoder.module.apply(variables, jax_augment.normalise(images, mean, std))
 
     variables = mesh_lib.replicate(encoder.variables, mesh)
     features = extract(extract.jit(apply), variables, source)

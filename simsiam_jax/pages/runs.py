@@ -12,7 +12,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from simsiam_jax import errors
-from simsiam_jax.training import buckets
+from simsiam_jax.runtime import storage
 
 Curve = list[tuple[int, float]]  # (step, value)
 
@@ -25,7 +25,7 @@ class Run:
       name: tells it from the others of a page.
       config: by key, such as optim.momentum.
       curves: by key, such as train/loss.
-      starts: see training/versions.py.
+      starts: see runtime/versions.py.
       seconds: it ran, as far as times were kept.
     """
 
@@ -64,12 +64,12 @@ def read(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
     Raises:
       UserError: a folder is not the workdir of a run.
     """
-    paths = list(dict.fromkeys(buckets.folder(workdir) for workdir in workdirs))
+    paths = list(dict.fromkeys(storage.folder(workdir) for workdir in workdirs))
     levels = zip(*(path.parent.parts for path in paths), strict=False)
     common = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, levels)))
     found = []
     for path in paths:
-        with buckets.reading(path):
+        with storage.reading(path):
             found.append(_read(path, '/'.join(path.parts[common:])))
     return found
 

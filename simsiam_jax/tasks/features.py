@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from simsiam_jax import errors, terminal
-from simsiam_jax.data import host, resident
+from simsiam_jax.data import host, device_cache
 from simsiam_jax.data.sources import ArraySource
 from simsiam_jax.tasks.inputs import Source
 from simsiam_jax.training import mesh as mesh_lib
@@ -59,7 +59,7 @@ class Extractor:
     def batches(self, source: Source) -> Any:
         """Device batches (images, labels, indices), with progress; fillers have index -1."""
         if isinstance(source, ArraySource):
-            batches = resident.eval_batches(source, channels=self._channels, **self._crops)
+            batches = device_cache.eval_batches(source, channels=self._channels, **self._crops)
         else:
             batches = host.eval_batches(source, **self._crops)
         with terminal.progress(total=len(source), unit=' images') as bar:

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
-from simsiam_jax.data import host, resident, sources
+from simsiam_jax.data import host, device_cache, sources
 from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
@@ -31,7 +31,7 @@ def open_source(spec: str, data: ConfigDict) -> Source:
     reader = Reader(source, data.channels, data.max_bad_fraction)
     if data.backend == 'host':
         return reader
-    images = resident.load(reader, data.resident_limit)
+    images = device_cache.load(reader, data.resident_limit)
     if images is None and data.backend == 'resident':
         raise errors.UserError(
             f'data.backend is resident, but the images of {spec} differ in size, cannot all be '
@@ -72,12 +72,12 @@ def device_batches(
     errors.check_choice('data.on_device', data.on_device, host.ON_DEVICE)
     local = mesh_lib.process_slice(order.batch_size)
     if isinstance(source, sources.ArraySource):
-        resident.check_images(source, data.channels)
+        device_cache.check_images(source, data.channels)
         images, labels = mesh_lib.replicate((source.images, source.labels), mesh)
-        with_images = resident.gatherer(images, labels, NamedSharding(mesh, P(mesh_lib.DATA)))
+        with_images = device_cache.gatherer(images, labels, NamedSharding(mesh, P(mesh_lib.DATA)))
 
         def from_device(start: int, stop: int) -> Iterator[Any]:
-            batches = resident.train_batches(order, recipes, start=start, stop=stop, local=local)
+            batches = device_cache.train_batches(order, recipes, start=start, stop=stop, local=local)
             return map(with_images, mesh_lib.prefetch(batches, mesh))
 
         return from_device

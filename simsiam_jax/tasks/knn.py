@@ -18,15 +18,15 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
-from simsiam_jax.data import device
+from simsiam_jax.data import jax_augment
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.methods.losses import l2_normalise
 from simsiam_jax.models.resnet import ResNet
-from simsiam_jax.tasks import inputs, labelled
+from simsiam_jax.tasks import inputs, eval_setup
 from simsiam_jax.tasks.features import Encode, Extractor
 from simsiam_jax.tasks.inputs import Source
 from simsiam_jax.terminal import say
-from simsiam_jax.training import checkpoint
+from simsiam_jax.checkpoints import checkpoint
 from simsiam_jax.training import mesh as mesh_lib
 
 DATA = mesh_lib.DATA
@@ -71,7 +71,7 @@ class Knn:
         temperature: Sequence[float],
         bank_dtype: str = 'float32',
     ):
-        labelled.check_classes(train, test)
+        eval_setup.check_classes(train, test)
         errors.check_choice('eval.bank_dtype', bank_dtype, ('float32', 'float16'))
         if min(k, default=0) < 1 or min(temperature, default=0) <= 0:
             raise errors.UserError(
@@ -83,7 +83,7 @@ class Knn:
         self._dtype = np.dtype(bank_dtype)
         self._encode = extractor.jit(
             lambda variables, images: l2_normalise(
-                apply(variables, device.normalise(images, mean, std))
+                apply(variables, jax_augment.normalise(images, mean, std))
             )
         )
         self._flatten = extractor.jit(
@@ -246,7 +246,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     Raises:
       UserError: the checkpoint, the data or the workdir cannot be used.
     """
-    setting = labelled.prepare(config)
+    setting = eval_setup.prepare(config)
     module = setting.encoder.module
     knn = Knn(
         setting.train,
@@ -265,4 +265,4 @@ def run(config: ConfigDict, workdir: str) -> None:
     say(f'{"k":>6}{"T":>8}{"top-1":>9}{"top-5":>9}   of {len(setting.test)} images')
     for s in scores:
         say(f'{s.k:>6}{s.temperature:>8}{s.top1:>9.4f}{s.top5:>9.4f}')
-    labelled.write(workdir, 'knn.json', [dataclasses.asdict(s) for s in scores])
+    eval_setup.write(workdir, 'knn.json', [dataclasses.asdict(s) for s in scores])

@@ -15,7 +15,10 @@ from simsiam_jax.data.reader import Reader
 from simsiam_jax.tasks import memory
 from simsiam_jax.tasks.inputs import Source
 from simsiam_jax.terminal import say
-from simsiam_jax.training import checkpoint, distributed, profile, progress, step, writers
+from simsiam_jax.checkpoints import checkpoint
+from simsiam_jax.runtime import distributed, profile
+from simsiam_jax.logs import progress, writers
+from simsiam_jax.training import step
 
 Step = Callable[[step.TrainState, Any], tuple[step.TrainState, dict[str, jax.Array]]]
 

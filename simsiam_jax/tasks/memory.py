@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import errors
 from simsiam_jax.terminal import say
-from simsiam_jax.training import liveness
+from simsiam_jax.training import peak_memory
 
 _GIB = 2**30
 
@@ -47,7 +47,7 @@ def estimate(train_step: Any, state: Any, batch: Any) -> Estimate:
         for x in jax.tree.leaves(batch)
     )
     program = train_step.trace(state, batch).jaxpr
-    return Estimate(size_of(state), here, liveness.peak_bytes(program))
+    return Estimate(size_of(state), here, peak_memory.peak_bytes(program))
 
 
 def table(config: ConfigDict, make: Callable[[ConfigDict], Any], state: Any, batch: Any) -> str:

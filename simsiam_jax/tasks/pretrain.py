@@ -20,18 +20,12 @@ from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.methods import METHODS
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.models import resnet
-from simsiam_jax.tasks import inputs, loop, memory, summary, watch
+from simsiam_jax.tasks import inputs, loop, memory, summary, collapse_callback
 from simsiam_jax.tasks import knn as knn_lib
 from simsiam_jax.terminal import say
-from simsiam_jax.training import (
-    alternation,
-    checkpoint,
-    guard,
-    optim,
-    step,
-    weights,
-    writers,
-)
+from simsiam_jax.training import alternation, guard, optim, step
+from simsiam_jax.checkpoints import checkpoint, weights
+from simsiam_jax.logs import writers
 from simsiam_jax.training import mesh as mesh_lib
 
 
@@ -69,7 +63,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Run:
       UserError: a key is unknown, a value impossible, or the data cannot be used.
     """
     config_lib.check(config)
-    errors.check_choice('guard', config.guard, watch.CHOICES)
+    errors.check_choice('guard', config.guard, collapse_callback.CHOICES)
     mesh = mesh or mesh_lib.make_mesh()
     mesh_lib.check_batch_size('batch_size', config.batch_size, mesh, config.optim.accumulate)
     method = build_method(config)
@@ -244,7 +238,7 @@ def run(config: ConfigDict, workdir: str) -> None:
                 batch_size=config.batch_size,
                 last=config.epochs * parts.order.steps_per_epoch,
             )
-            guarding = watch.Watch(config, measuring, parts.source, checkpoints, log)
+            guarding = collapse_callback.Watch(config, measuring, parts.source, checkpoints, log)
             batches = parts.batches(0, measuring.batches)
             guarding.begin(state, batches, checkpoints.latest_step or 0)
         baselines = {}

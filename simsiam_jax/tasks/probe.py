@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
 from simsiam_jax import errors
-from simsiam_jax.data import device, subset
-from simsiam_jax.tasks import labelled, selection
+from simsiam_jax.data import jax_augment, subset
+from simsiam_jax.tasks import eval_setup, selection
 from simsiam_jax.tasks.features import Encode, Features
 from simsiam_jax.tasks.selection import Score
 from simsiam_jax.terminal import say
@@ -31,7 +31,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     Raises:
       UserError: the configuration, the checkpoint, the data or the workdir cannot be used.
     """
-    setting = labelled.prepare(config)
+    setting = eval_setup.prepare(config)
     if not 0 < config.eval.holdout < 1:
         raise errors.UserError(
             f'config.eval.holdout is {config.eval.holdout}; expected a share of the training set, '
@@ -42,11 +42,11 @@ def run(config: ConfigDict, workdir: str) -> None:
     extract = setting.extractor(config.eval.batch_size)
 
     def network(variables: Any, images: jax.Array) -> Any:
-        images = device.normalise(images, config.augment.mean, config.augment.std)
+        images = jax_augment.normalise(images, config.augment.mean, config.augment.std)
         return encoder.module.apply(variables, images)
 
     def pixels(_: Any, images: jax.Array) -> jax.Array:
-        return device.normalise(images, (0.0,), (1.0,)).reshape(len(images), -1)
+        return jax_augment.normalise(images, (0.0,), (1.0,)).reshape(len(images), -1)
 
     size = (1, config.augment.size, config.augment.size, config.data.channels)
     inits: dict[str, tuple[Encode, Any]] = {'checkpoint': (network, lambda: encoder.variables)}
@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: str) -> None:
                 f'{name}: {kind}, {result["chosen"]}: top-1 {result["top1"]:.4f}  '
                 f'top-5 {result["top5"]:.4f} of {len(test.x)} test images'
             )
-    labelled.write(workdir, 'probe.json', results)
+    eval_setup.write(workdir, 'probe.json', results)
 
 
 def _probe(train: Features, test: Features, classes: int, config: ConfigDict) -> dict[str, Any]:

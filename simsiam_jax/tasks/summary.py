@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.tasks import memory
-from simsiam_jax.training import saved
+from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.training.step import TrainState
 
 
@@ -30,7 +30,7 @@ def parameters(params: dict[str, Any]) -> str:
 
 def kept(method: str, tree: Any) -> str:
     """One line: what a method keeps between steps beside its weights, and how much that is."""
-    arrays = saved.flatten(tree).items()
+    arrays = checkpoint_reader.flatten(tree).items()
     parts = ', '.join(f'{name} {x.dtype}{list(x.shape)}'.strip() for name, x in arrays)
     size = memory.size_of(tree) / 2**20
     return f'{method} keeps {size:,.1f} MiB between steps on every device: {parts}'

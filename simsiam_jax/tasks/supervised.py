@@ -15,16 +15,18 @@ import optax
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
-from simsiam_jax.data import device, host, subset
+from simsiam_jax.data import jax_augment, host, subset
 from simsiam_jax.data.order import Order
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.models import resnet
-from simsiam_jax.tasks import inputs, labelled, loop, selection
+from simsiam_jax.tasks import inputs, eval_setup, loop, selection
 from simsiam_jax.tasks.inputs import Source
 from simsiam_jax.tasks.selection import Score
 from simsiam_jax.terminal import say
-from simsiam_jax.training import checkpoint, classifier, optim, writers
-from simsiam_jax.training import encoder as encoder_lib
+from simsiam_jax.checkpoints import checkpoint
+from simsiam_jax.training import classifier, optim
+from simsiam_jax.logs import writers
+from simsiam_jax.checkpoints import encoder as encoder_lib
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState
 
@@ -49,7 +51,7 @@ def run(config: ConfigDict, workdir: str) -> None:
       UserError: the configuration, the checkpoint, the data or the workdir cannot be used.
       RuntimeError: a frozen backbone has changed.
     """
-    setting = labelled.prepare(config)
+    setting = eval_setup.prepare(config)
     mesh_lib.check_batch_size(
         'batch_size', config.batch_size, setting.mesh, config.optim.accumulate
     )
@@ -131,7 +133,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     say(f'test top-1 {top1:.4f}  top-5 {top5:.4f}  of {test.images} images')
     chosen = {'learning_rate': float(rates[best]), 'weight_decay': float(decays[best])}
     result = {'top1': top1, 'top5': top5, 'images': test.images} | chosen | {'heads': rows}
-    labelled.write(workdir, 'result.json', result)
+    eval_setup.write(workdir, 'result.json', result)
 
 
 def _hold_out(train: Source, config: ConfigDict, heads: int) -> tuple[Source, Source]:
@@ -188,12 +190,12 @@ def _optimiser(
 class _Scorer:
     """(state, source) -> the Score of every head, over exactly the source's good images."""
 
-    def __init__(self, setting: labelled.Setting, backbone: resnet.ResNet, recipe: Recipe):
+    def __init__(self, setting: eval_setup.Setting, backbone: resnet.ResNet, recipe: Recipe):
         self._extract = setting.extractor(setting.config.eval.batch_size)
 
         def measure(state: TrainState, images: Any, labels: Any, indices: Any) -> Any:
             variables, here = checkpoint.encoder_variables(state), indices >= 0
-            images = device.normalise(images, recipe.mean, recipe.std)
+            images = jax_augment.normalise(images, recipe.mean, recipe.std)
             features: Any = backbone.apply(variables, images)
             return classifier.measure(state.params['head'], features, labels, here), here.sum()
 

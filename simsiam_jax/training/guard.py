@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from simsiam_jax.methods.contract import Method
-from simsiam_jax.training import distributed, monitor
+from simsiam_jax.runtime import distributed
+from simsiam_jax.training import monitor
 from simsiam_jax.training.mesh import DATA
 from simsiam_jax.training.monitor import Measures
 from simsiam_jax.training.step import TrainState, forward

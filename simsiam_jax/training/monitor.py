@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from simsiam_jax.methods import devices
+from simsiam_jax.methods import collectives
 from simsiam_jax.methods.losses import inner_products, l2_normalise
 from simsiam_jax.models.network import Outputs
 
@@ -39,8 +39,8 @@ def moments(views: Sequence[Array], outputs: Sequence[Outputs], axis_name: str) 
     """
     features = jnp.concatenate([output.feature for output in outputs]).astype(jnp.float32)
     z1, z2 = (l2_normalise(output.z) for output in outputs)
-    row = devices.first_row(len(z1), axis_name) + jnp.arange(len(z1))
-    everybody = devices.gather(z1, axis_name)
+    row = collectives.first_row(len(z1), axis_name) + jnp.arange(len(z1))
+    everybody = collectives.gather(z1, axis_name)
     others = jnp.arange(len(everybody)) != row[:, None]
     distances = 2 - 2 * inner_products(z1, everybody)
     first, second = (view.astype(jnp.float32) for view in views)

@@ -23,7 +23,8 @@ import numpy as np
 import storage as storage_lib
 
 import simsiam_jax
-from simsiam_jax.training import buckets, saved
+from simsiam_jax.runtime import storage
+from simsiam_jax.checkpoints import checkpoint_reader
 
 WORKDIR = f'gs://{storage_lib.BUCKET}/run'
 LONG = ('--config.epochs=20', '--config.log.tensorboard=True')
@@ -52,7 +53,7 @@ class Trial:
     def steps(self) -> dict[str, bool]:
         """Those in the bucket, and whether they are whole."""
         found: dict[str, bool] = {}
-        for name in self.bucket.names(f'run/{saved.FOLDER}/'):
+        for name in self.bucket.names(f'run/{checkpoint_reader.FOLDER}/'):
             if step := name.split('/')[2]:
                 found[step] = found.get(step, False) or name.endswith('/commit_success.txt')
         return found
@@ -98,7 +99,7 @@ def run(count: int, folder: pathlib.Path, bucket: storage_lib.Bucket) -> None:
         process.wait()
         print(f'killed in the save of {step}: {trial.steps()}', flush=True)
     newest = max((step for step, whole in trial.steps().items() if whole), key=int)
-    arrays = bucket.names(f'run/{saved.FOLDER}/{newest}/state/')
+    arrays = bucket.names(f'run/{checkpoint_reader.FOLDER}/{newest}/state/')
     largest = max(arrays, key=lambda name: len(bucket.get(name)[1]))
     bucket.put(largest, bytes(len(bucket.get(largest)[1])))
     trial.end(trial.start(), 0, f'warning: step {newest}')
@@ -153,6 +154,6 @@ if __name__ == '__main__':
         folder = pathlib.Path(scratch)
         with storage_lib.serve(folder) as (bucket, variables):
             os.environ.update(variables)
-            buckets.need_client(buckets.folder(WORKDIR))
+            storage.need_client(storage.folder(WORKDIR))
             run(int(sys.argv[1]) if len(sys.argv) > 1 else 3, folder, bucket)
             read(folder)

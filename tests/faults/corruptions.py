@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from simsiam_jax import errors
-from simsiam_jax.training import checkpoint, saved
+from simsiam_jax.checkpoints import checkpoint, checkpoint_reader
 from simsiam_jax.training.step import TrainState
 
 STEPS = (11, 22, 33)
@@ -54,7 +54,7 @@ def save(workdir: pathlib.Path | str) -> None:
 def corrupt(workdir: pathlib.Path, rng: np.random.Generator) -> str:
     """One kind of damage to one file or folder of a checkpoint, mostly of the newest."""
     step = STEPS[-1] if rng.random() < 0.7 else int(rng.choice(STEPS))
-    folder = workdir / saved.FOLDER / str(step)
+    folder = workdir / checkpoint_reader.FOLDER / str(step)
     paths = sorted(path for path in folder.rglob('*') if path.is_file())
     path = paths[rng.integers(len(paths))]
     size = path.stat().st_size
@@ -85,7 +85,7 @@ def corrupt(workdir: pathlib.Path, rng: np.random.Generator) -> str:
 def outcome(workdir: pathlib.Path) -> str:
     """'restored STEP' where that is exactly what was saved then, or 'refused'."""
     try:
-        encoder = saved.load(workdir, 'encoder')
+        encoder = checkpoint_reader.load(workdir, 'encoder')
         same(encoder.tree, checkpoint.encoder_variables(state_at(encoder.step)))
         checkpoints = checkpoint.Checkpoints(str(workdir), CONFIG, keep=len(STEPS))
         state = checkpoints.restore(state_at(0))
@@ -93,7 +93,7 @@ def outcome(workdir: pathlib.Path) -> str:
         checkpoints.save(state_at(STEPS[-1]))  # a run comes to the damaged step again
         failure = checkpoints.failure(wait=True)
         checkpoints.close()
-        same(saved.load(workdir, 'state').tree, vars(state_at(STEPS[-1])))
+        same(checkpoint_reader.load(workdir, 'state').tree, vars(state_at(STEPS[-1])))
         if failure:
             raise RuntimeError(failure)
     except errors.UserError:
@@ -102,7 +102,7 @@ def outcome(workdir: pathlib.Path) -> str:
 
 
 def same(given: Any, wanted: Any) -> None:
-    found, expected = saved.flatten(given), saved.flatten(wanted)
+    found, expected = checkpoint_reader.flatten(given), checkpoint_reader.flatten(wanted)
     if {name: np.asarray(x).tobytes() for name, x in found.items()} != {
         name: np.asarray(x).tobytes() for name, x in expected.items()
     }:

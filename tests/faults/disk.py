@@ -17,7 +17,7 @@ import time
 
 import kills
 
-from simsiam_jax.training import saved
+from simsiam_jax.checkpoints import checkpoint_reader
 
 
 def run(disk: pathlib.Path, logs: pathlib.Path) -> list[str]:
@@ -25,7 +25,7 @@ def run(disk: pathlib.Path, logs: pathlib.Path) -> list[str]:
     workdir, filler, log = disk / 'run', disk / 'filler', logs / 'rank0.log'
     started = kills.start(workdir, 1, logs=logs)
     deadline = time.monotonic() + kills.LIMIT
-    while not (workdir / saved.FOLDER).exists() or not saved.list_steps(workdir / saved.FOLDER):
+    while not (workdir / checkpoint_reader.FOLDER).exists() or not checkpoint_reader.list_steps(workdir / checkpoint_reader.FOLDER):
         if started[0].poll() is not None or time.monotonic() > deadline:
             raise AssertionError(log.read_text())
         time.sleep(0.05)
@@ -36,7 +36,7 @@ def run(disk: pathlib.Path, logs: pathlib.Path) -> list[str]:
         except OSError:
             pass
     code = kills.end(started)
-    full, kept = log.read_text(), saved.list_steps(workdir / saved.FOLDER)
+    full, kept = log.read_text(), checkpoint_reader.list_steps(workdir / checkpoint_reader.FOLDER)
     if code != [1] or not kept or 'Traceback' in full or 'training goes on' not in full:
         raise AssertionError(f'{code}, {kept}: {full}')
     filler.unlink()

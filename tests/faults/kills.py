@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from simsiam_jax.training import saved
+from simsiam_jax.checkpoints import checkpoint_reader
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 FLAGS = [
@@ -80,7 +80,7 @@ def await_moment(kind: str, workdir: pathlib.Path, processes: list[subprocess.Po
     while time.monotonic() < deadline and processes[0].poll() is None:
         if kind != 'start' and metrics.exists():
             here = metrics.read_text().count('\n') >= before + steps
-            saving = any((workdir / saved.FOLDER).glob('*tmp*'))
+            saving = any((workdir / checkpoint_reader.FOLDER).glob('*tmp*'))
             if here and (kind == 'step' or saving):
                 break
         time.sleep(0.0005)
@@ -94,8 +94,8 @@ def end(processes: list[subprocess.Popen]) -> list[int]:
 
 def differing(one: pathlib.Path | str, other: pathlib.Path | str) -> list[str]:
     """The arrays in which the ends of two runs are not the same to the bit."""
-    ends = [saved.load(workdir, 'state') for workdir in (one, other)]
-    arrays, others = (saved.flatten(end.tree) for end in ends)
+    ends = [checkpoint_reader.load(workdir, 'state') for workdir in (one, other)]
+    arrays, others = (checkpoint_reader.flatten(end.tree) for end in ends)
     if ends[0].step != ends[1].step or arrays.keys() != others.keys():
         raise AssertionError(f'ends of steps {ends[0].step} and {ends[1].step}, or of other arrays')
     return [
@@ -122,7 +122,7 @@ def run(kills: int, processes: int, folder: pathlib.Path, *flags: str) -> collec
         if 0 in codes or 1 in codes:
             raise AssertionError(f'{codes}: {(workdir / "rank0.log").read_text()}')
         counts[kind] += 1
-        print(kind, codes, saved.list_steps(workdir / saved.FOLDER), flush=True)
+        print(kind, codes, checkpoint_reader.list_steps(workdir / checkpoint_reader.FOLDER), flush=True)
     if any(end(start(workdir, processes, *flags))):
         raise AssertionError((workdir / 'rank0.log').read_text())
     if names := differing(folder / 'whole', workdir):

@@ -15,7 +15,8 @@ import numpy as np
 
 from simsiam_jax.methods import simsiam
 from simsiam_jax.models import resnet
-from simsiam_jax.training import checkpoint, optim, step
+from simsiam_jax.checkpoints import checkpoint
+from simsiam_jax.training import optim, step
 from simsiam_jax.training import mesh as mesh_lib
 
 BATCH, SIZE = 64, 32

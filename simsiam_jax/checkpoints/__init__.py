@@ -1,0 +1,1 @@
+"""Checkpoints of runs, encoders and files of weights."""

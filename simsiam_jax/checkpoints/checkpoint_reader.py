@@ -1,0 +1,175 @@
+"""What lies in a checkpoint, read only where its checksums say that it is as it was saved.
+
+WORKDIR/checkpoints/STEP/ holds the items state and encoder, and meta: the step, the configuration
+and the checksums of the items and of itself.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+
+from simsiam_jax import errors
+from simsiam_jax.runtime import storage, distributed
+from simsiam_jax.logs import writers
+
+FOLDER = 'checkpoints'
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """An item of a checkpoint: nested dicts of NumPy arrays.
+
+    Attributes:
+      config: of the run.
+      damaged: newer steps that could not be used.
+    """
+
+    step: int
+    config: dict[str, Any]
+    tree: dict[str, Any]
+    damaged: tuple[int, ...] = ()
+
+
+class _DamagedError(Exception):
+    """Says what is wrong."""
+
+
+def load(
+    workdir: str | os.PathLike[str], item: str, *, step: int | None = None, keys: Sequence[str] = ()
+) -> Saved:
+    """An item of a run's checkpoint; of its parts `keys`, or all.
+
+    Args:
+      step: None: the newest that is whole; those that are not are named on the terminal.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    folder = storage.folder(workdir) / FOLDER
+    with storage.reading(folder):
+        steps = list_steps(folder)
+    if not steps or (step is not None and step not in steps):
+        found = f'steps {", ".join(map(str, steps))}' if steps else 'none'
+        wanted = 'a checkpoint' if step is None else f'step {step}'
+        raise errors.UserError(
+            f'{wanted} was expected in {folder}, there is: {found}; give the workdir of a '
+            'pre-training run'
+        )
+    damaged: list[int] = []
+    for tried in [step] if step is not None else reversed(steps):
+        problem = ''
+        config: dict[str, Any] = {}
+        tree: dict[str, Any] = {}
+        try:
+            config, tree = _read(folder / str(tried), item, keys)
+        # Damaged files raise nearly anything: Exception, ValueError, OSError, KeyError, ...
+        except Exception as error:
+            if storage.is_unread(error):
+                raise storage.unreadable(folder / str(tried), error) from error
+            problem = errors.reason(error)
+        if distributed.all_agree(not problem):
+            return Saved(tried, config, tree, tuple(damaged))
+        damaged.append(tried)
+        writers.say(
+            f'warning: step {tried} in {folder} is damaged and passed over: '
+            f'{problem or "so says another process"}'
+        )
+    raise errors.UserError(
+        f'damaged: step {", ".join(map(str, damaged))} in {folder}, and no other is there; bring '
+        'back a copy, or move the folder away to begin again'
+    )
+
+
+def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The tree of an item by its own path, WORKDIR/checkpoints/STEP/ITEM, or a copy of its step.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    item = storage.folder(path)
+    try:
+        return _read(item.parent, item.name, ())[1]
+    except Exception as error:  # as in load()
+        if storage.is_unread(error):
+            raise storage.unreadable(item, error) from error
+        raise errors.UserError(
+            f'{item} is damaged: {errors.reason(error)}; take another step'
+        ) from error
+
+
+def list_steps(path: str | os.PathLike[str]) -> list[int]:
+    """Steps of the checkpoints in a folder, ascending, as process 0 sees them."""
+    folder = epath.Path(path)
+    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    return distributed.from_first(steps)
+
+
+def _read(
+    folder: epath.Path, item: str, keys: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration and the tree of an item; raises where they are not as they were saved."""
+    meta = json.loads((folder / 'meta' / 'metadata').read_text())
+    if meta['seal'] != seal(meta):
+        raise _DamagedError('its metadata are not as they were saved')
+    wanted = {
+        name: expected
+        for name, expected in meta['items'][item].items()
+        if not keys or name.split('/')[0] in keys
+    }
+    stores = {name: _open(folder / item, name) for name in wanted}
+    # Before anything is read: a damaged shape may ask for more memory than there is.
+    for name, (dtype, shape, _) in wanted.items():
+        store = stores[name].result()
+        if (store.dtype.name, list(store.shape)) != (dtype, shape):
+            raise _DamagedError(f'{name} in {item} is {store.dtype.name}{list(store.shape)}')
+    arrays = {name: store.result().read() for name, store in stores.items()}
+    found = {name: array.result() for name, array in arrays.items()}
+    for name, array in found.items():
+        if _entry(array) != wanted[name]:
+            raise _DamagedError(f'the checksum of {name} in {item} is wrong')
+    tree = flax.traverse_util.unflatten_dict(found, sep='/')
+    return meta['config'], {key: {} for key in keys} | tree
+
+
+def _open(item: epath.Path, name: str) -> Any:
+    """The future of an array as Orbax stores it.
+
+    Not by Orbax: of several damaged arrays it reports one, and its threads print the others.
+    """
+    base = os.fspath(item) if storage.is_remote(item) else f'file://{item}'
+    kvstore = {'driver': 'ocdbt', 'base': f'{base}/', 'path': name.replace('/', '.') + '/'}
+    return ts.open({'driver': 'zarr', 'kvstore': kvstore}, open=True, read=True)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Leaves by name, such as opt_state/0/trace/backbone/conv1/kernel."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def describe(tree: Any) -> dict[str, Any]:
+    """What meta keeps of an item: name -> type, shape and sha256 of every array."""
+    return {name: _entry(array) for name, array in flatten(tree).items()}
+
+
+def _entry(array: np.ndarray) -> list[Any]:
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return [str(array.dtype), list(array.shape), digest]
+
+
+def seal(meta: dict[str, Any]) -> str:
+    """A checksum of all of meta but the seal."""
+    rest = {key: value for key, value in meta.items() if key != 'seal'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

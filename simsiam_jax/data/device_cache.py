@@ -1,0 +1,98 @@
+"""A small dataset kept whole on the devices: no host work but the parameters, no TensorFlow."""
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int, UInt8
+
+from simsiam_jax import errors
+from simsiam_jax.data import jax_augment
+from simsiam_jax.data.order import Order
+from simsiam_jax.data.reader import Reader
+from simsiam_jax.data.recipe import Recipe, check_resize, plan
+from simsiam_jax.data.sources import ArraySource
+
+
+def train_batches(
+    order: Order, recipes: Sequence[Recipe], *, start: int, stop: int, local: slice
+) -> Iterator[dict[str, Any]]:
+    """This process's share of the batches of steps [start, stop): indices and parameters."""
+    for step in range(start, stop):
+        indices, views = plan(order, recipes, step, local)
+        yield {'index': indices, 'views': views}
+
+
+def eval_batches(
+    source: ArraySource, *, batch_size: int, channels: int, size: int, resize: int, local: slice
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Centre crops [B, S, S, C] in [0, 1], labels [B] and indices [B] of every image, in order.
+
+    The last batch is filled up with copies of the last image, at index -1. Arguments as in
+    data.host.
+    """
+    check_resize(size, resize)
+    check_images(source, channels, 0 if resize else size)
+    for start in range(0, len(source), batch_size):
+        position = (start + np.arange(batch_size))[local]
+        index = np.minimum(position, len(source) - 1)
+        images = jax_augment.centre(source.images[index], size, resize)
+        here = position < len(source)
+        yield np.asarray(images), source.labels[index], np.where(here, position, -1)
+
+
+def load(reader: Reader, limit: int) -> ArraySource | None:
+    """All images of a source in memory.
+
+    None where they take more than `limit` bytes, differ in size, or some cannot be read.
+    """
+    first, _ = reader.read(0)
+    if first is None or first.nbytes * len(reader) > limit:
+        return None
+    images = np.empty((len(reader), *first.shape), np.uint8)
+    labels = np.empty(len(reader), np.int64)
+
+    def put(index: int) -> bool:
+        image, labels[index] = reader.read(index)
+        if image is None or image.shape != first.shape:
+            return False
+        images[index] = image
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        for start in range(0, len(reader), 1024):  # stops soon where sizes differ
+            if not all(threads.map(put, range(start, min(start + 1024, len(reader))))):
+                return None
+    return ArraySource(images, labels, reader.classes)
+
+
+def check_images(source: ArraySource, channels: int, size: int = 0) -> None:
+    """Raises UserError where the images have other channels, or another side than `size`."""
+    height, width, has = source.images.shape[1:]
+    if has != channels:
+        raise errors.UserError(
+            f'config.data.channels is {channels}, but the images have {has}; set it to {has}'
+        )
+    if size and (height, width) != (size, size):
+        raise errors.UserError(
+            f'the images are {height}x{width}, config.augment.size is {size} and '
+            'config.eval.resize 0 (no resize); set config.eval.resize'
+        )
+
+
+def gatherer(
+    images: UInt8[Array, 'N H W C'], labels: Int[Array, 'N'], sharding: jax.sharding.Sharding
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Replaces a device batch's indices by their images and labels, sharded likewise."""
+    gather = jax.jit(
+        lambda images, labels, index: {'image': images[index], 'label': labels[index]},
+        out_shardings=sharding,
+    )
+
+    def with_images(batch: dict[str, Any]) -> dict[str, Any]:
+        return batch | gather(images, labels, batch['index'])
+
+    return with_images

@@ -1,0 +1,1 @@
+"""Terminal, metrics.jsonl, TensorBoard, W&B and MLflow."""

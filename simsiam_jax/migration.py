@@ -1,0 +1,109 @@
+"""Configurations of earlier versions under the names of this one."""
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from simsiam_jax import config as config_lib
+from simsiam_jax import errors, method_defaults
+from simsiam_jax._version import __version__
+
+# Number of the format of stored configurations and checkpoints; 0 is that of version 0.1.0, which
+# stored none. A format grows with every rename below.
+FORMAT = 1
+
+# Old key -> new key. A key that is renamed or moved gets a line here and keeps it for good.
+RENAMED_KEYS = {
+    'labels': 'label_fraction',
+    'augment.solarise': 'augment.solarize',
+    'checkpoint.keep': 'checkpoint.max_to_keep',
+    'checkpoint.keep_every': 'checkpoint.keep_period',
+    'method.epsilon': 'method.sinkhorn_epsilon',
+    'method.iterations': 'method.sinkhorn_iterations',
+    'method.predictor_width': 'method.predictor_hidden_dim',
+    'method.projector_width': 'method.projector_hidden_dim',
+    'method.queue': 'method.queue_size',
+    'optim.accumulate': 'optim.gradient_accumulation_steps',
+    'optim.final': 'optim.final_lr_fraction',
+    'optim.predictor': 'optim.predictor_schedule',
+    'optim.warmup_start': 'optim.warmup_start_fraction',
+    'second_view.solarise': 'second_view.solarize',
+    'small_views.number': 'local_crops.number',
+    'small_views.size': 'local_crops.size',
+    'small_views.crop_scale': 'local_crops.crop_scale',
+}
+
+# Key of today -> old value -> new value.
+RENAMED_VALUES = {'data.on_device': {'colour': 'color'}}
+
+
+def migrate(config: MutableMapping[str, Any], *, origin: str = '', warn: bool = False) -> None:
+    """Brings a configuration up to date in place: renames old keys, fills in missing ones.
+
+    Args:
+      config: Nested mapping, as stored with a run or as a user's file returned it.
+      origin: Where the configuration is from, for messages.
+      warn: Print each renamed key, once.
+
+    Raises:
+      UserError: The configuration has a newer format, an unknown task or an unknown key.
+    """
+    origin = origin or 'the configuration'
+    stored, version = config.pop('format', 0), config.pop('version', 'a later version')
+    if stored > FORMAT:
+        raise errors.UserError(
+            f'{origin} has format {stored} of simsiam_jax {version}; this is {__version__}, '
+            f'expected format {FORMAT} or older. Install simsiam_jax {version} or newer'
+        )
+    for old, new in rename(config):
+        if warn:
+            config_lib.warn_renamed(old, new)
+    task = config.get('task', 'pretrain')
+    errors.check_choice('config.task', task, config_lib.DEFAULTS)
+    known = config_lib.DEFAULTS[task]().to_dict()
+    if task != 'pretrain' and 'model' in config:  # stored with a classifier: its encoder's
+        known['model'] = config_lib.default().model.to_dict()
+    name = config.get('method', {}).get('name')
+    if name in method_defaults.METHODS:
+        known['method'] = {'name': name, **method_defaults.METHODS[name]}
+    elif name != 'simsiam':
+        known.pop('method', None)
+    _fill(config, known)
+    config_lib.check(config, known)
+
+
+def rename(config: MutableMapping[str, Any]) -> list[tuple[str, str]]:
+    """Renames old keys and values in place and returns what it renamed: (old, new)."""
+    renamed = []
+    for old, new in RENAMED_KEYS.items():
+        section, _, key = old.rpartition('.')
+        new_section, _, new_key = new.rpartition('.')
+        source = config.get(section, {}) if section else config
+        if key not in source:
+            continue
+        if new_section not in config and new_section:
+            config[new_section] = {}
+        (config[new_section] if new_section else config)[new_key] = source[key]
+        del source[key]
+        if not source:
+            del config[section]
+        renamed.append((f'config.{old}', f'config.{new}'))
+    for key, values in RENAMED_VALUES.items():
+        section, _, name = key.rpartition('.')
+        value = config.get(section, {}).get(name)
+        if value in values:
+            config[section][name] = values[value]
+            renamed.append((f'config.{key}={value}', f'config.{key}={values[value]}'))
+    return renamed
+
+
+def rename_part(part: str) -> str:
+    """Returns today's name of a part of an array's name in a checkpoint of format 0."""
+    return {'memory': 'method_state', 'centres': 'centers'}.get(part, part)
+
+
+def _fill(config: MutableMapping[str, Any], known: dict[str, Any]) -> None:
+    for key, value in known.items():
+        if key not in config:
+            config[key] = value
+        elif isinstance(value, dict) and key != 'second_view':
+            _fill(config[key], value)

@@ -1,0 +1,1 @@
+"""Processes, launchers, locks, storage, profiles and versions."""

@@ -1,0 +1,1 @@
+"""Speed of the input and of the training step."""

@@ -1,0 +1,198 @@
+"""The training step compiled for chips that are not there: memory, bytes, collectives, time."""
+
+import dataclasses
+import importlib.resources
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from simsiam_jax import errors
+from simsiam_jax.tasks import memory
+from simsiam_jax.tools.benchmark import cost_model, hardware, hlo, workload
+from simsiam_jax.training import mesh as mesh_lib
+
+GIB = 2**30
+
+
+def topology(target: str) -> list[Any]:
+    """The devices of a chip or slice that need not be there.
+
+    Args:
+      target: 'h100', 'h100:8' (one host), or TPUs as Google names slices, 'v5e:4x4'.
+
+    Raises:
+      UserError: there is no such target, or the compiler for it is not installed.
+    """
+    name, _, shape = target.partition(':')
+    try:
+        if name == 'h100':
+            text = importlib.resources.files(__package__).joinpath('h100.txtpb').read_text()
+            return list(
+                topologies.get_topology_desc(
+                    'h100', 'cuda', target_config=text, topology=f'1x1x{shape or 1}'
+                ).devices
+            )
+        os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # none of them has a chip
+        os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+        os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')
+        os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+        # A v4 chip is two cores that work as one device.
+        chip = {'chip_config_name': 'megacore'} if name == 'v4' else {}
+        return list(topologies.get_topology_desc(target, 'tpu', **chip).devices)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise errors.UserError(
+            f'no compiler for the target {target!r}: {" ".join(str(error).split())[:200]}; '
+            'expected h100, h100:8, v4:2x2x2, v5e:4x4, v5p:2x2x2 or the like, and pip install '
+            "'simsiam_jax[aot]'"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What compiling tells.
+
+    Attributes:
+      memory: bytes on each device; state, batch and activations.
+      counts: None where the step does not fit, so that there is no program.
+    """
+
+    work: workload.Workload
+    memory: int
+    counts: hlo.Counts | None
+
+
+def compile_step(work: workload.Workload) -> Compiled:
+    """Compiles the step for the devices of its mesh."""
+    try:
+        compiled = work.train_step.lower(*work.abstract()).compile()  # type: ignore[attr-defined]
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r'Used ([\d.]+)([KMG]) of', str(error))
+        if 'RESOURCE_EXHAUSTED' not in str(error) or not used:
+            raise
+        memory = round(float(used[1]) * 2 ** {'K': 10, 'M': 20, 'G': 30}[used[2]])
+        return Compiled(work, memory, None)
+    return Compiled(work, planned_memory(compiled), hlo.count(compiled.as_text()))
+
+
+def planned_memory(compiled: Any) -> int:
+    """Bytes on each device that a compiled program takes: what goes in, comes out, and between."""
+    sizes = compiled.memory_analysis()
+    kept = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return sizes.argument_size_in_bytes + kept + sizes.temp_size_in_bytes
+
+
+def report(result: Compiled) -> str:
+    """The figures, a line each."""
+    work, device = result.work, _device(result.work)
+    chips, batch = work.mesh.size, work.config.batch_size
+    lines = [
+        f'{work.config.method.name} on {work.config.model.name}, batch {batch} on {chips} x '
+        f'{_kind(work)}: {batch / chips:g} a chip',
+        f'memory a chip: {result.memory / GIB:.3g} GiB of {device.memory / GIB:.0f}'
+        + (f', of which JAX takes {device.usable:.0%}' if device.usable < 1 else ''),
+    ]
+    by_hand = {way: work.by_hand(way) for way in cost_model.WAYS}
+    flops = sum(kernel.flops for kernel in by_hand['fused'])
+    lines.append(f'by hand: {flops / 1e12:.3g} TFLOP a chip and step')
+    for way, kernels in by_hand.items():
+        lines.append(
+            f'  {way:9}{sum(k.bytes for k in kernels) / 1e9:8.4g} GB  '
+            + _rate(cost_model.seconds(kernels, device), batch)
+        )
+    for name, sums in work.reduced().items():
+        lines.append(f'  summed over the chips, {name}: {sum(sums) / 2**20:.2f} MiB in {len(sums)}')
+    if not (counts := result.counts):
+        return '\n'.join([*lines, 'does not fit: there is no program'])
+    lines.append(
+        f'compiled: {counts.launches} kernels, {counts.bytes / 1e9:.4g} GB, '
+        + _rate(seconds(counts, device), batch)
+    )
+    if cycles := sum(kernel.cycles * kernel.runs for kernel in counts.kernels):
+        lines.append(f"  by the compiler's estimate {cycles / 1e6:.4g} million cycles")
+    if counts.float32:
+        lines.append(f'  largest float32: {_array(counts.float32[0])}')
+    for name, arrays in (('scatters', counts.scatters), ('transposes and copies', counts.moves)):
+        lines.append(
+            f'  {name}: {len(arrays)}' + (f', largest {_array(arrays[0])}' if arrays else '')
+        )
+    lines.append(f'  donated: {len(counts.donated)} arrays')
+    for c in counts.collectives:
+        time = hardware.all_reduce_seconds(c.bytes, c.devices, device.link)
+        lines.append(
+            f'  {c.op} between {c.devices}: {c.count} of {c.bytes / 2**20:.4g} MiB in all'
+            f'{f", {c.pairs} asynchronous" if c.pairs else ""}; {time * 1e3:.3g} ms at the speed '
+            'of the links'
+        )
+    return '\n'.join(lines)
+
+
+def seconds(counts: hlo.Counts, device: hardware.Device) -> float:
+    """The least time of a program: each kernel takes as long as its arithmetic or its bytes."""
+    return sum(
+        k.runs * max(k.flops / device.flops, k.bytes / device.bandwidth) for k in counts.kernels
+    )
+
+
+def largest_batch(result: Compiled, *, images: int, image_size: int) -> tuple[int, int] | None:
+    """The most images a chip that fit, in steps of 8, and the memory; each try is compiled.
+
+    What grows with the batch is guessed from the first result; None where not even 8 fit.
+    """
+    work, device = result.work, _device(result.work)
+    unit = 8 * work.config.optim.accumulate
+    state = jax.eval_shape(work.init)
+    # The gradients are as large as the parameters.
+    fixed = memory.size_of((state, state.params))
+    limit, before = device.memory * device.usable, work.config.batch_size // work.mesh.size
+    tried = round((limit - fixed) * before / max(result.memory - fixed, 1)) // unit * unit
+    while tried >= unit:
+        config = work.config.copy_and_resolve_references()
+        config.batch_size = tried * work.mesh.size
+        images = max(images, config.batch_size)
+        fits = compile_step(workload.build(config, work.mesh, images=images, image_size=image_size))
+        if fits.counts and fits.memory <= limit:
+            return tried, fits.memory
+        tried = min(tried - unit, int(tried * limit / fits.memory) // unit * unit)
+    return None
+
+
+def measure(config: ConfigDict, target: str, *, images: int, image_size: int, search: bool) -> None:
+    """Prints what the step of a configuration is on a target."""
+    chips = topology(target)
+    if config.model.kernels == 'auto':  # as on the chip itself
+        config.model.kernels = 'fused' if chips[0].platform in ('cuda', 'gpu') else 'plain'
+    mesh = mesh_lib.make_mesh(chips)
+    result = compile_step(workload.build(config, mesh, images=images, image_size=image_size))
+    print(report(result), flush=True)
+    if search:
+        best = largest_batch(result, images=images, image_size=image_size)
+        print(
+            f'largest batch a chip: {best[0]}, {best[1] / GIB:.2f} GiB'
+            if best
+            else 'not even 8 images a chip fit'
+        )
+
+
+def _rate(seconds: float, batch: int) -> str:
+    return f'at least {seconds * 1e3:.4g} ms, at most {batch / seconds:,.0f} images/s'
+
+
+def _array(array: hlo.Array) -> str:
+    return f'{array.type.partition("{")[0]} ({array.op} in {array.name})'
+
+
+def _kind(work: workload.Workload) -> str:
+    return work.mesh.devices.flat[0].device_kind
+
+
+def _device(work: workload.Workload) -> hardware.Device:
+    if device := hardware.find(_kind(work)):
+        return device
+    raise errors.UserError(
+        f'{_kind(work)} is not in the table of tools/benchmark/hardware.py, which has '
+        + ', '.join(hardware.DEVICES)
+    )

@@ -1,0 +1,119 @@
+"""Weights from one format to another, compared before they are written.
+
+python -m simsiam_jax.tools.convert --source=SOURCE --target=TARGET --format=FORMAT
+
+SOURCE is the workdir of a run or a file: .pth, .pth.tar, .safetensors of a ResNet as torchvision,
+timm, SimSiam's or MoCo's official code save it, or a .msgpack of FORMAT flax. FORMAT:
+
+  torchvision  state dict of torchvision.models.resnetNN, all but fc: .pth or .safetensors
+  timm         a folder that timm.create_model('local-dir:TARGET') loads
+  detectron2   .pkl for the ResNets of Detectron2
+  simsiam      .pth.tar as SimSiam's official code saves it: backbone, projector, predictor
+  state_dict   as torchvision, of any stem, width and number of channels
+  flax         the backbone as .msgpack, or for other names as a folder of Orbax
+  workdir      a workdir that pre-training starts from
+
+Where torch is installed the networks of both sides run on the same random images before
+anything is written; outputs that differ by more than LIMIT of their scale end the conversion.
+"""
+
+import sys
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+
+from simsiam_jax import errors
+from simsiam_jax.models import pytorch, pytorch_heads, resnet
+from simsiam_jax.tools import arguments
+from simsiam_jax.tools.convert import formats, torch_forward
+from simsiam_jax.checkpoints import weight_files
+from simsiam_jax.checkpoints.weights import Weights, open_weights, part
+
+LIMIT = 1e-4
+
+_SOURCE: Any = flags.DEFINE_string('source', None, 'A workdir or a file.')
+_TARGET: Any = flags.DEFINE_string('target', None, 'What to write.')
+_FORMAT: Any = flags.DEFINE_string('format', None, 'One of the formats above.')
+_STEP: Any = flags.DEFINE_integer('step', None, 'Of the checkpoint; default: the latest.')
+
+
+def jax_outputs(weights: Weights, images: np.ndarray) -> dict[str, np.ndarray]:
+    """feature, and where there are heads z and p, in float32 whatever the device."""
+    modules: list[tuple[str, str, nn.Module]] = [
+        ('feature', 'backbone', resnet.make(**{**weights.config['model'], 'dtype': 'float32'}))
+    ]
+    if {'projector', 'predictor'} <= set(weights.params):
+        for name, head in (('z', 'projector'), ('p', 'predictor')):
+            modules.append((name, head, pytorch_heads.mlp_of(part(weights, head))))
+    found, x = {}, jnp.asarray(images)
+    with jax.default_matmul_precision('highest'):  # float32 on TPUs and GPUs too
+        for name, key, module in modules:
+            found[name] = x = jax.jit(module.apply, static_argnums=2)(part(weights, key), x, False)
+    return {name: np.asarray(x) for name, x in found.items()}
+
+
+def difference(weights: Weights, sides: list[dict[str, pytorch.Arrays]]) -> float | None:
+    """The largest difference of any output between JAX and PyTorch, relative to its scale.
+
+    The scale of an output is its root mean square over two random images. None without PyTorch.
+    """
+    torch = weight_files.load_torch()
+    if torch is None:
+        return None
+    size, channels = weights.config['augment']['size'], weights.config['data']['channels']
+    shape = (2, size, size, channels)
+    images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    ours = jax_outputs(weights, images)
+    largest = 0.0
+    for parts in sides:
+        for name, theirs in torch_forward.outputs(torch, parts, images).items():
+            scale = np.sqrt(np.mean(np.square(theirs))) or 1.0
+            # max() would pass over what is not a number
+            largest = np.maximum(largest, np.max(np.abs(ours[name] - theirs)) / scale)
+    return float(largest)
+
+
+def convert(source: str, target: str, format_: str, step: int | None = None) -> str:
+    """Reads, compares, writes; what was done, in lines.
+
+    Raises:
+      UserError: the source cannot be used, the format cannot hold it, or the outputs differ.
+    """
+    errors.check_choice('--format', format_, formats.FORMATS)
+    chosen = formats.FORMATS[format_]
+    weights = open_weights(source, step)
+    formats.check(chosen, weights, target)
+    parts = formats.to_torch(weights)
+    largest = difference(weights, [side for side in (weights.parts, parts) if side])
+    if largest is None:
+        compared = 'torch is not installed: the networks were not compared'
+    elif largest <= LIMIT:
+        compared = (
+            f"largest difference between JAX and PyTorch: {largest:.1e} of the outputs' scale"
+        )
+    else:
+        raise errors.UserError(
+            f'the outputs of JAX and PyTorch differ by {largest:.1e} of their scale, more than '
+            f'{LIMIT:.0e}; nothing was written'
+        )
+    chosen.write(weights, parts, target)
+    held = ', '.join(parts if chosen.heads else ['backbone'])
+    name, augment = weights.config['model']['name'], weights.config['augment']
+    images = ', '.join(f'{key} {augment[key]}' for key in ('size', 'mean', 'std'))
+    return f'{compared}\n{target} holds {held} of {source}: {name}, for images of {images}'
+
+
+def run(argv: list[str]) -> None:
+    logging.set_verbosity(logging.ERROR)
+    try:
+        print(convert(_SOURCE.value, _TARGET.value, _FORMAT.value, _STEP.value))
+    except errors.UserError as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    app.run(run, flags_parser=arguments.parser('source', 'target', 'format'))

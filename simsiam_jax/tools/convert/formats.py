@@ -1,0 +1,164 @@
+"""The formats that tools/convert.py writes."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from simsiam_jax import errors
+from simsiam_jax.models import pytorch, pytorch_heads, resnet
+from simsiam_jax.checkpoints import checkpoint, checkpoint_reader, weight_files
+from simsiam_jax.training.step import TrainState
+from simsiam_jax.checkpoints.weights import Weights, part
+
+Parts = dict[str, pytorch.Arrays]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A format.
+
+    Attributes:
+      write: (weights, the same under PyTorch's names, target).
+      endings: of the target's name, (): any.
+      library: whose networks it is for, '': any ResNet of this package.
+      heads: projector and predictor are written too.
+    """
+
+    write: Callable[[Weights, Parts, str], None]
+    endings: tuple[str, ...] = ()
+    library: str = ''
+    heads: bool = False
+
+
+def check(chosen: Format, weights: Weights, target: str) -> None:
+    """Raises UserError unless the format can hold the weights and the target's name suits it."""
+    if not target.endswith(chosen.endings or ('',)):
+        raise errors.UserError(
+            f'--target is {target}; expected a name in {", ".join(chosen.endings)}'
+        )
+    if chosen.library:
+        check_standard(weights, chosen.library)
+
+
+def to_torch(weights: Weights) -> Parts:
+    """backbone, and projector and predictor where both are there, under PyTorch's names."""
+    parts = {'backbone': pytorch.backbone_to_torch(part(weights, 'backbone'))}
+    if {'projector', 'predictor'} <= set(weights.params):
+        projector = pytorch_heads.to_torch(part(weights, 'projector'), output_bias=True)
+        predictor = pytorch_heads.to_torch(part(weights, 'predictor'))
+        parts |= {'projector': projector, 'predictor': predictor}
+    return parts
+
+
+def check_standard(weights: Weights, library: str) -> None:
+    """Raises UserError, with what can load the weights, unless `library` has such a network."""
+    model, channels = weights.config['model'], weights.config['data']['channels']
+    name, cifar = model['name'], model['stem'] == 'cifar'
+    if model['width_multiplier'] != 1 or model['stages']:
+        raise errors.UserError(
+            f'{library} has no {name} of width {model["width_multiplier"]} and stages '
+            f'{list(model["stages"])} (these are model.width_multiplier and model.stages); '
+            '--format=state_dict writes it under the same names'
+        )
+    if cifar or (channels != 3 and library != 'Detectron2'):
+        shape = f'{channels}, 64, ' + ('3, 1, 1' if cifar else '7, 2, 3')
+        raise errors.UserError(
+            f'{library} has no {name} with a {model["stem"]} stem for {channels} channels; '
+            'use --format=state_dict, which loads into: '
+            f'net = torchvision.models.{name}(); net.conv1 = torch.nn.Conv2d({shape}, bias=False)'
+            + ('; net.maxpool = torch.nn.Identity()' if cifar else '')
+        )
+
+
+def write_state_dict(weights: Weights, parts: Parts, target: str) -> None:
+    weight_files.write(target, parts['backbone'])
+
+
+def write_timm(weights: Weights, parts: Parts, target: str) -> None:
+    config = weights.config
+    size, name = config['augment']['size'], config['model']['name']
+    described = {
+        'architecture': name,
+        'num_classes': 0,
+        'num_features': resnet.make(name).features,
+        'pretrained_cfg': {
+            'input_size': [config['data']['channels'], size, size],
+            'mean': list(config['augment']['mean']),
+            'std': list(config['augment']['std']),
+            'interpolation': 'bilinear',
+            'crop_pct': size / (config['eval']['resize'] or size),
+            'num_classes': 0,
+            'first_conv': 'conv1',
+            'classifier': 'fc',
+        },
+    }
+    folder = pathlib.Path(target)
+    weight_files.write(str(folder / 'model.safetensors'), parts['backbone'])
+    text = json.dumps(described, indent=2) + '\n'
+    weight_files.write_bytes(str(folder / 'config.json'), text.encode())
+
+
+def write_detectron2(weights: Weights, parts: Parts, target: str) -> None:
+    arrays = pytorch.to_detectron2(parts['backbone'])
+    content = {'model': arrays, '__author__': 'simsiam_jax', 'matching_heuristics': True}
+    weight_files.write(target, content)
+
+
+def write_simsiam(weights: Weights, parts: Parts, target: str) -> None:
+    prefixes = {
+        'backbone': 'module.encoder.',
+        'projector': 'module.encoder.fc.',
+        'predictor': 'module.predictor.',
+    }
+    arrays = {
+        prefixes[name] + key: array for name, part in parts.items() for key, array in part.items()
+    }
+    arch = weights.config['model']['name']
+    weight_files.write(target, {'epoch': 0, 'arch': arch, 'state_dict': arrays})
+
+
+def write_flax(weights: Weights, parts: Parts, target: str) -> None:
+    variables = part(weights, 'backbone')
+    if target.endswith('.msgpack'):
+        weight_files.write(target, variables)
+        return
+    _check_new(pathlib.Path(target))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(pathlib.Path(target).absolute(), variables)
+        sums = json.dumps(checkpoint_reader.describe(variables))
+        (pathlib.Path(target) / weight_files.SUMS).write_text(sums)
+    except OSError as error:
+        raise errors.UserError(f'{target} cannot be written: {error.strerror}') from error
+
+
+def write_workdir(weights: Weights, parts: Parts, target: str) -> None:
+    _check_new(pathlib.Path(target) / checkpoint_reader.FOLDER)
+    params, batch_stats = jax.tree.map(jnp.asarray, (weights.params, weights.batch_stats))
+    step = jnp.zeros((), jnp.int32)
+    state = TrainState(step, params, batch_stats, opt_state={}, target=None, memory=None)
+    checkpoints = checkpoint.Checkpoints(target, weights.config, keep=1)
+    checkpoints.save(state)
+    checkpoints.close()
+
+
+def _check_new(folder: pathlib.Path) -> None:
+    if folder.exists():
+        raise errors.UserError(f'{folder} is there already; give another --target')
+
+
+STATE_DICT = (*weight_files.TORCH, '.safetensors')
+FORMATS = {
+    'torchvision': Format(write_state_dict, STATE_DICT, 'torchvision'),
+    'timm': Format(write_timm, library='timm'),
+    'detectron2': Format(write_detectron2, ('.pkl',), 'Detectron2'),
+    'simsiam': Format(write_simsiam, weight_files.TORCH, "SimSiam's official code", heads=True),
+    'state_dict': Format(write_state_dict, STATE_DICT),
+    'flax': Format(write_flax),
+    'workdir': Format(write_workdir, heads=True),
+}

@@ -1,0 +1,1 @@
+"""Runs of the ablations and their table."""
