@@ -35,7 +35,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, $(PYTHON) is " + sys.version.split()[0] + "; make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python setup.py
+$(VENV)/installed: $(VENV)/bin/python setup.py simsiam_jax/_version.py
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 

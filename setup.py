@@ -1,13 +1,15 @@
+import runpy
+
 from setuptools import find_packages, setup
 
 setup(
     name='simsiam_jax',
-    version='0.1.0',
+    version=runpy.run_path('simsiam_jax/_version.py')['__version__'],
     description='SimSiam self-supervised pre-training in JAX and Flax',
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['simsiam_jax*']),
-    package_data={'simsiam_jax': ['py.typed', 'tools/h100.txtpb']},
+    package_data={'simsiam_jax': ['py.typed', 'tools/benchmark/h100.txtpb']},
     install_requires=[
         'absl-py',
         'array_record',

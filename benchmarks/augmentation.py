@@ -2,7 +2,7 @@
 
     python benchmarks/augmentation.py [--smoke] [--json FILE]
 
-The same step on normalised views, on uint8 crops (data.on_device=colour), on whole images (all) and
+The same step on normalized views, on uint8 crops (data.on_device=color), on whole images (all) and
 on images that are gathered from a resident set; of random pixels, which cost what photographs cost.
 Variants take turns, each with batches that are on the device already. Then 50,000 images of 32
 pixels through CIFAR's ResNet-18, a whole epoch with its parameters sampled on the host.
@@ -22,9 +22,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from simsiam_jax.data import host, device_cache
-from simsiam_jax.data.order import Order
-from simsiam_jax.data.recipe import Recipe, plan
+from simsiam_jax.data import device_cache, host
+from simsiam_jax.data.recipe import Recipe, sample_batch_params
+from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.methods import simsiam
 from simsiam_jax.models import resnet
 from simsiam_jax.training import mesh as mesh_lib
@@ -34,7 +34,7 @@ MESH = mesh_lib.make_mesh(jax.devices()[:1])
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class EvalSetup:
     network: str
     stages: tuple[int, ...]
     size: int
@@ -44,16 +44,16 @@ class Setting:
 
 
 SETTINGS = {
-    'imagenet': Setting('resnet50', (3, 4, 6, 3), 224, 256, 512, 2048),
-    'cifar': Setting('resnet18', (2, 2, 2, 2), 32, 512, 32, 50_000),
+    'imagenet': EvalSetup('resnet50', (3, 4, 6, 3), 224, 256, 512, 2048),
+    'cifar': EvalSetup('resnet18', (2, 2, 2, 2), 32, 512, 32, 50_000),
 }
 SMOKE = {
-    'imagenet': Setting('resnet18', (1, 1), 24, 8, 32, 32),
-    'cifar': Setting('resnet18', (1, 1), 16, 8, 16, 64),
+    'imagenet': EvalSetup('resnet18', (1, 1), 24, 8, 32, 32),
+    'cifar': EvalSetup('resnet18', (1, 1), 16, 8, 16, 64),
 }
 
 
-def make_step(setting: Setting) -> tuple[Any, Any]:
+def make_step(setting: EvalSetup) -> tuple[Any, Any]:
     """(step, state)."""
     backbone = resnet.make(
         setting.network,
@@ -70,12 +70,12 @@ def make_step(setting: Setting) -> tuple[Any, Any]:
     return step.make_train_step(method, tx, MESH, to_views), state
 
 
-def recipes(setting: Setting) -> tuple[Recipe, ...]:
+def recipes(setting: EvalSetup) -> tuple[Recipe, ...]:
     blur = 0.5 if setting.size > 64 else 0.0  # as configs/cifar10.py
     return (Recipe(size=setting.size, blur=blur),) * 2
 
 
-def gatherer(setting: Setting) -> Callable[[Any], Any]:
+def gatherer(setting: EvalSetup) -> Callable[[Any], Any]:
     """A resident set of random pixels."""
     side = setting.canvas
     pixels = np.random.default_rng(0).integers(0, 256, (setting.images, side, side, 3), np.uint8)
@@ -83,24 +83,24 @@ def gatherer(setting: Setting) -> Callable[[Any], Any]:
     return device_cache.gatherer(images, labels, NamedSharding(MESH, P(mesh_lib.DATA)))
 
 
-def variants(setting: Setting) -> Iterator[tuple[str, Callable[[Any], Any], Any]]:
+def variants(setting: EvalSetup) -> Iterator[tuple[str, Callable[[Any], Any], Any]]:
     """(name, what makes a batch ready before the step, batch)."""
     rng = np.random.default_rng(0)
-    order = Order(0, setting.images, setting.batch)
-    index, views = plan(order, recipes(setting), 0, slice(0, setting.batch))
+    order = IndexSampler(0, setting.images, setting.batch)
+    index, views = sample_batch_params(order, recipes(setting), 0, slice(0, setting.batch))
 
     def pixels(size: int) -> np.ndarray:
         return rng.integers(0, 256, (setting.batch, size, size, 3), np.uint8)
 
     crops = [pixels(setting.size) for _ in range(2)]
     yield 'none', dict, {'crops': [c.astype(np.float32) / 255 for c in crops]}
-    yield 'colour', dict, {'crops': crops, 'views': views}
+    yield 'color', dict, {'crops': crops, 'views': views}
     sizes = np.full((setting.batch, 2), setting.canvas, np.float32)
     yield 'all', dict, {'image': pixels(setting.canvas), 'size': sizes, 'views': views}
     yield 'resident', gatherer(setting), {'index': index, 'views': views}
 
 
-def augmentation(setting: Setting, rounds: int, steps: int) -> list[dict[str, Any]]:
+def augmentation(setting: EvalSetup, rounds: int, steps: int) -> list[dict[str, Any]]:
     """Milliseconds a step of each variant: medians of rounds in turns."""
     runs = {
         name: [ready, mesh_lib.shard(batch, MESH), *make_step(setting)]
@@ -127,9 +127,9 @@ def augmentation(setting: Setting, rounds: int, steps: int) -> list[dict[str, An
     ]
 
 
-def resident_epoch(setting: Setting) -> dict[str, Any]:
+def resident_epoch(setting: EvalSetup) -> dict[str, Any]:
     """Images a second over an epoch of a resident set, as training takes it."""
-    order = Order(0, setting.images, setting.batch)
+    order = IndexSampler(0, setting.images, setting.batch)
     gather = gatherer(setting)
     train_step, state = make_step(setting)
 

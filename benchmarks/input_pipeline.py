@@ -2,7 +2,7 @@
 
     python benchmarks/input_pipeline.py [--images=DIR]
 
-needs torch, torchvision and lightly beside the package. Every pipeline makes two normalised 224
+needs torch, torchvision and lightly beside the package. Every pipeline makes two normalized 224
 views of the same JPEGs, in turn, round after round; what counts is images a CPU-second (all
 threads of the process), the median over rounds. Without --images, JPEGs of about 500x375 are made
 of scikit-learn's photographs.
@@ -24,9 +24,9 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
 from simsiam_jax.data import host, sources
-from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
+from simsiam_jax.data.sampler import IndexSampler
 
 BATCH = 64
 
@@ -47,7 +47,7 @@ def make_jpegs(folder: pathlib.Path, n: int = 200) -> None:
 
 def official():
     """The recipe of the paper's section 3 as PyTorch users run it: PIL images, one by one."""
-    normalise = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def blur(image):
         return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
@@ -60,7 +60,7 @@ def official():
             transforms.RandomApply([transforms.Lambda(blur)], p=0.5),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
-            normalise,
+            normalize,
         ]
     )
     return lambda image: (view(image), view(image))
@@ -79,7 +79,7 @@ def our_batches(folder: pathlib.Path, on_device: str, count: int):
     source, recipe = sources.open_source(f'folder:{folder}'), Recipe()
     return host.train_batches(
         Reader(source, 3),
-        Order(0, len(source), BATCH),
+        IndexSampler(0, len(source), BATCH),
         (recipe, recipe),
         on_device=on_device,
         canvas=512,

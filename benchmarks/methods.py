@@ -23,7 +23,7 @@ CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'quickstart.py'
 
 
 def measure(method: str, seed: int, epochs: int) -> tuple[float, float, float]:
-    """kNN top-1 at random initialisation and after training, and the seconds of the run."""
+    """kNN top-1 at random initialization and after training, and the seconds of the run."""
     spec = importlib.util.spec_from_file_location('quickstart', CONFIG)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -56,7 +56,7 @@ def main() -> None:
         runs = [measure(method, seed, arguments.epochs) for seed in range(arguments.seeds)]
         rows.append(row(method, np.array(runs)))
     print(
-        '\n| method | random initialisation | after training, mean | std | lowest | seconds a run |'
+        '\n| method | random initialization | after training, mean | std | lowest | seconds a run |'
     )
     print('|---|---|---|---|---|---|', *rows, sep='\n')
 

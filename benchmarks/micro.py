@@ -90,7 +90,7 @@ def cases(batch: int) -> Iterator[tuple[str, Any, tuple[jax.Array, ...], float]]
     yield '1x1 convolution and gradients', *gradient(conv, y, weights[None, None]), 0
     yield '1x1 as a product, likewise', *gradient(jnp.matmul, y, weights), 0
     z = normal(batch, 2048, dtype=jnp.float32)
-    yield 'l2-normalised cosine and gradients', *gradient(_cosine, z, z + 1), 0
+    yield 'l2-normalized cosine and gradients', *gradient(_cosine, z, z + 1), 0
 
 
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -14,7 +14,7 @@ import runpy
 import jax
 import jax.numpy as jnp
 
-from simsiam_jax.tasks import pretrain
+from simsiam_jax.tasks import pretrain_setup
 from simsiam_jax.tools.benchmark import cost_model, hardware
 
 # Slices and hosts: the device, how many, and the hops to the farthest and back.
@@ -37,16 +37,16 @@ Net = tuple[list[cost_model.Layer], int]
 def net(file: str, variant: str = '', size: int = 224) -> Net:
     """(layers of a view, parameters) of a configuration."""
     config = runpy.run_path(f'configs/{file}.py')['get_config'](*filter(None, [variant]))
-    method = pretrain.build_method(config)
+    method = pretrain_setup.build_method(config)
     variables = jax.eval_shape(method.network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     parameters = sum(x.size for x in jax.tree.leaves(variables['params']))
     return cost_model.layers(method.network, size, config.data.channels), parameters
 
 
-def step(net: Net, batch: int, way: str = 'fused') -> list[cost_model.Kernel]:
+def step(net: Net, batch: int, way: str = 'fused') -> list[cost_model.KernelCost]:
     """Two views in bfloat16, and the update."""
     layers, parameters = net
-    update = cost_model.Kernel(0, cost_model.update_bytes(parameters))
+    update = cost_model.KernelCost(0, cost_model.update_bytes(parameters))
     return [*cost_model.kernels(layers, batch, way, 2) * 2, update]
 
 
@@ -56,14 +56,14 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
         print('| ' + ' | '.join(row) + ' |')
 
 
-def rates(kernels: list[cost_model.Kernel], batch: int) -> list[str]:
+def rates(kernels: list[cost_model.KernelCost], batch: int) -> list[str]:
     return [f'{batch / cost_model.seconds(kernels, d):,.0f}' for d in hardware.DEVICES.values()]
 
 
 def layers(batch: int = 512) -> None:
     rows = []
     for name, network in (('ImageNet', net('imagenet')), ('CIFAR', net('cifar10', size=32))):
-        for way in cost_model.WAYS:
+        for way in cost_model.FUSION_LEVELS:
             kernels = step(network, batch, way)
             flops, moved = (
                 sum(getattr(kernel, key) for kernel in kernels[:-1]) / (2 * batch)
@@ -100,12 +100,12 @@ def exchange(gpu_latency: float, hop_latency: float) -> None:
             for size in (4 * parameters, sum(norms))
         )
         waits = len(norms) * (hops * hop_latency if hops else gpu_latency)
-        synchronised = statistics + waits
+        synchronized = statistics + waits
         row = [f'{kind}, {name}']
         row += [f'{seconds * 1e3:.2f}' for seconds in (gradients, statistics, waits)]
         row += [f'{taken[n] * 1e3:.0f}' for n in (32, 128)]
-        row += [f'{synchronised / taken[n]:.0%}' for n in (8, 32, 128)]
-        rows.append([*row, next((f'{n}' for n in sizes if synchronised < 0.1 * taken[n]), 'none')])
+        row += [f'{synchronized / taken[n]:.0%}' for n in (8, 32, 128)]
+        rows.append([*row, next((f'{n}' for n in sizes if synchronized < 0.1 * taken[n]), 'none')])
     header = ['devices', 'gradients, ms', 'BN bytes, ms', 'BN waits, ms', 'step at 32 a chip, ms']
     header += ['at 128, ms', 'BN share at 8 a chip', 'at 32', 'at 128', 'BN under 10 % from']
     table('What the chips exchange', header, rows)

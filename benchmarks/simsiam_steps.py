@@ -11,7 +11,7 @@ STAGES = {'resnet50': (3, 4, 6, 3), 'resnet18': (2, 2, 2, 2), 'tiny': (1, 1, 1, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class EvalSetup:
     """`apart`: the two of a pair do not run at once."""
 
     network: str
@@ -26,17 +26,17 @@ class Setting:
 
 
 SETTINGS = [
-    Setting('resnet50', 224, 256),
-    Setting('resnet50', 224, 512, apart=True),
-    Setting('resnet18', 32, 512),
+    EvalSetup('resnet50', 224, 256),
+    EvalSetup('resnet50', 224, 512, apart=True),
+    EvalSetup('resnet18', 32, 512),
 ]
-SMOKE = [Setting('tiny', 16, 4, 64), Setting('tiny', 16, 8, 64, apart=True)]
+SMOKE = [EvalSetup('tiny', 16, 4, 64), EvalSetup('tiny', 16, 8, 64, apart=True)]
 
 # run(steps) -> seconds of so many steps, all done; with the number of parameters.
 Built = tuple[Callable[[int], float], int, Callable[[], int | None]]
 
 
-def build_ours(setting: Setting, kernels: str) -> Built:
+def build_ours(setting: EvalSetup, kernels: str) -> Built:
     import jax
 
     from simsiam_jax.methods import simsiam
@@ -54,7 +54,7 @@ def build_ours(setting: Setting, kernels: str) -> Built:
         axis_name=mesh_lib.DATA,
         kernels=kernels,
     )
-    method = simsiam.make(backbone, dim=setting.dim, predictor_width=setting.dim // 4)
+    method = simsiam.make(backbone, dim=setting.dim, predictor_hidden_dim=setting.dim // 4)
     tx, _ = optim.make(batch_size=setting.batch, epochs=100, steps_per_epoch=1000)
     shape = (setting.size, setting.size, 3)
     state = mesh_lib.replicate(step.init_state(method, tx, 0, shape), mesh)
@@ -80,7 +80,7 @@ def build_ours(setting: Setting, kernels: str) -> Built:
     return run, parameters, memory
 
 
-def build_torch(setting: Setting, compiled: bool) -> Built:
+def build_torch(setting: EvalSetup, compiled: bool) -> Built:
     import torch
     import torchvision
     from torch import nn
@@ -124,7 +124,7 @@ def build_torch(setting: Setting, compiled: bool) -> Built:
 
     model = SimSiam().to(device, memory_format=torch.channels_last)
     parameters = sum(p.numel() for p in model.parameters())
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     shape = (setting.batch, 3, setting.size, setting.size)
     views = [
         torch.randn(shape, device=device).to(memory_format=torch.channels_last) for _ in range(2)
@@ -136,9 +136,9 @@ def build_torch(setting: Setting, compiled: bool) -> Built:
         for _ in range(steps):
             with torch.autocast(device, dtype=torch.bfloat16):
                 loss = forward(*views)
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         if not np.isfinite(loss.item()):
             raise FloatingPointError('the loss is not finite')
         return time.perf_counter() - begin
@@ -149,7 +149,7 @@ def build_torch(setting: Setting, compiled: bool) -> Built:
     return run, parameters, memory
 
 
-BUILD: dict[str, Callable[[Setting], Built]] = {
+BUILD: dict[str, Callable[[EvalSetup], Built]] = {
     'ours': lambda setting: build_ours(setting, 'auto'),
     'plain': lambda setting: build_ours(setting, 'plain'),
     'eager': lambda setting: build_torch(setting, compiled=False),

@@ -4,7 +4,7 @@
 
 `ours` is this package's step; `plain` the same with model.kernels=plain; `eager` the recipe as
 PyTorch's users run it (torchvision's ResNet, channels_last, bfloat16 autocast, SGD); `compile` that
-under torch.compile(mode='max-autotune'). Both have normalised float32 views on the device already.
+under torch.compile(mode='max-autotune'). Both have normalized float32 views on the device already.
 Each pair is measured in turns, in processes of its own; where the two do not fit into 80 GiB
 together, one after the other. Besides the package it needs torch and torchvision, no TensorFlow;
 --smoke runs tiny networks, on a CPU too.
@@ -22,12 +22,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from simsiam_steps import BUILD, SETTINGS, SMOKE, Setting
+from simsiam_steps import BUILD, SETTINGS, SMOKE, EvalSetup
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def work(name: str, setting: Setting) -> None:
+def work(name: str, setting: EvalSetup) -> None:
     """A process of its own: for every line of standard input that many steps."""
     begin = time.perf_counter()
     run, parameters, memory = BUILD[name](setting)
@@ -38,7 +38,7 @@ def work(name: str, setting: Setting) -> None:
 
 
 class Worker:
-    def __init__(self, name: str, setting: Setting):
+    def __init__(self, name: str, setting: EvalSetup):
         self.name = name
         command = [sys.executable, __file__, '--worker', name, json.dumps(vars(setting))]
         path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
@@ -65,7 +65,7 @@ class Worker:
 
 
 def measure(
-    names: Sequence[str], setting: Setting, rounds: int, steps: int
+    names: Sequence[str], setting: EvalSetup, rounds: int, steps: int
 ) -> list[dict[str, Any]]:
     """What each says of itself, its seconds a step in every round and its memory; in turns."""
     workers: list[Worker] = []
@@ -84,7 +84,7 @@ def measure(
     ]
 
 
-def compare(setting: Setting, other: str, rounds: int, steps: int) -> dict[str, Any]:
+def compare(setting: EvalSetup, other: str, rounds: int, steps: int) -> dict[str, Any]:
     """Medians of the rounds; an error where one of the two cannot run."""
     row: dict[str, Any] = {'setting': setting.name, 'other': other}
     names = ('ours', other)
@@ -144,7 +144,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.worker:
         name, setting = arguments.worker
-        work(name, Setting(**json.loads(setting)))
+        work(name, EvalSetup(**json.loads(setting)))
         return
     begin, rows = time.monotonic(), []
     if arguments.smoke:

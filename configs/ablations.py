@@ -49,8 +49,8 @@ ROWS: dict[str, Row] = {
     'baseline': Row('Fig. 2, Tables 1-4', '68.1'),
     'no_stop_gradient': Row('Fig. 2', '0.1', {'method.stop_gradient': False}),
     'predictor_none': Row('Table 1', '0.1', {'method.predictor': False}),
-    'predictor_fixed': Row('Table 1', '1.5', {'optim.predictor': 'fixed'}),
-    'predictor_decayed': Row('Table 1', '67.7', {'optim.predictor': 'decayed'}),
+    'predictor_fixed': Row('Table 1', '1.5', {'optim.predictor_schedule': 'fixed'}),
+    'predictor_decayed': Row('Table 1', '67.7', {'optim.predictor_schedule': 'decayed'}),
     'batch_64': Row('Table 2', '66.1', batch=64),
     'batch_128': Row('Table 2', '67.3', batch=128),
     'batch_256': Row('Table 2', '68.1', batch=256),
@@ -69,7 +69,7 @@ ROWS: dict[str, Row] = {
     'cross_entropy': Row('Sec. 4.5', '63.2', {'method.similarity': 'cross_entropy'}),
     'asymmetric': Row('Sec. 4.6', '64.8', {'method.pairs': 'asymmetric'}),
     'two_asymmetric': Row(
-        'Sec. 4.6', '67.3', {'method.pairs': 'two_asymmetric', 'small_views.number': 2}
+        'Sec. 4.6', '67.3', {'method.pairs': 'two_asymmetric', 'local_crops.number': 2}
     ),
     'width_256': Row('App. B', '65.3', dim=256),
     'width_512': Row('App. B', '67.2', dim=512),
@@ -116,7 +116,7 @@ def get_config(variant: str = 'baseline') -> ConfigDict:
         if row.batch >= 1024:
             config.optim.warmup_epochs = 10
     if averaged:
-        config.optim.predictor = 'decayed'
+        config.optim.predictor_schedule = 'decayed'
         config.method = ConfigDict(
             {
                 'name': 'moving_average',
@@ -128,8 +128,8 @@ def get_config(variant: str = 'baseline') -> ConfigDict:
         )
     elif row.method == 'simsiam' and row.dim != 2048:
         config.method.dim = round(row.dim * width)
-        config.method.predictor_width = config.method.dim // 4
-    config.small_views.size = config.augment.size
-    config.small_views.crop_scale = config.augment.crop_scale
+        config.method.predictor_hidden_dim = config.method.dim // 4
+    config.local_crops.size = config.augment.size
+    config.local_crops.crop_scale = config.augment.crop_scale
     config.update_from_flattened_dict(row.change)
     return config

@@ -7,13 +7,13 @@ base rate 0.03, weight decay 5e-4, 800 epochs.
 
 `cifar10.py:simclr` is the paper's comparison, linear top-1 91.1 %, with the temperature of 0.5
 that SimCLR has on CIFAR-10. `cifar10.py:moco_v2`, `:byol` and `:swav` are not from the paper:
-the same data and optimiser, with a queue, prototypes and heads for a small set.
+the same data and optimizer, with a queue, prototypes and heads for a small set.
 """
 
 from ml_collections import ConfigDict
 
-from simsiam_jax import method_defaults
 from simsiam_jax import config as config_lib
+from simsiam_jax import method_defaults
 
 
 def get_config(method: str = 'simsiam') -> ConfigDict:
@@ -30,13 +30,13 @@ def get_config(method: str = 'simsiam') -> ConfigDict:
     config.model.name = 'resnet18'
     config.model.stem = 'cifar'
 
-    method_defaults.use(config, method)
+    method_defaults.set_method(config, method)
     if method in ('simsiam', 'simclr', 'swav'):
         config.method.projector_layers = 2
     if method == 'simclr':
         config.method.temperature = 0.5
     elif method == 'moco_v2':
-        config.method.queue = 4096
+        config.method.queue_size = 4096
         config.method.momentum = 0.99
     elif method == 'swav':
         config.method.prototypes = 100

@@ -30,11 +30,11 @@ def get_config(variant: str = '100pct') -> ConfigDict:
     errors.check_choice('the variant of configs/finetune.py', variant, ('100pct', '10pct', '1pct'))
     config = config_lib.supervised()
     config.task = 'finetune'
-    config.labels = int(variant.removesuffix('pct')) / 100
+    config.label_fraction = int(variant.removesuffix('pct')) / 100
     config.batch_size = 256
     config.epochs = 20
     config.optim.name = 'sgd'
     config.optim.by_epoch = False
-    config.optim.backbone_learning_rate, rate = _RATES[config.labels]
+    config.optim.backbone_learning_rate, rate = _RATES[config.label_fraction]
     config.optim.learning_rates = (rate,)
     return config

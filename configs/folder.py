@@ -6,11 +6,11 @@ of the paper: it trained on ImageNet only.
     python -m simsiam_jax.main --config=configs/folder.py --workdir=DIR \
         --config.data.source=folder:/data/images
 
-JPEG, PNG, BMP, GIF, WebP, TIFF and .npy; mean and std are measured on a sample. Grey-scale
+JPEG, PNG, BMP, GIF, WebP, TIFF and .npy; mean and std are measured on a sample. Grayscale
 images: --config.data.channels=1, multi-channel ones (TIFF, .npy) their number. Few images want
 more epochs, small ones a smaller --config.augment.size and --config.model.stem=cifar. With
-labelled folders (one subfolder a class) kNN accuracy is measured along the way:
---config.eval.train=folder:/data/labelled/train --config.eval.test=folder:/data/labelled/test.
+labeled folders (one subfolder a class) kNN accuracy is measured along the way:
+--config.eval.train=folder:/data/labeled/train --config.eval.test=folder:/data/labeled/test.
 `python -m simsiam_jax.tools.doctor` with the same arguments says what of this fits your images.
 """
 

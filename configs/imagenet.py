@@ -22,15 +22,15 @@ The methods are the paper's reproductions (Table 4, linear top-1 in %, the paper
 
 For SimSiam with a batch of 1024 and above the paper warms up: --config.optim.warmup_epochs=10.
 SwAV's own multi-crop, which any method takes, adds six views of 96 pixels:
---config.augment.crop_scale=0.14,1.0 --config.small_views.number=6.
+--config.augment.crop_scale=0.14,1.0 --config.local_crops.number=6.
 """
 
 import re
 
 from ml_collections import ConfigDict
 
-from simsiam_jax import method_defaults, errors
 from simsiam_jax import config as config_lib
+from simsiam_jax import errors, method_defaults
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -49,7 +49,7 @@ def get_config(variant: str = '') -> ConfigDict:
                 f'configs/imagenet.py knows no variant {word!r}; known: 200ep (any number), '
                 f'folder:DIR, {", ".join(METHODS)}'
             )
-    method_defaults.use(config, method)
+    method_defaults.set_method(config, method)
     METHODS[method](config)
     return config
 
@@ -97,7 +97,7 @@ def byol(config: ConfigDict) -> None:
     config.augment.saturation = 0.2
     config.augment.blur = 1.0
     config.second_view.blur = 0.1
-    config.second_view.solarise = 0.2
+    config.second_view.solarize = 0.2
 
 
 def swav(config: ConfigDict) -> None:
@@ -105,8 +105,8 @@ def swav(config: ConfigDict) -> None:
     large_batch(config)
     strong_jitter(config)
     config.optim.exclude_bn_bias = False
-    config.optim.warmup_start = 0.3 / 4.8
-    config.optim.final = 0.0048 / 4.8
+    config.optim.warmup_start_fraction = 0.3 / 4.8
+    config.optim.final_lr_fraction = 0.0048 / 4.8
 
 
 METHODS = {

@@ -9,10 +9,10 @@ configs/imagenet.py. `linear.py:sgd`: SGD at batch 256, rate 30, about a point l
 `linear.py:sweep` trains many heads at once, rates times weight decays, and chooses on a tenth of
 the training set, which is held out; the test set is used once, at the end. Not from the paper.
 
-`linear.py:cached` computes the features of centre crops once and probes them in memory, beside
+`linear.py:cached` computes the features of center crops once and probes them in memory, beside
 raw pixels and the random network: minutes instead of hours. Not from the paper.
 
-The image sets, their size and normalisation are those of the pre-training where they are not
+The image sets, their size and normalization are those of the pre-training where they are not
 given: --config.eval.train=folder:DIR/train --config.eval.test=folder:DIR/val.
 """
 

@@ -2,7 +2,7 @@
 
 1,797 images of 8x8 pixels, a fifth held out for kNN (k 20). A residual net of three blocks
 learns in about a minute; kNN on its features is above raw pixels and above itself at
-random initialisation. Not from the paper.
+random initialization. Not from the paper.
 
     python -m simsiam_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -11,8 +11,8 @@ and `quickstart.py:METHOD` with simclr, moco_v2, byol or swav.
 
 from ml_collections import ConfigDict
 
-from simsiam_jax import method_defaults
 from simsiam_jax import config as config_lib
+from simsiam_jax import method_defaults
 
 
 def get_config(method: str = 'simsiam') -> ConfigDict:
@@ -43,12 +43,12 @@ def get_config(method: str = 'simsiam') -> ConfigDict:
     config.optim.learning_rate = 0.8
     config.optim.weight_decay = 5e-4
 
-    method_defaults.use(config, method)
+    method_defaults.set_method(config, method)
     config.method.dim = 128
     if method == 'simsiam':
-        config.method.predictor_width = 32
+        config.method.predictor_hidden_dim = 32
     else:
-        config.method.projector_width = 128
+        config.method.projector_hidden_dim = 128
         config.optim.learning_rate = 0.2
     if method == 'simclr':
         config.method.temperature = 0.2
@@ -56,10 +56,10 @@ def get_config(method: str = 'simsiam') -> ConfigDict:
     elif method == 'moco_v2':
         config.method.temperature = 0.1
         config.method.momentum = 0.99
-        config.method.queue = 1024  # of 1,437 images
+        config.method.queue_size = 1024  # of 1,437 images
         config.method.bn_group = 16
     elif method == 'byol':
-        config.method.predictor_width = 128
+        config.method.predictor_hidden_dim = 128
         config.method.momentum = 0.97
         config.optim.learning_rate = 0.4
     elif method == 'swav':

@@ -12,8 +12,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from simsiam_jax import config as config_lib
-from simsiam_jax import errors, migration
+from simsiam_jax import config_keys, errors, migration
 from simsiam_jax.runtime.launchers import ClusterSpec
 
 
@@ -54,23 +53,24 @@ def start(
         nonlocal given
         try:
             flags.mark_flags_as_required(required)
+            file = ''
             if config:
-                given, argv = _load(argv)
+                file, argv = _load(argv)
             rest = flags.FLAGS(argv)
             if len(rest) > 1 and not positional:
                 raise errors.UserError(f'unexpected argument {rest[1]!r}; expected --NAME=VALUE')
         except (flags.Error, errors.UserError) as error:
             sys.exit(f'error: {" ".join(str(error).split())}')
-        given = dataclasses.replace(given, positional=rest[1:])
+        given = Arguments(rest[1:], flags.FLAGS.config if config else None, file)
         return rest
 
     app.run(lambda _: run(given), flags_parser=parse)
 
 
-def _load(argv: list[str]) -> tuple[Arguments, list[str]]:
-    """Loads the file of --config, and defines a flag for each override in argv.
+def _load(argv: list[str]) -> tuple[str, list[str]]:
+    """Loads the file of --config and defines a flag for each override in argv.
 
-    Returns the arguments, and argv without --config and with today's names of renamed keys.
+    Returns the file, and argv without --config and with today's names of renamed keys.
     """
     rest, file = [], ''
     tokens = iter(argv)
@@ -82,13 +82,14 @@ def _load(argv: list[str]) -> tuple[Arguments, list[str]]:
         else:
             rest.append(token)
     if not file:
-        help_text = 'Configuration, such as configs/imagenet.py; --config.KEY=VALUE overrides a key.'
-        flags.DEFINE_string('config', None, help_text, required=True)
-        return Arguments([]), argv
+        flags.DEFINE_string('config', None, 'FILE.py[:VARIANT]; --config.KEY=VALUE sets a key.')
+        if not any(token.startswith(('--help', '-help')) for token in argv):
+            raise errors.UserError('--config is missing; pass a file such as configs/imagenet.py')
+        return '', argv
     config = load_config(file)
     rest = [rest[0], *(_renamed(token, config) for token in rest[1:])]
-    holder = config_flags.DEFINE_config_dict('config', config, sys_argv=rest)
-    return Arguments([], holder.default, file), rest
+    config_flags.DEFINE_config_dict('config', config, sys_argv=rest)
+    return file, rest
 
 
 def load_config(spec: str) -> ConfigDict:
@@ -127,17 +128,17 @@ def _renamed(token: str, config: ConfigDict) -> str:
         return token
     flag, key, value = match[1], match[2], match[3] or ''
     if new := migration.RENAMED_KEYS.get(key):
-        config_lib.warn_renamed(f'config.{key}', f'config.{new}')
+        errors.warn_once(f'config.{key} is now config.{new}')
         key = new
     if new := migration.RENAMED_VALUES.get(key, {}).get(value[1:]):
-        config_lib.warn_renamed(f'config.{key}{value}', f'config.{key}={new}')
+        errors.warn_once(f'config.{key}{value} is now config.{key}={new}')
         value = f'={new}'
     section, _, name = key.rpartition('.')
     if section == 'second_view' and name in config.augment:
-        config.second_view.setdefault(name, config.augment[name])  # gives the flag its type
-    known = config_lib.keys(config)
+        config.second_view = {name: config.augment[name], **config.second_view}  # its type
+    known = config_keys.keys(config)
     if key not in known and key not in config:
-        raise config_lib.unknown_key(key, known)
+        raise config_keys.unknown_key(key, known)
     return f'{flag}{key}{value}'
 
 

@@ -1,9 +1,5 @@
 """Every key of a run, with its default: SimSiam's ImageNet baseline, and its evaluations."""
 
-import difflib
-import functools
-import sys
-from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,9 +8,19 @@ from ml_collections.config_dict import placeholder
 from simsiam_jax import errors
 
 
+class _Config(ConfigDict):
+    """A configuration whose sections can still be read by the names of version 0.1.0."""
+
+    def __getitem__(self, key: str) -> Any:
+        if key == 'small_views':
+            errors.warn_once('config.small_views is now config.local_crops')
+            key = 'local_crops'
+        return super().__getitem__(key)
+
+
 def default() -> ConfigDict:
     """The configuration that configs/*.py change."""
-    config = ConfigDict()
+    config = _Config()
     config.task = 'pretrain'
     config.seed = 0
     config.batch_size = 512  # global, all devices of all hosts
@@ -29,7 +35,7 @@ def default() -> ConfigDict:
     config.data.source = 'tfds:imagenet2012/train'
     config.data.tfds_data_dir = ''  # '': TFDS's own default
     config.data.channels = 3
-    config.data.on_device = 'colour'  # what is left to the device: none, colour, all (data/host.py)
+    config.data.on_device = 'color'  # what is left to the device: none, color, all (data/host.py)
     config.data.canvas = 512  # with 'all': images are sent in squares of so many pixels
     config.data.backend = 'auto'  # host: tf.data; resident: whole on the device; auto: if it fits
     config.data.resident_limit = 2**28  # bytes of all images, which must be equal in size
@@ -49,17 +55,17 @@ def default() -> ConfigDict:
     config.augment.gray = 0.2
     config.augment.blur = 0.5
     config.augment.blur_sigma = (0.1, 2.0)
-    config.augment.solarise = 0.0
+    config.augment.solarize = 0.0
     config.augment.flip = 0.5
     config.augment.mean = (0.485, 0.456, 0.406)
     config.augment.std = (0.229, 0.224, 0.225)
 
     config.second_view = ConfigDict()  # keys of augment that are others in the second view
 
-    config.small_views = ConfigDict()  # multi-crop: views beside the two, as augment but for these
-    config.small_views.number = 0
-    config.small_views.size = 96
-    config.small_views.crop_scale = (0.05, 0.14)
+    config.local_crops = ConfigDict()  # multi-crop: views beside the two, as augment but for these
+    config.local_crops.number = 0
+    config.local_crops.size = 96
+    config.local_crops.crop_scale = (0.05, 0.14)
 
     config.model = ConfigDict()  # models/resnet.py
     config.model.name = 'resnet50'
@@ -75,11 +81,11 @@ def default() -> ConfigDict:
     config.method.name = 'simsiam'
     config.method.dim = 2048
     config.method.projector_layers = 3
-    config.method.projector_width = 0  # 0: dim
+    config.method.projector_hidden_dim = 0  # 0: dim
     config.method.projector_hidden_bn = True
     config.method.projector_output_bn = True
     config.method.projector_output_affine = False
-    config.method.predictor_width = 512
+    config.method.predictor_hidden_dim = 512
     config.method.predictor_hidden_bn = True
     config.method.predictor_output_bn = False
     config.method.predictor = True
@@ -95,11 +101,13 @@ def default() -> ConfigDict:
     config.optim.weight_decay = 1e-4
     config.optim.exclude_bn_bias = False  # from the weight decay, and from LARS's scaling
     config.optim.warmup_epochs = 0  # 10 for batch 1024 and above
-    config.optim.warmup_start = 0.0  # share of the rate that the warm-up starts from
-    config.optim.final = 0.0  # share of the rate that the cosine ends at
+    config.optim.warmup_start_fraction = 0.0  # share of the rate that the warm-up starts from
+    config.optim.final_lr_fraction = 0.0  # share of the rate that the cosine ends at
     config.optim.by_epoch = True
-    config.optim.predictor = 'constant'  # its rate: constant, decayed, fixed (at 0)
-    config.optim.accumulate = 1  # the batch in so many parts, one after the other: less memory
+    config.optim.predictor_schedule = 'constant'  # its rate: constant, decayed, fixed (at 0)
+    config.optim.gradient_accumulation_steps = (
+        1  # the batch in so many parts, one after the other: less memory
+    )
 
     config.alternate = ConfigDict()  # training/alternation.py
     config.alternate.steps = 1  # with targets of the same weights; 1: SimSiam, 0: an epoch
@@ -110,15 +118,15 @@ def default() -> ConfigDict:
     config.eval.test = 'tfds:imagenet2012/validation'
     config.eval.every_epochs = 10
     config.eval.batch_size = 512
-    config.eval.resize = 256  # the shorter side before the centre crop; 0: no resize, no crop
+    config.eval.resize = 256  # the shorter side before the center crop; 0: no resize, no crop
     config.eval.k = 200
     config.eval.temperature = 0.2
-    config.eval.baselines = False  # also raw pixels and the network at initialisation
+    config.eval.baselines = False  # also raw pixels and the network at initialization
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_epochs = 1.0  # may be a part of one
-    config.checkpoint.keep = 2
-    config.checkpoint.keep_every = 0.0  # also those of every so many epochs for good; 0: none
+    config.checkpoint.max_to_keep = 2
+    config.checkpoint.keep_period = 0.0  # also those of every so many epochs for good; 0: none
 
     config.log = ConfigDict()
     config.log.every_steps = 50
@@ -135,7 +143,7 @@ def _judged(task: str) -> ConfigDict:
     config.task = task
     config.init_from = ''  # the workdir of a run, or a file of weights
     config.seed = 0
-    config.labels = 1.0  # share of the training set's labels to use, class-balanced
+    config.label_fraction = 1.0  # share of the training set's labels to use, class-balanced
 
     config.data = ConfigDict()
     config.data.tfds_data_dir = placeholder(str)
@@ -150,7 +158,7 @@ def _judged(task: str) -> ConfigDict:
     config.augment.std = placeholder(tuple)
 
     config.eval = ConfigDict()
-    config.eval.train = placeholder(str)  # labelled images
+    config.eval.train = placeholder(str)  # labeled images
     config.eval.test = placeholder(str)
     config.eval.resize = placeholder(int)
     config.eval.batch_size = 512
@@ -172,7 +180,7 @@ def probe() -> ConfigDict:
     config.batch_size = 256
     config.epochs = 100
     config.eval.holdout = 0.2  # of the training set, to choose by
-    config.eval.baselines = True  # also raw pixels and the network at initialisation
+    config.eval.baselines = True  # also raw pixels and the network at initialization
 
     config.optim = ConfigDict()  # the heads: every rate (times batch_size/256) with every decay
     config.optim.learning_rates = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -191,7 +199,7 @@ def supervised() -> ConfigDict:
     config.from_scratch = False  # the architecture of init_from with fresh weights: the baseline
     config.batch_size = 4096
     config.epochs = 90
-    config.data.on_device = 'colour'
+    config.data.on_device = 'color'
     config.data.canvas = 512
     config.eval.holdout = 0.0  # share of the training set to watch and choose by
     config.eval.every_epochs = 10  # where there is one
@@ -211,7 +219,9 @@ def supervised() -> ConfigDict:
     config.optim.momentum = 0.9
     config.optim.warmup_epochs = 0
     config.optim.by_epoch = True
-    config.optim.accumulate = 1  # the batch in so many parts, one after the other: less memory
+    config.optim.gradient_accumulation_steps = (
+        1  # the batch in so many parts, one after the other: less memory
+    )
 
     config.profile, config.debug_nans = ours.profile, ours.debug_nans
     config.checkpoint = ours.checkpoint
@@ -226,71 +236,3 @@ DEFAULTS = {
     'probe': probe,
     'knn': knn,
 }
-
-
-def check(config: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> None:
-    """Checks that the configuration has exactly the keys that its task reads.
-
-    `second_view` is left to the constructor of recipes, and `method` to the method's own unless
-    `known` has its keys.
-
-    Args:
-      config: Configuration of any task.
-      known: Keys to check against; None uses the defaults of the task.
-
-    Raises:
-      UserError: A key is unknown or missing.
-    """
-    if known is None:
-        errors.check_choice('config.task', config['task'], DEFAULTS)
-        known = DEFAULTS[config['task']]()
-    others = {'second_view'}
-    if config.get('method', {}).get('name') != known.get('method', {}).get('name'):
-        others.add('method')
-    given, expected = keys(config), keys(known)
-    for key in given:
-        if key not in expected and key.partition('.')[0] not in others:
-            raise unknown_key(key, expected)
-    for key in expected:
-        if key not in given and key.partition('.')[0] not in {*others, 'method'}:
-            raise errors.UserError(f'key config.{key} is missing')
-
-
-def keys(config: Mapping[str, Any]) -> list[str]:
-    """Returns the names of all keys, SECTION.KEY within sections."""
-    names: list[str] = []
-    for name, value in config.items():
-        is_section = isinstance(value, (Mapping, ConfigDict))
-        names += [f'{name}.{key}' for key in value] if is_section else [name]
-    return names
-
-
-def unknown_key(key: str, known: Collection[str]) -> errors.UserError:
-    """Returns the error for an unknown key, with the most similar known key of any section."""
-    section, _, name = key.rpartition('.')
-    scores = {
-        other: _similarity(name, other.rpartition('.')[2])
-        + (0.1 if other.rpartition('.')[0] == section else 0)
-        for other in known
-    }
-    best = max(scores, key=lambda other: scores[other])
-    if scores[best] >= 0.6:
-        return errors.UserError(f'unknown key config.{key}; did you mean config.{best}?')
-    near = [other for other in known if other.rpartition('.')[0] == section]
-    return errors.UserError(f'unknown key config.{key}; known: {", ".join(sorted(near or known))}')
-
-
-def _similarity(given: str, known: str) -> float:
-    """From 0 to 1, where 1 is equal; initials (lr) and whole words (image_size, size) count."""
-    words, known_words = given.split('_'), known.split('_')
-    if len(known_words) > 1 and given == ''.join(word[0] for word in known_words):
-        return 0.9
-    if set(known_words) <= set(words) or set(words) <= set(known_words):
-        return 0.8
-    return difflib.SequenceMatcher(None, given, known).ratio()
-
-
-@functools.cache
-def warn_renamed(old: str, new: str) -> None:
-    """Prints once that a key or value has a new name."""
-    print(f'warning: {old} is now {new}', file=sys.stderr, flush=True)

@@ -1,7 +1,9 @@
 """Errors a user can mend: main prints them as one line, without a traceback."""
 
 import difflib
+import functools
 import inspect
+import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +12,12 @@ T = TypeVar('T')
 
 class UserError(ValueError):
     """What was given, what was expected, what to do."""
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Prints a warning, the first time."""
+    print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
 def reason(error: Exception) -> str:

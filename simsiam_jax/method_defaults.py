@@ -9,47 +9,47 @@ from simsiam_jax import errors
 METHODS: dict[str, dict[str, Any]] = {  # methods/NAME.py say what each is
     'simclr': {
         'dim': 128,
-        'projector_width': 2048,
+        'projector_hidden_dim': 2048,
         'projector_layers': 3,
         'projector_output_bn': True,
         'temperature': 0.1,
         'predictor': False,
-        'predictor_width': 512,
+        'predictor_hidden_dim': 512,
         'stop_gradient': False,
     },
     'moco_v2': {
         'dim': 128,
-        'projector_width': 2048,
+        'projector_hidden_dim': 2048,
         'temperature': 0.2,
         'momentum': 0.999,
-        'queue': 65536,
+        'queue_size': 65536,
         'bn_group': 32,
     },
     'byol': {
         'dim': 256,
-        'projector_width': 4096,
-        'predictor_width': 4096,
+        'projector_hidden_dim': 4096,
+        'predictor_hidden_dim': 4096,
         'momentum': 0.99,
     },
     'swav': {
         'dim': 128,
-        'projector_width': 2048,
+        'projector_hidden_dim': 2048,
         'projector_layers': 3,
         'prototypes': 3000,
         'frozen_steps': 313,
         'temperature': 0.1,
-        'epsilon': 0.05,
-        'iterations': 3,
-        'queue': 0,
+        'sinkhorn_epsilon': 0.05,
+        'sinkhorn_iterations': 3,
+        'queue_size': 0,
         'queue_start': 0,
         'predictor': False,
-        'predictor_width': 512,
+        'predictor_hidden_dim': 512,
         'stop_gradient': True,
     },
 }
 
 
-def use(config: ConfigDict, name: str) -> None:
+def set_method(config: ConfigDict, name: str) -> None:
     """Makes config.method that of a method; 'simsiam' leaves it as it is.
 
     Raises:
@@ -62,4 +62,4 @@ def use(config: ConfigDict, name: str) -> None:
             f'there is no method {name!r}; {errors.suggestion(name, ["simsiam", *METHODS])}'
         )
     config.method = ConfigDict({'name': name, **METHODS[name]})
-    config.optim.predictor = 'decayed'  # the constant one is SimSiam's alone
+    config.optim.predictor_schedule = 'decayed'  # the constant one is SimSiam's alone

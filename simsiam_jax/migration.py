@@ -1,10 +1,11 @@
 """Configurations of earlier versions under the names of this one."""
 
-from collections.abc import MutableMapping
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from simsiam_jax import config as config_lib
-from simsiam_jax import errors, method_defaults
+from simsiam_jax import config_keys, errors, method_defaults
 from simsiam_jax._version import __version__
 
 # Number of the format of stored configurations and checkpoints; 0 is that of version 0.1.0, which
@@ -36,7 +37,7 @@ RENAMED_KEYS = {
 RENAMED_VALUES = {'data.on_device': {'colour': 'color'}}
 
 
-def migrate(config: MutableMapping[str, Any], *, origin: str = '', warn: bool = False) -> None:
+def migrate(config: Any, *, origin: str = '', warn: bool = False) -> None:
     """Brings a configuration up to date in place: renames old keys, fills in missing ones.
 
     Args:
@@ -48,15 +49,17 @@ def migrate(config: MutableMapping[str, Any], *, origin: str = '', warn: bool = 
       UserError: The configuration has a newer format, an unknown task or an unknown key.
     """
     origin = origin or 'the configuration'
-    stored, version = config.pop('format', 0), config.pop('version', 'a later version')
+    stored, version = config.get('format', 0), config.get('version', '')
     if stored > FORMAT:
         raise errors.UserError(
             f'{origin} has format {stored} of simsiam_jax {version}; this is {__version__}, '
             f'expected format {FORMAT} or older. Install simsiam_jax {version} or newer'
         )
+    for key in {'format', 'version'} & set(config):
+        del config[key]
     for old, new in rename(config):
         if warn:
-            config_lib.warn_renamed(old, new)
+            errors.warn_once(f'{old} is now {new}')
     task = config.get('task', 'pretrain')
     errors.check_choice('config.task', task, config_lib.DEFAULTS)
     known = config_lib.DEFAULTS[task]().to_dict()
@@ -68,16 +71,25 @@ def migrate(config: MutableMapping[str, Any], *, origin: str = '', warn: bool = 
     elif name != 'simsiam':
         known.pop('method', None)
     _fill(config, known)
-    config_lib.check(config, known)
+    config_keys.check(config, known)
 
 
-def rename(config: MutableMapping[str, Any]) -> list[tuple[str, str]]:
+def complete(config: Mapping[str, Any], *, origin: str = '') -> dict[str, Any]:
+    """Returns a stored configuration as migrate() makes it, with JSON's types."""
+    plain = json.loads(json.dumps(config))
+    migrate(plain, origin=origin)
+    return json.loads(json.dumps(plain))  # tuples of defaults become lists, as all are
+
+
+def rename(config: Any) -> list[tuple[str, str]]:
     """Renames old keys and values in place and returns what it renamed: (old, new)."""
     renamed = []
     for old, new in RENAMED_KEYS.items():
         section, _, key = old.rpartition('.')
         new_section, _, new_key = new.rpartition('.')
-        source = config.get(section, {}) if section else config
+        if section and section not in config:
+            continue
+        source = config[section] if section else config
         if key not in source:
             continue
         if new_section not in config and new_section:
@@ -96,12 +108,13 @@ def rename(config: MutableMapping[str, Any]) -> list[tuple[str, str]]:
     return renamed
 
 
-def rename_part(part: str) -> str:
-    """Returns today's name of a part of an array's name in a checkpoint of format 0."""
-    return {'memory': 'method_state', 'centres': 'centers'}.get(part, part)
+def rename_array(name: str) -> str:
+    """Returns this version's name of an array in a checkpoint of format 0."""
+    renamed = {'memory': 'method_state', 'centres': 'centers'}
+    return '/'.join(renamed.get(part, part) for part in name.split('/'))
 
 
-def _fill(config: MutableMapping[str, Any], known: dict[str, Any]) -> None:
+def _fill(config: Any, known: dict[str, Any]) -> None:
     for key, value in known.items():
         if key not in config:
             config[key] = value

@@ -19,7 +19,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 @pytest.fixture(scope='module')
 def _compiled_quickly() -> Iterator[None]:
-    """Programs of a file that compiles much and computes little are optimised less."""
+    """Programs of a file that compiles much and computes little are optimized less."""
     import jax  # reads the variables above
 
     jax.config.update('jax_disable_most_optimizations', True)

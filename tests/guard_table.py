@@ -16,10 +16,10 @@ import jax
 from configurations import load
 
 from simsiam_jax.data import sources
-from simsiam_jax.tasks import diagnosis, pretrain
+from simsiam_jax.tasks import diagnosis, pretrain_setup
 from simsiam_jax.training import guard
 from simsiam_jax.training import mesh as mesh_lib
-from simsiam_jax.training.monitor import Measures
+from simsiam_jax.training.monitor import RepresentationMetrics
 
 COLLAPSED, WHOLE = 200, 40  # epochs
 LONGEST = 1000  # steps of a collapse: small batches have many
@@ -53,7 +53,7 @@ class Case:
 CASES = {
     'stop-gradient off': Case({'method.stop_gradient': False}, 'stop-gradient is off'),
     'no predictor': Case({'method.predictor': False}, 'there is no predictor'),
-    'fixed predictor': Case({'optim.predictor': 'fixed'}, 'the predictor does not learn'),
+    'fixed predictor': Case({'optim.predictor_schedule': 'fixed'}, 'the predictor does not learn'),
     'no BN in the heads': Case(NO_BN, 'no BN in the heads'),
     'rate x 30': Case({'optim.learning_rate': 24.0}, 'the learning rate is 12'),
     'identical images': Case({}, 'have a near-duplicate', identical=True),
@@ -79,8 +79,8 @@ class Outcome:
     verdict: str
     step: int
     loss: float
-    before: Measures
-    now: Measures
+    before: RepresentationMetrics
+    now: RepresentationMetrics
     cause: str
 
 
@@ -94,22 +94,22 @@ def run(case: Case) -> Outcome:
     if case.identical:
         source.images[:] = source.images[0].copy()
     with mock.patch.object(sources, 'open_source', return_value=source):
-        parts = pretrain.build(config, mesh_lib.make_mesh(jax.devices()[:1]))
-    last = config.epochs * parts.order.steps_per_epoch
+        parts = pretrain_setup.build(config, mesh_lib.make_mesh(jax.devices()[:1]))
+    last = config.epochs * parts.sampler.steps_per_epoch
     measuring = guard.Guard(
         parts.method, parts.mesh, parts.to_views, batch_size=config.batch_size, last=last
     )
-    data = diagnosis.look_at(source)
+    data = diagnosis.sample_dataset(source)
     state = mesh_lib.replicate(parts.init(), parts.mesh)
     history = [measuring.measure(state, parts.batches(0, measuring.batches))]
-    train_step = pretrain.build_step(config, parts)
+    train_step = pretrain_setup.build_step(config, parts)
     verdict = guard.HEALTHY
     steps = min(last // 5, LONGEST) if case.cause else last
     for number, batch in enumerate(parts.batches(0, steps), 1):
         state, metrics = train_step(state, batch)
         if measures := measuring.see(number, state, batch):
             history.append(measures)
-            verdict = guard.judge(history, data.duplicates)
+            verdict = guard.diagnose(history, data.duplicates)
             if verdict != guard.HEALTHY:
                 break
     found = diagnosis.causes(config, history[-1], data)

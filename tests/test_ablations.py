@@ -15,13 +15,13 @@ import optax
 import pytest
 
 from simsiam_jax import errors
+from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.data import files, sources
 from simsiam_jax.methods import losses, moving_average, simsiam
 from simsiam_jax.models import resnet
 from simsiam_jax.models.network import Outputs
-from simsiam_jax.tasks import pretrain
+from simsiam_jax.tasks import pretrain, pretrain_setup
 from simsiam_jax.training import alternation, optim, step
-from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.training import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('_compiled_quickly')
@@ -38,7 +38,7 @@ def views_of(*z: list) -> list[Outputs]:
 
 def method(axis_name: str | None = mesh_lib.DATA, **arguments):
     backbone = resnet.make('resnet18', **BACKBONE, axis_name=axis_name)
-    return simsiam.make(backbone, **({'dim': 8, 'predictor_width': 4} | arguments))
+    return simsiam.make(backbone, **({'dim': 8, 'predictor_hidden_dim': 4} | arguments))
 
 
 def batches(count: int, size: int = 8, views: int = 2) -> list[dict]:
@@ -72,8 +72,8 @@ def imagenet(name: str):
 def test_every_row_builds_on_imagenet() -> None:
     for name in ROWS:
         config = imagenet(name)
-        parts = pretrain.build(config)
-        alternating = isinstance(pretrain.build_step(config, parts), alternation.Alternating)
+        parts = pretrain_setup.build(config)
+        alternating = isinstance(pretrain_setup.build_step(config, parts), alternation.Alternating)
         assert alternating == name.startswith('alternate')
 
 
@@ -83,7 +83,7 @@ def test_every_row_builds_on_imagenet() -> None:
 )
 def test_every_kind_of_row_steps_on_imagenet(name: str) -> None:
     config = imagenet(name)
-    parts = pretrain.build(config)
+    parts = pretrain_setup.build(config)
     before = jax.eval_shape(parts.init)
     batch = {
         'views': [
@@ -92,7 +92,7 @@ def test_every_kind_of_row_steps_on_imagenet(name: str) -> None:
         ],
         'index': jax.ShapeDtypeStruct((config.batch_size,), np.int32),
     }
-    cached = pretrain.block_of(config, parts) > 1
+    cached = pretrain_setup.block_of(config, parts) > 1
     if cached:
         batch['target'] = [
             jax.ShapeDtypeStruct((config.batch_size, config.method.dim), np.float32)
@@ -109,7 +109,7 @@ def test_every_kind_of_row_steps_on_imagenet(name: str) -> None:
 def heads_of(name: str) -> int:
     config = get_config(name)
     config.model.stages = (1,)
-    built = pretrain.build_method(config)
+    built = pretrain_setup.build_method(config)
     params = jax.eval_shape(
         lambda key: built.network.init(key, jnp.zeros((1, 32, 32, 3))), jax.random.key(0)
     )['params']
@@ -138,7 +138,7 @@ def test_rows_name_what_the_paper_has() -> None:
     assert get_config('batch_512').optim.warmup_epochs == 0
     assert get_config('bn_none').optim.warmup_epochs == 10
     digits = get_config('width_512,digits')
-    assert (digits.method.dim, digits.method.predictor_width) == (32, 8)
+    assert (digits.method.dim, digits.method.predictor_hidden_dim) == (32, 8)
     with pytest.raises(errors.UserError, match=r"'no_stop_gradent'.*no_stop_gradient"):
         get_config('no_stop_gradent')
 
@@ -168,7 +168,7 @@ def test_asymmetric_losses_by_hand() -> None:
 
 
 def test_a_fixed_predictor_stays_to_the_bit() -> None:
-    tx, rates = optim.make(batch_size=256, epochs=1, steps_per_epoch=4, predictor='fixed')
+    tx, rates = optim.make(batch_size=256, epochs=1, steps_per_epoch=4, predictor_schedule='fixed')
     mesh = mesh_lib.make_mesh()
     start = jax.device_get(step.init_state(method(), tx, 0, (8, 8, 3)))
     train_step = step.make_train_step(method(), tx, mesh, to_views)
@@ -227,12 +227,12 @@ def test_alternating_blocks_equal_a_plain_reference() -> None:
         return [jnp.asarray(view) for view in batch['views']]
 
     def z_of(params, stats, batch) -> list:
-        return [o.z for o in step.forward(alone.network, params, stats, views_in(batch))[0]]
+        return [o.z for o in step.forward_views(alone.network, params, stats, views_in(batch))[0]]
 
     @jax.jit
     def gradient(params, stats, batch, z):
         def loss(params):
-            online, after = step.forward(alone.network, params, stats, views_in(batch))
+            online, after = step.forward_views(alone.network, params, stats, views_in(batch))
             value = losses.negative_cosine(online[0].p, z[1]) / 2
             return value + losses.negative_cosine(online[1].p, z[0]) / 2, after
 
@@ -284,7 +284,7 @@ def test_the_moving_average_equals_its_closed_form(devices: int) -> None:
         loss, memory, _ = built.loss(online, online, memory, index)
         return jax.lax.pmean(loss, 'data'), memory
 
-    memory = built.init_memory(jax.random.key(0))
+    memory = built.init_method_state(jax.random.key(0))
     seen: dict[int, np.ndarray] = {}
 
     def cosine(a, b) -> float:
@@ -312,21 +312,21 @@ def test_the_moving_average_equals_its_closed_form(devices: int) -> None:
         ({'alternate.steps': 3, 'debug_nans': True}, r'set alternate\.steps to 1'),
         ({'alternate.steps': 3, 'alternate.dtype': 'int8'}, r"alternate\.dtype is 'int8'"),
         ({'method.similarity': 'dot'}, r"method\.similarity is 'dot'"),
-        ({'optim.predictor': 'none'}, r"optim\.predictor is 'none'"),
+        ({'optim.predictor_schedule': 'none'}, r"optim\.predictor is 'none'"),
     ],
 )
 def test_wrong_values_say_what_to_do(change: dict, message: str) -> None:
     config = get_config('baseline,digits')
     config.update_from_flattened_dict(change)
     with pytest.raises(errors.UserError, match=message):
-        pretrain.build_step(config, pretrain.build(config))
+        pretrain_setup.build_step(config, pretrain_setup.build(config))
 
 
 def test_the_averages_must_be_as_many_as_the_images() -> None:
     config = get_config('moving_average,digits')
     config.method.images = 1000
     with pytest.raises(errors.UserError, match=r'images is 1000, but digits/train has 1437'):
-        pretrain.build(config)
+        pretrain_setup.build(config)
 
 
 @pytest.mark.parametrize('row', ['moving_average', 'alternate_10'])
@@ -339,7 +339,7 @@ def test_runs_of_the_two_experiments_show_what_they_keep_and_resume(row, tmp_pat
             'model.width_multiplier': 0.125,
             'model.stages': (1,),
             'checkpoint.every_epochs': 1,
-            'checkpoint.keep': 9,
+            'checkpoint.max_to_keep': 9,
             'eval.train': '',
             'eval.test': '',
             'guard': 'off',

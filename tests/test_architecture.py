@@ -4,25 +4,19 @@ import ast
 import pathlib
 
 PACKAGE = pathlib.Path(__file__).parent.parent / 'simsiam_jax'
+MODULES = sorted(PACKAGE.rglob('*.py'))
 
-# What each part may import of the package, beside itself and what all may.
-EVERYWHERE = {'errors', 'tensorflow', 'terminal'}
-MAY_IMPORT = {
-    'models': set(),
-    'data': set(),
-    'methods': {'models'},
-    'training': {'methods', 'models', 'data', 'config'},
-    'tasks': {'training', 'methods', 'models', 'data', 'config'},
-    'pages': {'tasks', 'training', 'methods', 'data', 'config'},
-    'main': {'pages', 'tasks', 'training'},
-    'tools': {'main', 'pages', 'tasks', 'training', 'methods', 'models', 'data', 'config'},
-    'config': set(),
-    'compared': set(),
-    'errors': set(),
-    'tensorflow': set(),
-    'terminal': set(),
-    '__init__': {'training'},
-}
+# The floors, from the ground up: each may import those before it.
+FLOORS = [
+    {'_version', 'errors', 'terminal', 'lazy_tf', 'config', 'method_defaults', 'migration'},
+    {'models'},
+    {'methods', 'data', 'runtime'},
+    {'training', 'logs', 'command_line'},
+    {'checkpoints'},
+    {'tasks'},
+    {'pages'},
+    {'main', 'tools'},
+]
 
 
 def imported_parts(path: pathlib.Path) -> set[str]:
@@ -36,10 +30,17 @@ def imported_parts(path: pathlib.Path) -> set[str]:
 
 
 def test_imports_point_one_way() -> None:
-    for path in PACKAGE.rglob('*.py'):
+    parts = {path.relative_to(PACKAGE).parts[0].removesuffix('.py') for path in MODULES}
+    assert set().union(*FLOORS) == parts - {'__init__'}
+    for path in MODULES:
         part = path.relative_to(PACKAGE).parts[0].removesuffix('.py')
-        allowed = MAY_IMPORT[part] | EVERYWHERE | {part}
-        assert imported_parts(path) <= allowed, path
+        imported = imported_parts(path) - {part}
+        if part == '__init__':
+            assert imported <= {'_version', 'checkpoints'}
+            continue
+        floor = next(i for i, floor in enumerate(FLOORS) if part in floor)
+        below = set().union(*FLOORS[:floor]) | (FLOORS[0] if floor == 0 else set())
+        assert imported <= below, path
 
 
 def test_files_are_read_in_one_sitting() -> None:
@@ -50,7 +51,7 @@ def test_files_are_read_in_one_sitting() -> None:
 
 def test_heavy_packages_are_imported_where_used() -> None:
     heavy = {'tensorflow', 'tensorflow_datasets', 'clu', 'ml_collections'}
-    for part in ('models', 'methods', 'data', 'training'):
+    for part in ('models', 'methods', 'data', 'runtime', 'training', 'logs', 'checkpoints'):
         for path in (PACKAGE / part).rglob('*.py'):
             for node in ast.parse(path.read_text()).body:
                 names = {a.name for a in node.names} if isinstance(node, ast.Import) else set()

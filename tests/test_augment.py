@@ -13,10 +13,10 @@ import PIL.Image
 import pytest
 
 from simsiam_jax import errors, lazy_tf
-from simsiam_jax.data import jax_augment, geometry, host, tf_augment, ops, recipe
-from simsiam_jax.data.order import Order
+from simsiam_jax.data import geometry, host, jax_augment, ops, recipe, tf_augment
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
+from simsiam_jax.data.sampler import IndexSampler
 
 # The parameters of the figures.
 SIZE = 24
@@ -35,11 +35,11 @@ CHAINS = (
 
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 ORDER = np.arange(4, dtype=np.int32)
-RECIPE = Recipe(size=SIZE, mean=MEAN, std=STD, solarise=0.2)
+RECIPE = Recipe(size=SIZE, mean=MEAN, std=STD, solarize=0.2)
 # In steps of 1/255, from what the device alone makes: the host rounds its crops to uint8, which
 # jitter multiplies by up to 1.4 more than once (measured: 2.4 at most, 0.2 on average), and with
 # 'none' rounds the views too, after a shortened blur (measured: 2.7 and 0.3).
-DIFFERENCES = {'none': 3.0, 'colour': 2.5, 'all': 0.01}
+DIFFERENCES = {'none': 3.0, 'color': 2.5, 'all': 0.01}
 
 
 @pytest.fixture(scope='module')
@@ -59,7 +59,7 @@ def part(photograph) -> np.ndarray:
 
 @pytest.fixture(scope='module', params=['device', 'host'])
 def back_end(request) -> types.SimpleNamespace:
-    """jitter, gray, solarise, blur, crop, rotate of one back end, on numpy arrays.
+    """jitter, gray, solarize, blur, crop, rotate of one back end, on numpy arrays.
 
     Differences from the figures, in steps of 1/255: the host's crops and rotations are uint8,
     and its blur leaves out the taps beyond three sigmas.
@@ -79,7 +79,7 @@ def back_end(request) -> types.SimpleNamespace:
         return types.SimpleNamespace(
             jitter=lambda x, factors, order=ORDER: np.asarray(jitter(x, f32(factors), order)),
             gray=lambda x: np.asarray(by_planes(ops.gray)(x)),
-            solarise=lambda x: np.asarray(ops.solarise(x, jnp)),
+            solarize=lambda x: np.asarray(ops.solarize(x, jnp)),
             blur=lambda x, sigma: np.asarray(blur(x, f32(sigma))),
             crop=lambda x, box: np.asarray(crop(x, tuple(map(f32, box)), SIZE)),
             rotate=lambda x, angle: np.asarray(rotate(x, f32(angle), *x.shape[:2])),
@@ -105,7 +105,7 @@ def back_end(request) -> types.SimpleNamespace:
     return types.SimpleNamespace(
         jitter=lambda x, factors, order=ORDER: jitter(x, f32(factors), order),
         gray=gray,
-        solarise=planes(lambda tf, x: ops.solarise(x, tf)),
+        solarize=planes(lambda tf, x: ops.solarize(x, tf)),
         blur=lambda x, sigma: blur(x, f32(sigma)),
         crop=on_bytes(lambda x, box: geometry.crop_resize(x, *box, SIZE, SIZE)),
         rotate=on_bytes(geometry.rotate),
@@ -148,7 +148,7 @@ def close(actual, expected: np.ndarray, steps: float) -> None:
 
 
 @pytest.mark.parametrize('operation', ['brightness', 'contrast', 'saturation', 'hue'])
-def test_colour_operations_are_torchvisions(back_end, figures, part, operation) -> None:
+def test_color_operations_are_torchvisions(back_end, figures, part, operation) -> None:
     place = ('brightness', 'contrast', 'saturation', 'hue').index(operation)
     values = SHIFTS if operation == 'hue' else FACTORS
     for value, expected in zip(values, figures[operation], strict=True):
@@ -161,11 +161,11 @@ def test_gray_is_torchvisions(back_end, figures, part) -> None:
     close(back_end.gray(part)[..., :1], figures['gray'][0], 0.01)
 
 
-def test_solarise_is_torchvisions(back_end, figures, part) -> None:
-    close(back_end.solarise(part), figures['solarise'][0], 0.01)
+def test_solarize_is_torchvisions(back_end, figures, part) -> None:
+    close(back_end.solarize(part), figures['solarize'][0], 0.01)
     as_bytes = to_bytes(part)  # there the usual threshold is 128
     inverted = np.where(as_bytes >= 128, 255 - as_bytes, as_bytes)
-    np.testing.assert_allclose(back_end.solarise(as_bytes / np.float32(255)), inverted / 255)
+    np.testing.assert_allclose(back_end.solarize(as_bytes / np.float32(255)), inverted / 255)
 
 
 def test_blur_is_torchvisions(back_end, figures, part) -> None:
@@ -190,11 +190,11 @@ def test_rotation_is_torchvisions_the_other_way_round(back_end, figures, part) -
         assert np.abs(turned_back - expected / 65535).max() > 0.2
 
 
-def test_centre_crop_is_torchvisions(figures) -> None:
+def test_center_crop_is_torchvisions(figures) -> None:
     image = figures['photograph']
-    centre = jax.jit(jax_augment.centre, static_argnums=(1, 2))
-    for resize, expected in zip(RESIZES, figures['centre'], strict=True):
-        close(centre(image[None], SIZE, resize)[0], expected, 0.01)
+    center = jax.jit(jax_augment.center, static_argnums=(1, 2))
+    for resize, expected in zip(RESIZES, figures['center'], strict=True):
+        close(center(image[None], SIZE, resize)[0], expected, 0.01)
         batches = host.eval_batches(
             Reader(Pngs(image[None]), 3),
             batch_size=1,
@@ -227,10 +227,10 @@ def test_whole_chain_is_torchvisions(monkeypatch, figures) -> None:
             'order': np.array(order, np.int32),
             'gray': np.bool_(gray),
             'sigma': np.float32(sigma),
-            'solarise': np.bool_(solarise),
+            'solarize': np.bool_(solarize),
             'flip': np.bool_(flip),
         }
-        for box, factors, order, gray, sigma, solarise, flip in CHAINS
+        for box, factors, order, gray, sigma, solarize, flip in CHAINS
     ]
     params = jax.tree.map(lambda *leaves: np.stack(leaves), *cases)
     expected = figures['chain']
@@ -240,11 +240,11 @@ def test_whole_chain_is_torchvisions(monkeypatch, figures) -> None:
     close((views - expected) * np.array(STD), np.zeros_like(expected), 0.01)
 
     indices = np.arange(len(cases))
-    monkeypatch.setattr(host, 'plan', lambda *_: (indices, [params]))
+    monkeypatch.setattr(host, 'sample_batch_params', lambda *_: (indices, [params]))
     for on_device, steps in DIFFERENCES.items():
         (batch,) = host.train_batches(
             Reader(Pngs(images), 3),
-            Order(0, len(cases), len(cases)),
+            IndexSampler(0, len(cases), len(cases)),
             (RECIPE,),
             on_device=on_device,
             canvas=96,
@@ -275,7 +275,7 @@ def harsh(channels: int, rotation: float) -> Recipe:
         jitter=1.0,
         hue=0.5,
         gray=0.2,
-        solarise=0.4,
+        solarize=0.4,
         mean=(0.5,),
         std=(0.5,),
     ).for_channels(channels)
@@ -285,7 +285,7 @@ def batches_of(images: np.ndarray, view: Recipe, on_device: str, canvas: int) ->
     return list(
         host.train_batches(
             Reader(Pngs(images), images.shape[-1]),
-            Order(3, len(images), 8),
+            IndexSampler(3, len(images), 8),
             (view,),
             on_device=on_device,
             canvas=canvas,
@@ -296,13 +296,13 @@ def batches_of(images: np.ndarray, view: Recipe, on_device: str, canvas: int) ->
     )
 
 
-# Without rotation the device fuses the crop with the colours, where rounding once turned hues.
+# Without rotation the device fuses the crop with the colors, where rounding once turned hues.
 @pytest.mark.parametrize(
     ('on_device', 'channels', 'rotation'),
     [
         ('none', 3, 30.0),
-        ('colour', 3, 0.0),
-        ('colour', 1, 20.0),
+        ('color', 3, 0.0),
+        ('color', 1, 20.0),
         ('all', 3, 0.0),
         ('all', 3, 30.0),
         ('all', 1, 20.0),
@@ -310,10 +310,10 @@ def batches_of(images: np.ndarray, view: Recipe, on_device: str, canvas: int) ->
 )
 def test_back_ends_agree_on_a_run(figures, channels, rotation, on_device) -> None:
     images, view = cut(figures['photograph'], channels), harsh(channels, rotation)
-    order = Order(3, len(images), 8)
+    order = IndexSampler(3, len(images), 8)
     for step, batch in enumerate(batches_of(images, view, on_device, canvas=64)):
-        assert {'none': 'crops', 'colour': 'crops', 'all': 'image'}[on_device] in batch
-        indices, views = recipe.plan(order, (view,), step, slice(0, 8))
+        assert {'none': 'crops', 'color': 'crops', 'all': 'image'}[on_device] in batch
+        indices, views = recipe.sample_batch_params(order, (view,), step, slice(0, 8))
         # What a resident run gives the device.
         (expected,) = to_views({'image': images[indices], 'views': views}, (view,))
         (actual,) = to_views(batch, (view,))
@@ -322,11 +322,11 @@ def test_back_ends_agree_on_a_run(figures, channels, rotation, on_device) -> Non
 
 def test_images_larger_than_the_canvas_are_shrunk(figures) -> None:
     images, view = cut(figures['photograph'], 3), harsh(3, 0.0)
-    order = Order(3, len(images), 8)
+    order = IndexSampler(3, len(images), 8)
     for step, batch in enumerate(batches_of(images, view, 'all', canvas=40)):
         np.testing.assert_array_equal(batch['size'], [[29, 40]] * 8)
         assert not batch['image'][:, 29:].any()
-        indices, views = recipe.plan(order, (view,), step, slice(0, 8))
+        indices, views = recipe.sample_batch_params(order, (view,), step, slice(0, 8))
         small = batch['image'][:, :29]
         for image, shrunk in zip(images[indices], small, strict=True):
             pil = PIL.Image.fromarray(image).resize((40, 29), PIL.Image.Resampling.BILINEAR)
@@ -363,7 +363,7 @@ def test_5_channels(back_end, photograph) -> None:
         )
 
 
-def test_1_channel_drops_the_colours(caplog) -> None:
+def test_1_channel_drops_the_colors(caplog) -> None:
     one = Recipe(mean=(0.5,), std=(0.5,)).for_channels(1)
     assert (one.saturation, one.hue, one.gray) == (0, 0, 0)
     assert (one.brightness, one.contrast, one.blur) == (0.4, 0.4, 0.5)
@@ -422,7 +422,7 @@ def test_crop_boxes_of_all_array_modules_are_equal() -> None:
 
 def test_probabilities_and_ranges_of_a_sample() -> None:
     n = 24_000
-    made = Recipe(jitter=0.7, gray=0.2, blur=0.45, flip=0.3, solarise=0.6, rotation=10.0)
+    made = Recipe(jitter=0.7, gray=0.2, blur=0.45, flip=0.3, solarize=0.6, rotation=10.0)
     params = recipe.sample(made, np.random.default_rng(0), n)
     jittered = (params['factors'] != NEUTRAL).any(1)
     happened = {
@@ -430,7 +430,7 @@ def test_probabilities_and_ranges_of_a_sample() -> None:
         'gray': params['gray'],
         'blur': params['sigma'] > 0,
         'flip': params['flip'],
-        'solarise': params['solarise'],
+        'solarize': params['solarize'],
     }
     for key, flags in happened.items():
         p = getattr(made, key)
@@ -477,7 +477,7 @@ def test_a_strength_above_1_stops_at_factor_0() -> None:
         {'gray': -0.1},
         {'blur': float('nan')},
         {'flip': 2.0},
-        {'solarise': -0.2},
+        {'solarize': -0.2},
         {'brightness': -0.4},
         {'contrast': float('inf')},
         {'saturation': -0.1},

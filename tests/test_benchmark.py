@@ -22,7 +22,7 @@ def small(method: str = 'simsiam', **changes: object) -> ConfigDict:
     config.batch_size, config.epochs, config.augment.size = 32, 1, 16
     config.model.update({'name': 'resnet18', 'stages': (1, 1), 'width_multiplier': 0.125})
     config.model.update({'dtype': 'float32', 'kernels': 'plain'})
-    config.method = ConfigDict({'name': method, 'dim': 32, 'predictor_width': 8})
+    config.method = ConfigDict({'name': method, 'dim': 32, 'predictor_hidden_dim': 8})
     config.update_from_flattened_dict(changes)
     return config
 
@@ -69,7 +69,9 @@ def test_device_table() -> None:
 def test_the_real_step_compiled_for_eight_devices(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small(method, **{'optim.accumulate': 2} if method == 'simsiam' else {})
+    config = small(
+        method, **{'optim.gradient_accumulation_steps': 2} if method == 'simsiam' else {}
+    )
     if method == 'swav':
         config.method.prototypes = 64
     work = workload.build(config, mesh_lib.make_mesh(), images=640)
@@ -77,7 +79,7 @@ def test_the_real_step_compiled_for_eight_devices(
     assert result.counts is not None
     state = jax.eval_shape(work.init)
     assert len(result.counts.donated) == len(jax.tree.leaves(state))
-    sums = work.reduced()
+    sums = work.allreduce_bytes()
     sent = sum(sums['gradients']) + sum(sums['BN statistics'])
     if method == 'swav':
         sent += 2 * config.batch_size * config.method.dim * 4  # z of two views, for Sinkhorn
@@ -87,9 +89,9 @@ def test_the_real_step_compiled_for_eight_devices(
     # Beside these the loss, the metrics and z's spread: some hundred numbers.
     assert sent <= collective.bytes <= sent + 4096
     # XLA's own count of the same network: no padding, none of the losses' products.
-    by_hand = sum(kernel.flops for kernel in work.by_hand('fused'))
+    analytic_kernels = sum(kernel.flops for kernel in work.analytic_kernels('fused'))
     flops = sum(kernel.flops * kernel.runs for kernel in result.counts.kernels)
-    assert by_hand == pytest.approx(flops, rel=0.25)
+    assert analytic_kernels == pytest.approx(flops, rel=0.25)
     monkeypatch.setattr(hardware, 'find', lambda kind: hardware.DEVICES['NVIDIA H100'])
     text = aot.report(result)
     assert f'all-reduce between 8: {collective.count} of' in text
@@ -165,13 +167,13 @@ def test_bytes_on_an_h100(h100: aot.Compiled) -> None:
     assert counts.moves[0].bytes <= largest_weight
     assert len(counts.donated) == len(jax.tree.leaves(jax.eval_shape(h100.work.init)))
     assert h100.memory < 60 * 2**30
-    by_hand = sum(kernel.flops for kernel in h100.work.by_hand('fused'))
+    analytic_kernels = sum(kernel.flops for kernel in h100.work.analytic_kernels('fused'))
     flops = sum(kernel.flops * kernel.runs for kernel in counts.kernels)
-    assert by_hand == pytest.approx(flops, rel=1e-3)
+    assert analytic_kernels == pytest.approx(flops, rel=1e-3)
 
 
 def test_augmentation_is_little_of_an_h100s_step(h100: aot.Compiled) -> None:
-    alone, whole = h100.counts, compiled_for_h100('colour').counts
+    alone, whole = h100.counts, compiled_for_h100('color').counts
     assert alone is not None
     assert whole is not None
     assert whole.bytes < 1.03 * alone.bytes

@@ -1,5 +1,6 @@
 """Workdirs in a bucket: the libraries' own code for gs://, against a storage on this machine."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -16,10 +17,10 @@ import storage as storage_lib
 from PIL import Image
 
 from simsiam_jax import errors
-from simsiam_jax.pages import runs
-from simsiam_jax.runtime import storage, lock, profile
 from simsiam_jax.checkpoints import checkpoint, checkpoint_reader, weights
 from simsiam_jax.logs import writers
+from simsiam_jax.pages import runs
+from simsiam_jax.runtime import lock, profile
 
 
 @pytest.fixture(scope='module')
@@ -54,8 +55,8 @@ def workdir(storage, request: pytest.FixtureRequest) -> str:
     return f'gs://bucket/{request.node.name}'
 
 
-def reopen(workdir: str) -> checkpoint.Checkpoints:
-    return checkpoint.Checkpoints(workdir, corruptions.CONFIG, keep=3)
+def reopen(workdir: str) -> contextlib.AbstractContextManager[checkpoint.Checkpoints]:
+    return checkpoint.open(workdir, corruptions.CONFIG, max_to_keep=3)
 
 
 def below(storage, folder: str) -> list[str]:
@@ -68,19 +69,18 @@ def test_a_damaged_step_goes_aside_and_is_made_again(storage, workdir, capsys, m
     newest = below(storage, f'{workdir}/checkpoints/33/state')
     largest = max(newest, key=lambda name: len(storage.get(name)[1]))
     storage.put(largest, bytes(len(storage.get(largest)[1])))
-    checkpoints = reopen(workdir)
-    assert checkpoints.latest_step == 22
-    assert f'warning: step 33 in {workdir}' in capsys.readouterr().out
-    assert len(below(storage, f'{workdir}/damaged/33/state')) >= len(newest)
-    assert not below(storage, f'{workdir}/checkpoints/33')
-    corruptions.same(checkpoints.restore(corruptions.state_at(0)), corruptions.state_at(22))
-    with pytest.raises(errors.UserError, match=f'another run is active in {workdir}'):
-        reopen(workdir)
-    assert checkpoints.hold(30) == 22
-    for step in (33, 44, 55):
-        checkpoints.save(corruptions.state_at(step))
-    assert checkpoints.failure(wait=True) == ''
-    checkpoints.close()
+    with reopen(workdir) as checkpoints:
+        assert checkpoints.latest_step == 22
+        assert f'warning: step 33 in {workdir}' in capsys.readouterr().out
+        assert len(below(storage, f'{workdir}/damaged/33/state')) >= len(newest)
+        assert not below(storage, f'{workdir}/checkpoints/33')
+        corruptions.same(checkpoints.restore(corruptions.state_at(0)), corruptions.state_at(22))
+        with pytest.raises(errors.UserError, match=f'another run is active in {workdir}'):
+            reopen(workdir).__enter__()
+        assert checkpoints.pin(30) == 22
+        for step in (33, 44, 55):
+            checkpoints.save(corruptions.state_at(step))
+        assert checkpoints.failure(wait=True) == ''
     assert not (storage.folder(workdir) / lock.NAME).exists()
     assert checkpoint_reader.list_steps(f'{workdir}/checkpoints') == [22, 33, 44, 55]
     corruptions.same(checkpoint_reader.load(workdir, 'state').tree, vars(corruptions.state_at(55)))
@@ -105,7 +105,7 @@ def test_what_cannot_be_reached_is_not_taken_for_damaged(storage, workdir, monke
     array = checkpoint_reader._open(storage.folder(workdir) / 'checkpoints/33/state', 'step')
     with pytest.raises(ValueError, match='PERMISSION_DENIED') as refused:  # TensorStore's
         array.result()
-    assert storage.is_unread(refused.value)
+    assert storage.is_unreachable(refused.value)
 
 
 def test_half_a_save_is_no_checkpoint_and_is_made_whole(storage, workdir) -> None:
@@ -113,17 +113,16 @@ def test_half_a_save_is_no_checkpoint_and_is_made_whole(storage, workdir) -> Non
     (storage.folder(workdir) / 'checkpoints/33/commit_success.txt').unlink()  # it is written last
     found = weights.open_weights(workdir)
     corruptions.same(found.params, corruptions.state_at(22).params)
-    checkpoints = reopen(workdir)
-    assert checkpoints.latest_step == 22
-    checkpoints.save(corruptions.state_at(33))
-    assert checkpoints.failure(wait=True) == ''
-    checkpoints.close()
+    with reopen(workdir) as checkpoints:
+        assert checkpoints.latest_step == 22
+        checkpoints.save(corruptions.state_at(33))
+        assert checkpoints.failure(wait=True) == ''
     corruptions.same(checkpoint_reader.load(workdir, 'state').tree, vars(corruptions.state_at(33)))
 
 
 def test_measurements_and_pictures_go_there(storage, workdir, capsys) -> None:
     for step, measured in ((0, (1, 2, 3)), (2, (3, 4))):
-        with writers.Writers(workdir, tensorboard=False, step=step) as log:
+        with writers.MetricWriter(workdir, tensorboard=False, step=step) as log:
             log.start(10, 5)
             for at in measured:
                 log.scalars(at, {'loss': at / 10})
@@ -138,7 +137,7 @@ def test_measurements_and_pictures_go_there(storage, workdir, capsys) -> None:
 
 @pytest.mark.parametrize('token', [storage_lib.TOKEN, 'another'])
 def test_a_trace_goes_there_or_stays_on_the_disk(storage, workdir, token: str, capsys) -> None:
-    with profile.Window('1:2', workdir) as window:
+    with profile.StepProfiler('1:2', workdir) as window:
         for number in range(3):
             if number == 2:
                 storage.token.write_text(token)
@@ -159,25 +158,27 @@ def test_a_trace_goes_there_or_stays_on_the_disk(storage, workdir, token: str, c
 
 def test_what_is_missing_is_told_in_one_line(storage, workdir, monkeypatch) -> None:
     with pytest.raises(errors.UserError, match=r'gs://none/run cannot be written: .* 404; the buc'):
-        checkpoint.Checkpoints('gs://none/run', corruptions.CONFIG, keep=1)
+        checkpoint.open('gs://none/run', corruptions.CONFIG, max_to_keep=1).__enter__()
     storage.token.write_text('another')
     with pytest.raises(errors.UserError, match=r'cannot be written: .* 401; .*credentials'):
-        reopen(workdir)
+        reopen(workdir).__enter__()
     with pytest.raises(errors.UserError, match=f'{workdir} cannot be read: .* 401'):
         weights.open_weights(workdir)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, 'google.cloud.storage', None)
         patch.delattr('google.cloud.storage')
         with pytest.raises(errors.UserError, match='pip install google-cloud-storage'):
-            reopen(workdir)
+            reopen(workdir).__enter__()
     with pytest.raises(errors.UserError, match='ram://run is no folder; expected one, or gs://'):
-        writers.Writers('ram://run', tensorboard=False, step=0)
+        writers.MetricWriter('ram://run', tensorboard=False, step=0)
     assert below(storage, workdir) == []
 
 
 def test_an_outage_costs_measurements_and_a_save(storage, workdir, capsys) -> None:
-    checkpoints = reopen(workdir)
-    with writers.Writers(workdir, tensorboard=False, step=0) as log:
+    with (
+        reopen(workdir) as checkpoints,
+        writers.MetricWriter(workdir, tensorboard=False, step=0) as log,
+    ):
         storage.token.write_text('another')
         log.scalars(1, {'loss': 0.1})
         assert 'measurements cannot be written: ' in capsys.readouterr().out
@@ -187,7 +188,6 @@ def test_an_outage_costs_measurements_and_a_save(storage, workdir, capsys) -> No
         log.scalars(2, {'loss': 0.2})
         checkpoints.save(corruptions.state_at(22))
         assert checkpoints.failure(wait=True) == ''
-    checkpoints.close()
     lines = (storage.folder(workdir) / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line)['step'] for line in lines] == [1, 2]
     assert checkpoint_reader.load(workdir, 'state').step == 22

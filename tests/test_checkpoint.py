@@ -1,6 +1,7 @@
 """Checkpoints: whole or passed over, kept, locked, and cheap to make."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -29,8 +30,10 @@ def workdir(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path / 'run'
 
 
-def reopen(workdir: pathlib.Path, **kwargs) -> checkpoint.Checkpoints:
-    return checkpoint.Checkpoints(str(workdir), CONFIG, keep=3, **kwargs)
+def reopen(
+    workdir: pathlib.Path, **kwargs
+) -> contextlib.AbstractContextManager[checkpoint.Checkpoints]:
+    return checkpoint.open(str(workdir), CONFIG, max_to_keep=3, **kwargs)
 
 
 def largest(folder: pathlib.Path) -> pathlib.Path:
@@ -67,15 +70,14 @@ def test_sixteen_flipped_bytes_are_found_by_the_checksum(workdir, capsys) -> Non
 
 def test_a_damaged_step_goes_aside_and_is_made_again(workdir, capsys) -> None:
     largest(workdir / 'checkpoints' / '33' / 'state').write_bytes(b'')
-    checkpoints = reopen(workdir)
-    assert checkpoints.latest_step == 22
-    assert 'warning: step 33' in capsys.readouterr().out
-    assert (workdir / checkpoint.DAMAGED / '33').is_dir()
-    corruptions.same(checkpoints.restore(corruptions.state_at(0)), corruptions.state_at(22))
-    checkpoints.save(corruptions.state_at(33))
-    checkpoints.close()
-    checkpoints = reopen(workdir)
-    checkpoints.close()
+    with reopen(workdir) as checkpoints:
+        assert checkpoints.latest_step == 22
+        assert 'warning: step 33' in capsys.readouterr().out
+        assert (workdir / checkpoint.DAMAGED / '33').is_dir()
+        corruptions.same(checkpoints.restore(corruptions.state_at(0)), corruptions.state_at(22))
+        checkpoints.save(corruptions.state_at(33))
+    with reopen(workdir) as checkpoints:
+        pass
     assert checkpoints.latest_step == 33
 
 
@@ -83,49 +85,47 @@ def test_nothing_is_begun_anew_where_all_steps_are_damaged(workdir) -> None:
     for step in STEPS:
         (workdir / 'checkpoints' / str(step) / 'meta' / 'metadata').write_text('{"step": 1')
     with pytest.raises(errors.UserError, match='damaged: step 33, 22, 11') as caught:
-        reopen(workdir)
+        reopen(workdir).__enter__()
     assert '\n' not in str(caught.value)
     assert not (workdir / lock.NAME).exists()
 
 
 def test_another_structure_is_refused_by_name(workdir) -> None:
-    checkpoints = reopen(workdir)
-    state = corruptions.state_at(0)
-    del state.params['projector']['fc']['bias']
-    with pytest.raises(
-        errors.UserError, match=r'params/projector/fc/bias is \(16,\), expected not'
-    ):
-        checkpoints.restore(state)
-    checkpoints.close()
+    with reopen(workdir) as checkpoints:
+        state = corruptions.state_at(0)
+        del state.params['projector']['fc']['bias']
+        with pytest.raises(
+            errors.UserError, match=r'params/projector/fc/bias is \(16,\), expected not'
+        ):
+            checkpoints.restore(state)
 
 
 def test_keep_every_outlives_keep(tmp_path: pathlib.Path) -> None:
-    checkpoints = checkpoint.Checkpoints(str(tmp_path), CONFIG, keep=1, keep_every=22)
-    for step in (11, 22, 33, 44, 55):
-        checkpoints.save(corruptions.state_at(step))
-    checkpoints.close()
+    with checkpoint.open(str(tmp_path), CONFIG, max_to_keep=1, keep_period=22) as checkpoints:
+        for step in (11, 22, 33, 44, 55):
+            checkpoints.save(corruptions.state_at(step))
     assert checkpoint_reader.list_steps(tmp_path / checkpoint_reader.FOLDER) == [22, 44, 55]
 
 
 def test_a_failed_save_keeps_the_others_and_says_so(workdir, monkeypatch) -> None:
-    checkpoints = reopen(workdir)
+    with reopen(workdir) as checkpoints:
 
-    def full(step: int, **kwargs) -> None:
-        (workdir / 'checkpoints' / f'{step}.orbax-checkpoint-tmp').mkdir()
-        raise ValueError('RESOURCE_EXHAUSTED: writing d/1f2e: No space left on device [28]')
+        def full(step: int, **kwargs) -> None:
+            (workdir / 'checkpoints' / f'{step}.orbax-checkpoint-tmp').mkdir()
+            raise ValueError('RESOURCE_EXHAUSTED: writing d/1f2e: No space left on device [28]')
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints._manager, 'save', full)
-        checkpoints.save(corruptions.state_at(44))
-        text = checkpoints.failure(wait=True)
-    assert text == (
-        f'step 44 cannot be saved: No space left on device; checkpoints in {workdir}: 11, 22, 33'
-    )
-    assert checkpoints.failure() == ''
-    assert {p.name for p in (workdir / 'checkpoints').iterdir()} == {'11', '22', '33'}
-    checkpoints.save(corruptions.state_at(44))  # there is room again
-    assert checkpoints.failure(wait=True) == ''
-    checkpoints.close()
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, 'save', full)
+            checkpoints.save(corruptions.state_at(44))
+            text = checkpoints.failure(wait=True)
+        assert text == (
+            'step 44 cannot be saved: No space left on device; '
+            f'checkpoints in {workdir}: 11, 22, 33'
+        )
+        assert checkpoints.failure() == ''
+        assert {p.name for p in (workdir / 'checkpoints').iterdir()} == {'11', '22', '33'}
+        checkpoints.save(corruptions.state_at(44))  # there is room again
+        assert checkpoints.failure(wait=True) == ''
     assert checkpoint_reader.load(workdir, 'state').step == 44
 
 
@@ -136,18 +136,18 @@ def test_a_read_only_workdir_is_told_in_one_line(workdir, monkeypatch) -> None:
     # By hand: to root no folder is read-only.
     monkeypatch.setattr(lock.Lock, '_write', refuse)
     with pytest.raises(errors.UserError, match='cannot be written: Read-only file system'):
-        reopen(workdir)
+        reopen(workdir).__enter__()
 
 
 def test_a_workdir_in_use_is_refused_and_its_holder_named(workdir, monkeypatch) -> None:
     monkeypatch.setattr(lock, 'BEAT', 0.05)
     monkeypatch.setattr(lock, '_PATIENCE', 2.0)
-    checkpoints = reopen(workdir)
-    with pytest.raises(errors.UserError, match=f'active in .* process {os.getpid()} on host'):
-        reopen(workdir)
-    checkpoints.close()
+    message = f'active in .* process {os.getpid()} on host'
+    with reopen(workdir), pytest.raises(errors.UserError, match=message):
+        reopen(workdir).__enter__()
     assert not (workdir / lock.NAME).exists()
-    reopen(workdir).close()
+    with reopen(workdir):
+        pass
 
 
 def test_locks_of_the_dead_are_taken_over(workdir, monkeypatch) -> None:
@@ -157,11 +157,11 @@ def test_locks_of_the_dead_are_taken_over(workdir, monkeypatch) -> None:
     monkeypatch.setattr(lock, '_PATIENCE', 0.1)
     for holder in (here, here | {'host': 'elsewhere', 'pid': 1}):
         (workdir / lock.NAME).write_text(json.dumps(holder))
-        checkpoints = reopen(workdir)
-        assert json.loads((workdir / lock.NAME).read_text())['pid'] == os.getpid()
-        checkpoints.close()
+        with reopen(workdir):
+            assert json.loads((workdir / lock.NAME).read_text())['pid'] == os.getpid()
     (workdir / lock.NAME).write_text('{"ho')  # killed while it was written
-    reopen(workdir).close()
+    with reopen(workdir):
+        pass
 
 
 def test_of_several_that_find_a_lock_dead_one_takes_it(tmp_path, monkeypatch) -> None:
@@ -196,17 +196,16 @@ def test_of_several_that_find_a_lock_dead_one_takes_it(tmp_path, monkeypatch) ->
 
 
 def test_a_save_returns_before_it_is_written(workdir, monkeypatch) -> None:
-    checkpoints = reopen(workdir)
-    may_end = threading.Event()
-    write = checkpoints._manager.save
-    monkeypatch.setattr(
-        checkpoints._manager, 'save', lambda *a, **k: (may_end.wait(60), write(*a, **k))
-    )
-    state = corruptions.state_at(44)
-    checkpoints.save(state)
-    jax.tree.map(lambda x: x.delete(), state)  # as the next step's donation does
-    may_end.set()
-    checkpoints.close()
+    with reopen(workdir) as checkpoints:
+        may_end = threading.Event()
+        write = checkpoints._manager.save
+        monkeypatch.setattr(
+            checkpoints._manager, 'save', lambda *a, **k: (may_end.wait(60), write(*a, **k))
+        )
+        state = corruptions.state_at(44)
+        checkpoints.save(state)
+        jax.tree.map(lambda x: x.delete(), state)  # as the next step's donation does
+        may_end.set()
     corruptions.same(checkpoint_reader.load(workdir, 'state').tree, vars(corruptions.state_at(44)))
 
 
@@ -215,7 +214,6 @@ def test_a_killed_first_save_is_no_checkpoint(tmp_path: pathlib.Path) -> None:
         checkpoint_reader.load(tmp_path, 'state')
     left = tmp_path / 'checkpoints' / '5.orbax-checkpoint-tmp'
     left.mkdir(parents=True)
-    checkpoints = reopen(tmp_path)
-    assert checkpoints.latest_step is None
-    checkpoints.close()
+    with reopen(tmp_path) as checkpoints:
+        assert checkpoints.latest_step is None
     assert not left.exists()

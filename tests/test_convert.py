@@ -14,12 +14,12 @@ from flax import serialization
 
 import simsiam_jax
 from simsiam_jax import config as config_lib
-from simsiam_jax import errors
+from simsiam_jax import config_keys, errors
+from simsiam_jax.checkpoints import encoder, weight_files, weights
 from simsiam_jax.methods import simsiam
 from simsiam_jax.models import pytorch, pytorch_heads, resnet
-from simsiam_jax.tasks import pretrain
+from simsiam_jax.tasks import pretrain_setup
 from simsiam_jax.tools.convert import conversion
-from simsiam_jax.checkpoints import encoder, weight_files, weights
 from simsiam_jax.training import optim, step
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -137,7 +137,7 @@ def heads(**kwargs):
 
 
 def test_heads_have_the_names_of_the_official_code():
-    projector, predictor = heads(dim=16, predictor_width=4)
+    projector, predictor = heads(dim=16, predictor_hidden_dim=4)
     bn = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
     assert set(pytorch_heads.to_torch(projector, output_bias=True)) == (
         {'0.weight', '3.weight', '6.weight', '6.bias'}
@@ -159,13 +159,13 @@ def test_heads_have_the_names_of_the_official_code():
     ],
 )
 def test_heads_round_trip(kwargs):
-    for head in heads(dim=16, predictor_width=4, **kwargs):
+    for head in heads(dim=16, predictor_hidden_dim=4, **kwargs):
         arrays = pytorch_heads.to_torch(head)
         same_bits(pytorch_heads.from_torch(arrays, 'file'), head)
-    found = [pytorch_heads.mlp_of(head) for head in heads(dim=16, predictor_width=4, **kwargs)]
+    found = [pytorch_heads.mlp_of(head) for head in heads(dim=16, predictor_hidden_dim=4, **kwargs)]
     arguments = pytorch_heads.simsiam_arguments(*found)
     assert simsiam.make(resnet.make(), **arguments).network == (
-        simsiam.make(resnet.make(), dim=16, predictor_width=4, **kwargs).network
+        simsiam.make(resnet.make(), dim=16, predictor_hidden_dim=4, **kwargs).network
     )
 
 
@@ -403,26 +403,26 @@ def test_runs_start_from_other_weights(command, tmp_path):
 def initial_state(**kwargs):
     backbone = resnet.make('resnet18', **SMALL, **kwargs)
     tx, _ = optim.make(batch_size=8, epochs=1, steps_per_epoch=1)
-    method = simsiam.make(backbone, dim=16, predictor_width=4)
+    method = simsiam.make(backbone, dim=16, predictor_hidden_dim=4)
     return step.init_state(method, tx, 0, (32, 32, 3))
 
 
 def test_only_what_fits_is_taken(small_file):
     given = weights.open_weights(small_file[0])
     before = initial_state()
-    after, text = weights.take(before, given)
+    after, text = weights.load_into_state(before, given)
     assert text == f'backbone from {small_file[0]}; at random: predictor, projector'
     same_bits(after.params['backbone'], small_file[1]['params'])
     same_bits(after.batch_stats['backbone'], small_file[1]['batch_stats'])
     same_bits(after.params['projector'], before.params['projector'])
     with pytest.raises(errors.UserError, match=r'does not fit.*stem=imagenet.*stages=\(1, 2\)'):
-        weights.take(initial_state(stem='cifar'), given)
+        weights.load_into_state(initial_state(stem='cifar'), given)
 
 
 def test_a_momentum_target_starts_from_the_weights_too(small_file):
     before = initial_state()
     before = before.replace(target={'params': before.params, 'batch_stats': before.batch_stats})
-    after, _ = weights.take(before, weights.open_weights(small_file[0]))
+    after, _ = weights.load_into_state(before, weights.open_weights(small_file[0]))
     same_bits(after.target['params']['backbone'], small_file[1]['params'])
     same_bits(after.target['batch_stats']['backbone'], small_file[1]['batch_stats'])
 
@@ -431,6 +431,6 @@ def test_a_files_configuration_has_every_section(small_file):
     config = encoder.open_encoder(small_file[0]).config
     assert set(config) == set(config_lib.default())
     given = config_lib.ConfigDict(config)
-    config_lib.check(given)
-    backbone = pretrain.build_method(given).network.backbone
+    config_keys.check(given)
+    backbone = pretrain_setup.build_method(given).network.backbone
     assert (backbone.width, backbone.stages, backbone.dtype) == (8, (1, 2), np.float32)

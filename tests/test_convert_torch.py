@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 import simsiam_jax
 from simsiam_jax import errors
-from simsiam_jax.models import pytorch
-from simsiam_jax.tasks import pretrain
-from simsiam_jax.tools.convert import conversion, formats
 from simsiam_jax.checkpoints import encoder, weights
+from simsiam_jax.models import pytorch
+from simsiam_jax.tasks import pretrain_setup
+from simsiam_jax.tools.convert import conversion, formats
 from simsiam_jax.training import optim, step
 
 torch = pytest.importorskip('torch')
@@ -61,7 +61,7 @@ def nms(boxes, scores, threshold):
     return torch.stack(kept) if kept else order
 
 
-def randomise(net):
+def randomize(net):
     """Weights and statistics that training could have left, features of unit scale."""
     generator = torch.Generator().manual_seed(0)
     for module in net.modules():
@@ -69,9 +69,9 @@ def randomise(net):
             tensors = [(module.running_mean, 0), (module.running_var, 1)]
             if module.affine:
                 tensors += [(module.weight.data, 0.7), (module.bias.data, 0)]
-            for tensor, centre in tensors:
-                noise = torch.randn(tensor.shape, generator=generator) / 8 + centre
-                tensor.copy_(noise.abs() if centre else noise)
+            for tensor, center in tensors:
+                noise = torch.randn(tensor.shape, generator=generator) / 8 + center
+                tensor.copy_(noise.abs() if center else noise)
     return net.eval()
 
 
@@ -96,7 +96,7 @@ def loaded(net, arrays):
 @pytest.fixture(scope='module')
 def resnet18(torchvision, tmp_path_factory):
     """torchvision's, in a file as users have it, with its classifier; and its features."""
-    net = randomise(torchvision.models.resnet18())
+    net = randomize(torchvision.models.resnet18())
     path = tmp_path_factory.mktemp('torchvision') / 'resnet18.pth'
     torch.save(net.state_dict(), path)
     net.fc = torch.nn.Identity()
@@ -156,7 +156,7 @@ def test_a_cifar_stem_loads_as_the_message_says(torchvision, tmp_path):
     net = torchvision.models.resnet18()
     net.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     net.maxpool = torch.nn.Identity()
-    randomise(net)
+    randomize(net)
     torch.save(net.state_dict(), tmp_path / 'cifar.pth')
     net.fc = torch.nn.Identity()
     expected = features(net, IMAGES[:, :32, :32])
@@ -173,7 +173,7 @@ def test_a_cifar_stem_loads_as_the_message_says(torchvision, tmp_path):
 class Official(torch.nn.Module):
     """SimSiam with the names of its official code; the last layer of the projector has a bias."""
 
-    def __init__(self, torchvision, dim=512, predictor_width=16):
+    def __init__(self, torchvision, dim=512, predictor_hidden_dim=16):
         super().__init__()
         nn = torch.nn
         self.encoder = torchvision.models.resnet18(num_classes=dim)
@@ -185,10 +185,10 @@ class Official(torch.nn.Module):
         ]
         self.encoder.fc = nn.Sequential(*hidden, self.encoder.fc, nn.BatchNorm1d(dim, affine=False))
         self.predictor = nn.Sequential(
-            nn.Linear(dim, predictor_width, bias=False),
-            nn.BatchNorm1d(predictor_width),
+            nn.Linear(dim, predictor_hidden_dim, bias=False),
+            nn.BatchNorm1d(predictor_hidden_dim),
             nn.ReLU(),
-            nn.Linear(predictor_width, dim),
+            nn.Linear(predictor_hidden_dim, dim),
         )
 
     def forward(self, x):
@@ -207,7 +207,7 @@ def official_file(net, path, arch='resnet18'):
 
 @pytest.mark.parametrize('dim', [512, 64])
 def test_an_official_checkpoint_is_taken_whole(dim, torchvision, tmp_path):
-    net = randomise(Official(torchvision, dim))
+    net = randomize(Official(torchvision, dim))
     assert net.encoder.fc[6].bias.abs().max() > 0.01
     source = official_file(net, tmp_path / 'checkpoint_0099.pth.tar')
     with torch.inference_mode():
@@ -221,8 +221,8 @@ def test_an_official_checkpoint_is_taken_whole(dim, torchvision, tmp_path):
         np.testing.assert_allclose(ours['p'], p.numpy(), rtol=0, atol=1e-4)
     config = ConfigDict(encoder.open_encoder(tmp_path / 'run').config)
     tx, _ = optim.make(batch_size=8, epochs=1, steps_per_epoch=1)
-    state = step.init_state(pretrain.build_method(config), tx, 0, (64, 64, 3))
-    _, text = weights.take(state, weights.open_weights(tmp_path / 'run'))
+    state = step.init_state(pretrain_setup.build_method(config), tx, 0, (64, 64, 3))
+    _, text = weights.load_into_state(state, weights.open_weights(tmp_path / 'run'))
     assert text == f'backbone, predictor, projector from {tmp_path / "run"}'
 
     saved = torch.load(tmp_path / 'again.pth.tar', weights_only=True)
@@ -358,7 +358,7 @@ def test_the_readmes_lines_run(torchvision, tmp_path, monkeypatch):
     """Every command and every block of the section, in a folder that holds runs/imagenet."""
     pytest.importorskip('timm')
     monkeypatch.chdir(tmp_path)
-    net = randomise(torchvision.models.resnet50())
+    net = randomize(torchvision.models.resnet50())
     torch.save(net.state_dict(), 'resnet50.pth')
     net.fc = torch.nn.Identity()
     expected = features(net)

@@ -14,10 +14,10 @@ import PIL.Image
 import pytest
 
 from simsiam_jax import errors, lazy_tf
-from simsiam_jax.data import files, host, device_cache, sources
-from simsiam_jax.data.order import Order
+from simsiam_jax.data import device_cache, files, host, sources
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
+from simsiam_jax.data.sampler import IndexSampler
 
 N = 14  # images
 BATCH = 4
@@ -75,20 +75,20 @@ def labels(source: sources.Source) -> list[int]:
 
 
 def test_every_epoch_is_another_permutation() -> None:
-    order = Order(seed=0, size=12, batch_size=3)
+    order = IndexSampler(seed=0, size=12, batch_size=3)
     epochs = [np.concatenate([order.indices(4 * e + b) for b in range(4)]) for e in range(5)]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
-    other = Order(seed=1, size=12, batch_size=3)
+    other = IndexSampler(seed=1, size=12, batch_size=3)
     epochs.append(np.concatenate([other.indices(b) for b in range(4)]))
     for one, two in itertools.combinations(epochs, 2):
         assert (one != two).any()
-    again = Order(seed=0, size=12, batch_size=3)
+    again = IndexSampler(seed=0, size=12, batch_size=3)
     np.testing.assert_array_equal(again.indices(17), order.indices(17))
 
 
 def test_an_epoch_drops_what_fills_no_batch() -> None:
-    order = Order(seed=0, size=11, batch_size=3)
+    order = IndexSampler(seed=0, size=11, batch_size=3)
     assert order.steps_per_epoch == 3
     assert order.steps(1.5) == 4
     epoch = np.concatenate([order.indices(b) for b in range(3)])
@@ -97,7 +97,7 @@ def test_an_epoch_drops_what_fills_no_batch() -> None:
 
 def test_steps_and_views_draw_from_streams_of_their_own() -> None:
     keys = itertools.product((0, 1), (0, 1, 2), (0, 1))
-    draws = [Order(seed, 12, 3).rng(step, view).random() for seed, step, view in keys]
+    draws = [IndexSampler(seed, 12, 3).rng(step, view).random() for seed, step, view in keys]
     assert len(set(draws)) == 12
 
 
@@ -111,14 +111,14 @@ def test_steps_and_views_draw_from_streams_of_their_own() -> None:
 )
 def test_an_impossible_order_is_refused(arguments, message) -> None:
     with pytest.raises(errors.UserError, match=message):
-        Order(*arguments)
+        IndexSampler(*arguments)
 
 
 def train(source, on_device: str, start: int, stop: int, local: slice = WHOLE) -> list:
     return list(
         host.train_batches(
             Reader(source, 3),
-            Order(0, len(source), BATCH),
+            IndexSampler(0, len(source), BATCH),
             RECIPES,
             on_device=on_device,
             canvas=48,
@@ -166,7 +166,7 @@ def test_the_parts_of_two_hosts_make_the_batch(source, on_device, run) -> None:
 
 
 def resident_batches(start: int, stop: int, local: slice = WHOLE) -> list:
-    order = Order(0, N, BATCH)
+    order = IndexSampler(0, N, BATCH)
     return list(device_cache.train_batches(order, RECIPES, start=start, stop=stop, local=local))
 
 
@@ -200,13 +200,13 @@ def evaluate(module, source, resize: int, local: slice = WHOLE, size: int = 12):
 
 
 @pytest.fixture(scope='module')
-def labelled(folder, source) -> files.FileSource:
+def labeled(folder, source) -> files.FileSource:
     return files.FileSource(source.paths, list(range(N)), tuple('abcdefghijklmn'))
 
 
-def test_evaluation_takes_every_image_once(labelled, photographs) -> None:
-    held = sources.ArraySource(photographs, np.arange(N), labelled.classes)
-    images, batch_labels = evaluate(host, labelled, 16)
+def test_evaluation_takes_every_image_once(labeled, photographs) -> None:
+    held = sources.ArraySource(photographs, np.arange(N), labeled.classes)
+    images, batch_labels = evaluate(host, labeled, 16)
     assert images.shape == (16, 12, 12, 3)
     assert images.dtype == np.uint8
     np.testing.assert_array_equal(batch_labels, [*range(N), -1, -1])
@@ -218,7 +218,7 @@ def test_evaluation_takes_every_image_once(labelled, photographs) -> None:
     # Half a step is the rounding to uint8.
     np.testing.assert_allclose(floats[:N], images[:N] / 255, rtol=0, atol=0.51 / 255)
 
-    for module, whole in ((host, labelled), (resident, held)):
+    for module, whole in ((host, labeled), (resident, held)):
         parts = [evaluate(module, whole, 16, local) for local in (slice(0, 1), slice(1, 4))]
         of_two = [a.reshape(4, -1, 12, 12, 3) for a, _ in parts]
         joined = np.concatenate(of_two, axis=1).reshape(16, 12, 12, 3)
@@ -235,13 +235,13 @@ def test_evaluation_without_resize_takes_images_as_they_are(tmp_path) -> None:
     np.testing.assert_allclose(floats[0], image / 255, rtol=1e-6)
 
 
-def test_evaluation_names_what_does_not_fit(labelled, photographs) -> None:
-    held = sources.ArraySource(photographs, np.arange(N), labelled.classes)
+def test_evaluation_names_what_does_not_fit(labeled, photographs) -> None:
+    held = sources.ArraySource(photographs, np.arange(N), labeled.classes)
     with pytest.raises(errors.UserError, match=r'\d\d\.png is 30x40, .*size is 12 .*eval\.resize'):
-        evaluate(host, labelled, 0)
+        evaluate(host, labeled, 0)
     with pytest.raises(errors.UserError, match=r'images are 30x40, .*size is 12 .*eval\.resize'):
         evaluate(resident, held, 0)
-    for module, source in ((host, labelled), (resident, held)):
+    for module, source in ((host, labeled), (resident, held)):
         with pytest.raises(errors.UserError, match=r'eval\.resize is 11, below .*size 12'):
             evaluate(module, source, 11)
 

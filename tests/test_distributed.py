@@ -16,9 +16,9 @@ import pytest
 from commands import environment
 
 from simsiam_jax import errors
-from simsiam_jax.runtime import distributed, launchers
 from simsiam_jax.checkpoints import checkpoint_reader
-from simsiam_jax.runtime.launchers import Peers
+from simsiam_jax.runtime import distributed, launchers
+from simsiam_jax.runtime.launchers import ClusterSpec
 
 ROOT = pathlib.Path(__file__).parent.parent
 METHODS = ('simsiam', 'moco_v2')
@@ -30,7 +30,7 @@ import jax, numpy as np
 from jax.experimental import multihost_utils
 sys.path.insert(0, 'configs')
 import quickstart
-from simsiam_jax.tasks import pretrain
+from simsiam_jax.tasks import pretrain_setup
 from simsiam_jax.training import distributed, launchers, step
 from simsiam_jax.training import mesh as mesh_lib
 
@@ -43,7 +43,7 @@ for method in methods:
     config.update_from_flattened_dict(
         {'model.width_multiplier': 0.125, 'model.stages': (1,), 'optim.learning_rate': 0.05}
     )
-    run = pretrain.build(config)
+    run = pretrain_setup.build(config)
     train_step = step.make_train_step(run.method, run.tx, run.mesh, run.to_views)
     state = mesh_lib.replicate(run.init(), run.mesh)
     losses, digest = [], hashlib.sha256()
@@ -53,7 +53,7 @@ for method in methods:
         state, metrics = train_step(state, batch)
         losses.append(float(metrics['loss']))
     features = run.knn._extract(run.knn._encode, state, run.knn.test).x
-    queue = np.zeros(0) if state.memory is None else jax.device_get(state.memory)
+    queue = np.zeros(0) if state.method_state is None else jax.device_get(state.method_state)
     parts = {'losses': losses, 'digest': digest.hexdigest(), 'features': features, 'queue': queue}
     found |= {f'{method} {name}': part for name, part in parts.items()}
 if jax.process_index() == 0:
@@ -168,12 +168,12 @@ def test_a_run_that_is_killed_ends_as_if_it_were_not(tmp_path) -> None:
 
 def test_a_missing_process_is_named_in_bounded_time() -> None:
     address = f'127.0.0.1:{free_port()}'
-    peers = [Peers(address, 4, rank) for rank in (0, 2, 1)]
+    peers = [ClusterSpec(address, 4, rank) for rank in (0, 2, 1)]
     told = {}
 
-    def join(peer: Peers) -> None:
+    def join(peer: ClusterSpec) -> None:
         try:
-            distributed.roll_call(peer, timeout=3)
+            distributed.rendezvous(peer, timeout=3)
         except distributed.MissingError as error:
             told[peer.rank] = str(error)
 
@@ -193,7 +193,7 @@ def test_all_come_to_the_roll_call_in_any_order() -> None:
     came = []
 
     def join(rank: int) -> None:
-        distributed.roll_call(Peers(address, 3, rank), timeout=60)
+        distributed.rendezvous(ClusterSpec(address, 3, rank), timeout=60)
         came.append(rank)
 
     threads = [threading.Thread(target=join, args=[rank]) for rank in (2, 0, 1)]
@@ -224,24 +224,24 @@ GIVEN = {'JAX_COORDINATOR_ADDRESS': 'pod-0:1234', 'JAX_NUM_PROCESSES': '8'}
     ('env', 'peers'),
     [
         ({}, None),
-        (SLURM | {'SLURM_STEP_NODELIST': 'node[007-9,12],b1'}, Peers('node007:61441', 4, 3)),
-        (SLURM | {'SLURM_STEP_NODELIST': 'a,b[1-3]'}, Peers('a:61441', 4, 3)),
+        (SLURM | {'SLURM_STEP_NODELIST': 'node[007-9,12],b1'}, ClusterSpec('node007:61441', 4, 3)),
+        (SLURM | {'SLURM_STEP_NODELIST': 'a,b[1-3]'}, ClusterSpec('a:61441', 4, 3)),
         # A batch script without srun; a shell that outlived its job; one task.
         ({'SLURM_JOB_ID': '1', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'}, None),
         (SLURM | {'SLURM_STEP_NODELIST': 'a', 'SLURM_TASK_PID': '99999999'}, None),
         (SLURM | {'SLURM_STEP_NODELIST': 'a', 'SLURM_STEP_NUM_TASKS': '1'}, None),
-        (MPI, Peers(f'10.96.0.1:{61440 + 1531576320 // 4096 % 4096}', 2, 1)),
+        (MPI, ClusterSpec(f'10.96.0.1:{61440 + 1531576320 // 4096 % 4096}', 2, 1)),
         (MPI | {'PMIX_SERVER_TMPDIR': '/no/such'}, None),
         # mpirun within a SLURM job of three hosts: of the others it has two agents of its own.
         (
             SLURM | {'SLURM_STEP_NODELIST': 'n[2-3]', 'SLURM_STEP_NUM_TASKS': '2'} | MPI,
-            Peers(f'10.96.0.1:{61440 + 1531576320 // 4096 % 4096}', 2, 1),
+            ClusterSpec(f'10.96.0.1:{61440 + 1531576320 // 4096 % 4096}', 2, 1),
         ),
-        (GIVEN | {'JAX_PROCESS_ID': '2'}, Peers('pod-0:1234', 8, 2)),
-        (GIVEN | {'JOB_COMPLETION_INDEX': '5'}, Peers('pod-0:1234', 8, 5)),
+        (GIVEN | {'JAX_PROCESS_ID': '2'}, ClusterSpec('pod-0:1234', 8, 2)),
+        (GIVEN | {'JOB_COMPLETION_INDEX': '5'}, ClusterSpec('pod-0:1234', 8, 5)),
     ],
 )
-def test_launchers_are_found_where_they_are_alive(env: dict, peers: Peers | None) -> None:
+def test_launchers_are_found_where_they_are_alive(env: dict, peers: ClusterSpec | None) -> None:
     assert launchers.from_environment(env) == peers
 
 
@@ -287,7 +287,7 @@ def test_half_an_environment_and_impossible_ranks_are_told() -> None:
     with pytest.raises(errors.UserError, match='Open MPI 5 sets none'):
         launchers.from_environment(MPI | {'OMPI_MCA_orte_hnp_uri': ''})
     with pytest.raises(errors.UserError, match='process_id is 2; expected from 0 to under'):
-        distributed.start(Peers('a:1', 2, 2))
+        distributed.start(ClusterSpec('a:1', 2, 2))
     with pytest.raises(errors.UserError, match="'a'; expected HOST:PORT"):
-        distributed.start(Peers('a', 2, 1))
-    distributed.start(Peers('a:1', 1, 0))  # alone: nothing to wait for
+        distributed.start(ClusterSpec('a', 2, 1))
+    distributed.start(ClusterSpec('a:1', 1, 0))  # alone: nothing to wait for

@@ -21,8 +21,8 @@ from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
 from simsiam_jax.data import sources
-from simsiam_jax.tasks import memory, pretrain, lr_finder
-from simsiam_jax.tools.doctor import examine, image_checks, estimates, environment_checks
+from simsiam_jax.tasks import lr_finder, memory, pretrain, pretrain_setup
+from simsiam_jax.tools.doctor import environment_checks, estimates, examine, image_checks
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -36,7 +36,7 @@ def quickstart() -> ConfigDict:
 
 
 def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A smooth random image in colours, with a little noise."""
+    """A smooth random image in colors, with a little noise."""
     small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     large = np.asarray(small.resize((width, height))).astype(float)
     return np.clip(large + rng.normal(0, 4, large.shape), 0, 255).astype(np.uint8)
@@ -112,7 +112,9 @@ def test_what_is_written_for_images_of_all_kinds_trains(
     said = capsys.readouterr().out
     for line in case.says:
         assert line in said
-    levels = [word for line in said.splitlines() if (word := line[:5].strip()) in image_checks.LEVELS]
+    levels = [
+        word for line in said.splitlines() if (word := line[:5].strip()) in image_checks.LEVELS
+    ]
     assert levels == sorted(levels, key=image_checks.LEVELS.index)
 
     assert examine.examine(config, str(tmp_path / 'run'), write=str(written), origin='folder.py')
@@ -123,12 +125,12 @@ def test_what_is_written_for_images_of_all_kinds_trains(
     mine.epochs = 1
     mine.data.backend = 'host'
     mine.model.update(stages=(1,), width_multiplier=0.0625)
-    mine.method.update(dim=16, predictor_width=8)
+    mine.method.update(dim=16, predictor_hidden_dim=8)
     mine.log.tensorboard = False
     if kind != 'gray':  # of these only a batch and the step's shapes: it is quicker
-        parts = pretrain.build(mine)
+        parts = pretrain_setup.build(mine)
         batch, state = next(parts.batches(0, 1)), jax.eval_shape(parts.init)
-        _, metrics = jax.eval_shape(pretrain.build_step(mine, parts), state, batch)
+        _, metrics = jax.eval_shape(pretrain_setup.build_step(mine, parts), state, batch)
         assert metrics['loss'].shape == ()
         return
     pretrain.run(mine, str(tmp_path / 'run'))
@@ -180,10 +182,10 @@ def test_the_workdir_must_have_room_and_no_other_run(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = quickstart()
-    parts = pretrain.build(config)
+    parts = pretrain_setup.build(config)
 
     def levels(workdir: pathlib.Path | str) -> list[str]:
-        return [f.level for f in environment_checks.of_workdir(config, parts, str(workdir))]
+        return [f.level for f in environment_checks.check_workdir(config, parts, str(workdir))]
 
     assert levels(tmp_path / 'new' / 'run') == ['fine']
     assert not (tmp_path / 'new').exists()
@@ -196,7 +198,7 @@ def test_the_workdir_must_have_room_and_no_other_run(
     config.optim.learning_rate = 0.1
     (tmp_path / 'lock.json').write_text('{}')
     assert levels(tmp_path) == ['fine', 'warns', 'stops']
-    last = environment_checks.of_workdir(config, parts, str(tmp_path))[-1]
+    last = environment_checks.check_workdir(config, parts, str(tmp_path))[-1]
     assert 'optim.learning_rate (0.8 -> 0.1)' in str(last)
 
     state = jax.eval_shape(parts.init)
@@ -226,12 +228,14 @@ def test_batches_shrink_to_the_memory(
 def test_the_rate_of_a_step_follows_its_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, 'perf_counter', itertools.count().__next__)  # all takes a second
     config = quickstart()
-    parts = pretrain.build(config)
+    parts = pretrain_setup.build(config)
     small = estimates.step_rate(config, parts)
     config.model.stages = (3, 3, 3)
     # A block has two convolutions, the first of stages two and three at half the price: 5 of them
     # grow to 17, 3.4 times as many; less, for stem, shortcuts and heads stay.
-    assert small / estimates.step_rate(config, pretrain.build(config)) == pytest.approx(3.2, rel=0.05)
+    assert small / estimates.step_rate(config, pretrain_setup.build(config)) == pytest.approx(
+        3.2, rel=0.05
+    )
 
 
 def test_processes_that_differ_are_named() -> None:
@@ -248,7 +252,7 @@ def test_processes_that_differ_are_named() -> None:
 def test_a_probe_gives_the_rate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    found = lr_finder.Found(rate=0.37, reason='of four the best', table='0.37\n0.74')
+    found = lr_finder.SearchResult(rate=0.37, reason='of four the best', table='0.37\n0.74')
     monkeypatch.setattr(lr_finder, 'search', lambda config: found)
     monkeypatch.setattr(estimates, 'step_rate', lambda *_: 100.0)
     path = tmp_path / 'mine.py'

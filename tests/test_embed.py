@@ -1,4 +1,4 @@
-"""Features of images with their neighbours; the page is looked at in a browser."""
+"""Features of images with their neighbors; the page is looked at in a browser."""
 
 import pathlib
 import shutil
@@ -56,7 +56,7 @@ def embed(command: Commands, run: pathlib.Path) -> Callable[..., subprocess.Comp
 @pytest.fixture(scope='module')
 def embedded(embed, folder, tmp_path_factory) -> tuple[dict, pathlib.Path]:
     root = tmp_path_factory.mktemp('out')
-    flags = ('--neighbours=5', f'--html={root / "page.html"}', '--batch_size=16')
+    flags = ('--neighbors=5', f'--html={root / "page.html"}', '--batch_size=16')
     # A damaged image of 37 is more than a hundredth: the folder is given without it.
     names = sorted(p for p in folder.rglob('*.png') if p.name != '07.png')
     (root / 'list.csv').write_text(''.join(f'{p},{p.parent.name}\n' for p in names))
@@ -89,11 +89,11 @@ def test_some_of_many_images_keep_their_names(run) -> None:
     )
 
 
-def test_neighbours_are_scikit_learns(embedded) -> None:
+def test_neighbors_are_scikit_learns(embedded) -> None:
     found, _ = embedded
     reference = NearestNeighbors(n_neighbors=5, metric='cosine').fit(found['features'])
     distances, places = reference.kneighbors()  # of every image, itself left out
-    np.testing.assert_array_equal(found['neighbours'], places)
+    np.testing.assert_array_equal(found['neighbors'], places)
     np.testing.assert_allclose(found['similarities'], 1 - distances, atol=1e-5)
 
 
@@ -140,7 +140,7 @@ def test_wrong_arguments_are_told_in_one_line(embed, folder, tmp_path) -> None:
         (f'folder:{folder}', 'o.npz', (), 'cannot be read, more than config.data.max_bad_fraction'),
         ('digits/test', 'o.csv', (), 'expected a name ending in .npz or .parquet'),
         ('digits/test', 'no/o.npz', (), 'there is no such folder'),
-        ('digits/test', 'o.npz', ('--neighbours=360',), 'expected from 1 to 359'),
+        ('digits/test', 'o.npz', ('--neighbors=360',), 'expected from 1 to 359'),
         ('digits/test', 'o.npz', ('--map=umap',), "--map is 'umap'"),
         ('digit', 'o.npz', (), "source is 'digit'"),
     ):

@@ -16,10 +16,10 @@ import simsiam_jax
 from simsiam_jax import errors
 from simsiam_jax.data import files, sources, subset, tfds_source
 from simsiam_jax.data.reader import Reader
-from simsiam_jax.tasks import knn, eval_setup, pretrain, probe, selection, supervised
+from simsiam_jax.runtime import distributed
+from simsiam_jax.tasks import eval_setup, knn, pretrain, probe, selection, supervised
 from simsiam_jax.tasks.features import Features
 from simsiam_jax.training import classifier, optim
-from simsiam_jax.runtime import distributed
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState
 
@@ -119,21 +119,21 @@ def test_a_frozen_backbone_is_kept_to_the_bit(swept, checkpointed) -> None:
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(swept, tmp_path, monkeypatch) -> None:
-    straight, config = swept
+    finished_run, config = swept
     with monkeypatch.context() as patch:
-        patch.setattr(distributed.Sigterm, 'asked', lambda self, step: step == 25)
+        patch.setattr(distributed.PreemptionHandler, 'asked', lambda self, step: step == 25)
         with pytest.raises(SystemExit):
             supervised.run(config, str(tmp_path))
     assert not (tmp_path / 'result.json').exists()
     supervised.run(config, str(tmp_path))
-    assert result(tmp_path) == result(straight)
+    assert result(tmp_path) == result(finished_run)
     for a, b in zip(
-        jax.tree.leaves(stored(tmp_path)), jax.tree.leaves(stored(straight)), strict=True
+        jax.tree.leaves(stored(tmp_path)), jax.tree.leaves(stored(finished_run)), strict=True
     ):
         np.testing.assert_array_equal(a, b)
     # A run goes on with the images it began with, or not at all.
     config = config.copy_and_resolve_references()
-    config.labels = 0.5
+    config.label_fraction = 0.5
     with pytest.raises(errors.UserError, match=r'labels \(1\.0 -> 0\.5\)'):
         supervised.run(config, str(tmp_path))
 
@@ -248,7 +248,7 @@ def test_cached_probes_are_near_the_converged_regression(checkpointed: str, tmp_
     config = load('linear:cached', init_from=checkpointed)
     probe.run(config, str(tmp_path))
     found = json.loads((tmp_path / 'probe.json').read_text())
-    assert list(found) == ['raw pixels', 'random initialisation', 'checkpoint']
+    assert list(found) == ['raw pixels', 'random initialization', 'checkpoint']
     train, test = (sources.open_source(f'digits/{split}') for split in ('train', 'test'))
     x, y = (s.images.reshape(len(s), -1) / 255 for s in (train, test))
     reference = LogisticRegression(C=1.0, max_iter=10_000).fit(x, train.labels)
@@ -256,15 +256,15 @@ def test_cached_probes_are_near_the_converged_regression(checkpointed: str, tmp_
     for kind in ('SGD', 'L-BFGS'):
         assert found['raw pixels'][kind]['top1'] == pytest.approx(accuracy, abs=0.01)
     for kind in ('SGD', 'L-BFGS'):
-        assert found['checkpoint'][kind]['top1'] > found['random initialisation'][kind]['top1']
+        assert found['checkpoint'][kind]['top1'] > found['random initialization'][kind]['top1']
 
 
 def test_of_heads_alike_within_chance_the_better_calibrated_is_chosen() -> None:
     top1 = np.array([0.90, 0.91, 0.80, np.nan])
     loss = np.array([0.3, 0.5, 0.1, np.nan])
     with np.errstate(invalid='ignore'):
-        few = selection.choose(selection.Score(np.nan_to_num(top1), top1, loss, 100))
-        many = selection.choose(selection.Score(np.nan_to_num(top1), top1, loss, 100_000))
+        few = selection.choose(selection.HeadScores(np.nan_to_num(top1), top1, loss, 100))
+        many = selection.choose(selection.HeadScores(np.nan_to_num(top1), top1, loss, 100_000))
     assert (few, many) == (0, 1)
 
 

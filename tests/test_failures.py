@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
+from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.data import sources
 from simsiam_jax.methods import simsiam
 from simsiam_jax.models import resnet
 from simsiam_jax.tasks import loop, memory, pretrain
 from simsiam_jax.training import classifier, step
-from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.training import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('_compiled_quickly')
@@ -46,7 +46,7 @@ def small(**changes) -> ConfigDict:
             'model.width_multiplier': 0.125,
             'model.dtype': 'float32',
             'method.dim': 16,
-            'method.predictor_width': 8,
+            'method.predictor_hidden_dim': 8,
             'eval.train': '',
             'eval.test': '',
             'log.tensorboard': False,
@@ -126,16 +126,21 @@ def test_profile_writes_a_trace_of_these_steps(tmp_path: pathlib.Path, capsys) -
 
 def test_out_of_memory_says_what_to_turn() -> None:
     def told(config: ConfigDict) -> str:
-        with pytest.raises(errors.UserError) as caught, memory.explained(config):
+        with pytest.raises(errors.UserError) as caught, memory.oom_as_user_error(config):
             raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes')
         return str(caught.value)
 
     text = told(small())
-    turns = ['model.dtype=bfloat16', 'model.remat=True', 'optim.accumulate=2', 'batch_size (now 64']
+    turns = [
+        'model.dtype=bfloat16',
+        'model.remat=True',
+        'optim.gradient_accumulation_steps=2',
+        'batch_size (now 64',
+    ]
     positions = [text.index(turn) for turn in turns]
     assert positions == sorted(positions)
     assert 'try a smaller eval.batch_size (now 512), or more devices' in told(config_lib.knn())
-    with pytest.raises(jax.errors.JaxRuntimeError), memory.explained(small()):
+    with pytest.raises(jax.errors.JaxRuntimeError), memory.oom_as_user_error(small()):
         raise jax.errors.JaxRuntimeError('INTERNAL: another failure')
 
 
@@ -148,7 +153,7 @@ def method(remat: bool = False, norm: bool = True):
         axis_name=mesh_lib.DATA,
         remat=remat,
     )
-    made = simsiam.make(backbone, dim=16, predictor_width=8)
+    made = simsiam.make(backbone, dim=16, predictor_hidden_dim=8)
     if norm:
         return made
     return type(made)(Frozen(made.network), made.loss)
@@ -164,7 +169,7 @@ class Frozen(nn.Module):
 
 
 @functools.cache
-def update(remat: bool = False, norm: bool = True, accumulate: int = 1, devices: int = 1):
+def update(remat: bool = False, norm: bool = True, accumulation_steps: int = 1, devices: int = 1):
     """The state after a step on 256 images, its metrics, and what it holds: estimated, compiled."""
     made = method(remat, norm)
     tx, mesh = optax.sgd(1.0), mesh_lib.make_mesh(jax.devices()[:devices])
@@ -173,7 +178,7 @@ def update(remat: bool = False, norm: bool = True, accumulate: int = 1, devices:
     initial = initial.replace(params=jax.tree.map(lambda x: x + 0.1, initial.params))
     rng = np.random.default_rng(0)
     views = [rng.standard_normal((256, 8, 8, 3), np.float32) for _ in range(2)]
-    train_step = step.make_train_step(made, tx, mesh, accumulate=accumulate)
+    train_step = step.make_train_step(made, tx, mesh, accumulation_steps=accumulate)
     given = (mesh_lib.replicate(initial, mesh), mesh_lib.shard(views, mesh))
     estimated, traced = memory.estimate(train_step, *given), train_step.trace(*given)
     compiled = traced.lower().compile()
@@ -184,7 +189,7 @@ def update(remat: bool = False, norm: bool = True, accumulate: int = 1, devices:
 @pytest.mark.parametrize('devices', [1, 4])
 def test_four_parts_of_64_update_as_one_of_256(devices: int) -> None:
     whole, whole_metrics, _ = update(norm=False)
-    parts, parts_metrics, _ = update(norm=False, accumulate=4, devices=devices)
+    parts, parts_metrics, _ = update(norm=False, accumulation_steps=4, devices=devices)
     assert abs(whole_metrics['loss'] - parts_metrics['loss']) < 1e-6
     moved = [np.abs(p - 0.1).max() for p in jax.tree.leaves(whole.params)]
     assert max(moved) > 1e-2
@@ -221,7 +226,12 @@ def test_classifiers_update_in_four_parts_as_in_one(frozen: bool) -> None:
     for parts, devices in ((1, 1), (4, 2)):
         mesh = mesh_lib.make_mesh(jax.devices()[:devices])
         train_step = classifier.make_train_step(
-            backbone, tx, mesh, lambda batch: [batch['view']], frozen=frozen, accumulate=parts
+            backbone,
+            tx,
+            mesh,
+            lambda batch: [batch['view']],
+            frozen=frozen,
+            accumulation_steps=parts,
         )
         state, metrics = train_step(mesh_lib.replicate(initial, mesh), mesh_lib.shard(batch, mesh))
         ends.append(jax.device_get((state.params, state.batch_stats, metrics)))
@@ -233,7 +243,7 @@ def test_classifiers_update_in_four_parts_as_in_one(frozen: bool) -> None:
 
 
 def test_with_batch_norm_every_part_has_statistics_of_its_own() -> None:
-    whole, parts = update()[0], update(accumulate=4)[0]
+    whole, parts = update()[0], update(accumulation_steps=4)[0]
     means = [s.batch_stats['backbone']['bn1']['mean'] for s in (whole, parts)]
     # Two views move the running mean twice, four parts of each eight times: 1 - 0.9^2, 1 - 0.9^8.
     ratio = np.linalg.norm(means[1]) / np.linalg.norm(means[0])
@@ -243,7 +253,9 @@ def test_with_batch_norm_every_part_has_statistics_of_its_own() -> None:
 def test_a_batch_must_divide_into_its_parts() -> None:
     mesh = mesh_lib.make_mesh()
     mesh_lib.check_batch_size('batch_size', 64, mesh, 4)
-    with pytest.raises(errors.UserError, match=r'8 devices and optim.accumulate=3 parts; use 48'):
+    with pytest.raises(
+        errors.UserError, match=r'8 devices and optim.gradient_accumulation_steps=3 parts; use 48'
+    ):
         mesh_lib.check_batch_size('batch_size', 64, mesh, 3)
     with pytest.raises(errors.UserError, match='accumulate is 0'):
         mesh_lib.check_batch_size('batch_size', 64, mesh, 0)
@@ -270,8 +282,8 @@ def test_memory_is_estimated_from_shapes_within_a_factor_of_two() -> None:
     changes = (
         {},
         {'remat': True},
-        {'accumulate': 4},
-        {'accumulate': 4, 'norm': False, 'devices': 4},
+        {'gradient_accumulation_steps': 4},
+        {'gradient_accumulation_steps': 4, 'norm': False, 'devices': 4},
     )
     held = []
     for change in changes:

@@ -1,4 +1,4 @@
-"""The guard: its measures by hand, its judgement on staged collapses, what it says and keeps."""
+"""The guard: its measures by hand, its judgment on staged collapses, what it says and keeps."""
 
 import dataclasses
 import json
@@ -17,18 +17,18 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
-from simsiam_jax.data import sources
-from simsiam_jax.models.network import Outputs
-from simsiam_jax.tasks import diagnosis, pretrain, collapse_callback
 from simsiam_jax.checkpoints import checkpoint
-from simsiam_jax.training import guard, monitor
+from simsiam_jax.data import sources
 from simsiam_jax.logs import writers
+from simsiam_jax.models.network import Outputs
+from simsiam_jax.tasks import collapse_callback, diagnosis, pretrain, pretrain_setup
+from simsiam_jax.training import guard, monitor
 from simsiam_jax.training import mesh as mesh_lib
 
 HERE = pathlib.Path(__file__).parent
 corruptions = runpy.run_path(str(HERE / 'faults' / 'corruptions.py'))
 
-BEFORE = monitor.Measures(
+BEFORE = monitor.RepresentationMetrics(
     rank=40.0,
     z_std=0.98,
     alignment=1.8,
@@ -39,7 +39,7 @@ BEFORE = monitor.Measures(
 )
 HEALTHY = dataclasses.replace(BEFORE, rank=26.0, alignment=0.2, uniformity=-2.0)
 NARROW = dataclasses.replace(HEALTHY, z_std=0.4, rank=30.0, uniformity=-0.2)
-DATA = diagnosis.Data(images=1437, duplicates=0.0)
+DATA = diagnosis.DatasetStats(images=1437, duplicates=0.0)
 STATE = corruptions['state_at'](0)
 
 
@@ -95,11 +95,11 @@ def test_effective_rank_at_known_points() -> None:
         (dataclasses.replace(HEALTHY, view_distance=0.05), guard.TRIVIAL),
     ],
 )
-def test_a_sign_is_believed_when_it_stays(now: monitor.Measures, verdict: str) -> None:
-    assert guard.judge([BEFORE, now, now, now]) == verdict
-    assert guard.judge([BEFORE, now, now]) == guard.HEALTHY
-    assert guard.judge([BEFORE, now, HEALTHY, now, now]) == guard.HEALTHY
-    assert guard.judge([BEFORE, *[HEALTHY] * 9, now, now, now]) == verdict
+def test_a_sign_is_believed_when_it_stays(now: monitor.RepresentationMetrics, verdict: str) -> None:
+    assert guard.diagnose([BEFORE, now, now, now]) == verdict
+    assert guard.diagnose([BEFORE, now, now]) == guard.HEALTHY
+    assert guard.diagnose([BEFORE, now, HEALTHY, now, now]) == guard.HEALTHY
+    assert guard.diagnose([BEFORE, *[HEALTHY] * 9, now, now, now]) == verdict
 
 
 def test_what_spreads_again_is_not_collapsing() -> None:
@@ -107,13 +107,13 @@ def test_what_spreads_again_is_not_collapsing() -> None:
     path = [0.44, 0.12, 0.14, 0.36, 0.57, 0.65]
     history = [dataclasses.replace(NARROW, z_std=z_std) for z_std in path]
     for end in range(1, len(history) + 1):
-        assert guard.judge(history[:end]) == guard.HEALTHY
-    assert guard.judge([*history[:3], *history[1:3], history[2]]) == guard.COMPLETE
+        assert guard.diagnose(history[:end]) == guard.HEALTHY
+    assert guard.diagnose([*history[:3], *history[1:3], history[2]]) == guard.COMPLETE
 
 
 def test_measurements_are_early_then_rare() -> None:
     config = load('quickstart')
-    parts = pretrain.build(config, mesh_lib.make_mesh(jax.devices()[:1]))
+    parts = pretrain_setup.build(config, mesh_lib.make_mesh(jax.devices()[:1]))
     for batch_size, last, first in ((128, 2200, [10, 20, 40, 50, 100]), (16, 800, [40, 80, 160])):
         measuring = guard.Guard(
             parts.method, parts.mesh, parts.to_views, batch_size=batch_size, last=last
@@ -128,7 +128,7 @@ def test_measurements_are_early_then_rare() -> None:
     [
         ('stop-gradient off', {}, NARROW, DATA, None, 'method.stop_gradient=True'),
         ('no predictor', {}, NARROW, DATA, None, 'method.predictor=True'),
-        ('fixed predictor', {}, NARROW, DATA, None, 'optim.predictor=constant'),
+        ('fixed predictor', {}, NARROW, DATA, None, 'optim.predictor_schedule=constant'),
         ('no BN in the heads', {}, NARROW, DATA, None, 'method.projector_output_bn=True'),
         ('rate x 30', {}, HEALTHY, DATA, None, 'optim.learning_rate=0.05'),
         ('batch 8', {}, NARROW, DATA, None, 'batch_size=64'),
@@ -144,7 +144,7 @@ def test_measurements_are_early_then_rare() -> None:
             'identical images',
             {'method.predictor': False},
             NARROW,
-            diagnosis.Data(images=1437, duplicates=1.0),
+            diagnosis.DatasetStats(images=1437, duplicates=1.0),
             None,
             'other images',
         ),
@@ -178,8 +178,8 @@ def test_measurements_are_early_then_rare() -> None:
 def test_the_first_cause(
     name: str,
     change: dict,
-    now: monitor.Measures,
-    data: diagnosis.Data,
+    now: monitor.RepresentationMetrics,
+    data: diagnosis.DatasetStats,
     first: str | None,
     remedy: str,
 ) -> None:
@@ -192,7 +192,7 @@ def test_the_first_cause(
 
 
 def test_a_small_network_is_named_where_there_are_many_images() -> None:
-    many = diagnosis.Data(images=1_000_000, duplicates=0.0)
+    many = diagnosis.DatasetStats(images=1_000_000, duplicates=0.0)
     config = load('quickstart', model__width_multiplier=1.0)
     assert any('Li et al.' in cause.text for cause in diagnosis.causes(config, NARROW, many))
     assert not any('Li et al.' in cause.text for cause in diagnosis.causes(config, NARROW, DATA))
@@ -227,22 +227,24 @@ def config_value(config: ConfigDict, key: str, value: str) -> object:
 
 def test_near_duplicates_are_counted() -> None:
     digits = sources.open_source('digits/train')
-    assert diagnosis.look_at(digits).duplicates == 0
+    assert diagnosis.sample_dataset(digits).duplicates == 0
     digits.images[::2] = digits.images[0]
     digits.images[0] ^= 1  # one level away
-    assert diagnosis.look_at(digits).duplicates == pytest.approx(0.5, abs=0.1)
+    assert diagnosis.sample_dataset(digits).duplicates == pytest.approx(0.5, abs=0.1)
 
 
-def watch_of(config: ConfigDict, measures: list) -> tuple[collapse_callback.Watch, mock.Mock, mock.Mock]:
+def watch_of(
+    config: ConfigDict, measures: list
+) -> tuple[collapse_callback.CollapseCallback, mock.Mock, mock.Mock]:
     """A watch that is given these measurements at steps 10, 20, ..."""
     measuring = mock.create_autospec(guard.Guard, instance=True)
     measuring.measure.return_value = BEFORE
     measuring.see.side_effect = measures
     checkpoints = mock.create_autospec(checkpoint.Checkpoints, instance=True)
-    checkpoints.hold.side_effect = lambda step: step
-    log = mock.create_autospec(writers.Writers, instance=True)
+    checkpoints.pin.side_effect = lambda step: step
+    log = mock.create_autospec(writers.MetricWriter, instance=True)
     source = sources.open_source('digits/train')
-    watching = collapse_callback.Watch(config, measuring, source, checkpoints, log)
+    watching = collapse_callback.CollapseCallback(config, measuring, source, checkpoints, log)
     watching.begin(STATE, [], 0)
     return watching, checkpoints, log
 
@@ -256,7 +258,7 @@ def test_a_collapse_is_told_once_and_what_was_before_it_is_held(
     for number in range(10, 80, 10):
         watching(number, STATE, None, {'loss': jnp.float32(-0.97)})
     # The first sign passes; the second stays.
-    assert [call.args for call in checkpoints.hold.call_args_list] == [(10,), (None,), (30,)]
+    assert [call.args for call in checkpoints.pin.call_args_list] == [(10,), (None,), (30,)]
     assert [call.args[0] for call in log.scalars.call_args_list] == list(range(0, 80, 10))
     assert log.scalars.call_args.args[1]['guard/z_std'] == NARROW.z_std
     output = capsys.readouterr().out
@@ -269,12 +271,11 @@ def test_a_collapse_is_told_once_and_what_was_before_it_is_held(
 
 def test_held_checkpoints_outlive_keep_and_the_run(tmp_path: pathlib.Path) -> None:
     def steps_after(actions: list[int], hold: int | None = -1) -> list[int]:
-        checkpoints = checkpoint.Checkpoints(str(tmp_path), corruptions['CONFIG'], keep=1)
-        if hold != -1:
-            assert checkpoints.hold(hold) == (None if hold is None else 11)
-        for step in actions:
-            checkpoints.save(corruptions['state_at'](step))
-        checkpoints.close()
+        with checkpoint.open(str(tmp_path), corruptions['CONFIG'], max_to_keep=1) as checkpoints:
+            if hold != -1:
+                assert checkpoints.pin(hold) == (None if hold is None else 11)
+            for step in actions:
+                checkpoints.save(corruptions['state_at'](step))
         return sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
 
     assert steps_after([11]) == [11]
@@ -326,4 +327,4 @@ def test_a_run_stops_where_it_is_asked_to(tmp_path: pathlib.Path, capsys) -> Non
 
 def test_a_wrong_choice_is_named() -> None:
     with pytest.raises(errors.UserError, match=r"guard is 'of'.*off"):
-        pretrain.build(load('quickstart', guard='of'))
+        pretrain_setup.build(load('quickstart', guard='of'))

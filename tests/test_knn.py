@@ -39,7 +39,7 @@ def test_vote_equals_scikit_learns(devices: int, block: int) -> None:
     np.testing.assert_array_equal(ranked, order)
 
 
-def test_neighbours_are_the_nearest_in_order() -> None:
+def test_neighbors_are_the_nearest_in_order() -> None:
     bank, queries = features(300, 0), features(9, 1)
     similarity, where = knn.nearest(bank, queries, mesh_lib.make_mesh(), k=50, block=7)
     expected = np.argsort(-queries @ bank.T, axis=1)[:, :50]
@@ -49,7 +49,7 @@ def test_neighbours_are_the_nearest_in_order() -> None:
     )
 
 
-def test_a_float16_bank_keeps_its_dtype_and_the_neighbours() -> None:
+def test_a_float16_bank_keeps_its_dtype_and_the_neighbors() -> None:
     bank, queries = features(300, 0).astype(np.float16), features(9, 1)
     _, where = knn.nearest(bank, queries, mesh_lib.make_mesh(), k=3)
     # The reference is of the rounded bank: nothing but the bank is rounded.
@@ -93,7 +93,7 @@ def test_raw_pixels_of_the_digits_equal_scikit_learns_count() -> None:
         one, twenty = make(train, test, batch_size, devices).pixels()
         assert (one.k, twenty.k) == (1, 20)
         assert twenty.top1 == pytest.approx(expected, abs=1e-9)
-        assert one.top5 <= twenty.top5 <= 1  # one neighbour has but one class
+        assert one.top5 <= twenty.top5 <= 1  # one neighbor has but one class
 
 
 def test_every_image_counts_once() -> None:
@@ -108,10 +108,10 @@ def test_every_image_counts_once() -> None:
 
 def test_sources_without_labels_or_with_others_are_refused() -> None:
     images, labels = np.zeros((8, 8, 8, 1), np.uint8), np.zeros(8, np.int32)
-    labelled = ArraySource(images, labels, ('a', 'b'))
+    labeled = ArraySource(images, labels, ('a', 'b'))
     with pytest.raises(errors.UserError, match=r'eval\.test has no labels'):
-        make(labelled, ArraySource(images, labels, ()), 8)
+        make(labeled, ArraySource(images, labels, ()), 8)
     with pytest.raises(errors.UserError, match=r'both need the same, and b, c are in one only'):
-        make(labelled, ArraySource(images, labels, ('a', 'c')), 8)
+        make(labeled, ArraySource(images, labels, ('a', 'c')), 8)
     with pytest.raises(errors.UserError, match=r'eval\.batch_size is 9.*8 devices'):
-        make(labelled, labelled, 9)
+        make(labeled, labeled, 9)

@@ -10,8 +10,8 @@ import sys
 import pytest
 from commands import environment
 
-from simsiam_jax.runtime import launchers
 from simsiam_jax.checkpoints import checkpoint_reader
+from simsiam_jax.runtime import launchers
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ['--config=configs/quickstart.py', '--workdir=gs://bucket/run']
@@ -198,7 +198,7 @@ def test_kubernetes_is_told_what_a_jobset_needs() -> None:
     (workers,) = jobset['spec']['replicatedJobs']
     job = workers['template']['spec']
     assert job['completionMode'] == 'Indexed'  # gives JOB_COMPLETION_INDEX
-    assert job['parallelism'] == job['completions'] > 1
+    assert job['parallelizm'] == job['completions'] > 1
     (mended,) = job['podFailurePolicy']['rules']
     assert mended['action'] == 'FailJob'
     assert mended['onExitCodes'] == {'containerName': 'simsiam', 'operator': 'In', 'values': [1]}
@@ -212,7 +212,7 @@ def test_kubernetes_is_told_what_a_jobset_needs() -> None:
     # JobSet's names: SET-JOB-REPLICA-POD under the set's own.
     assert host == '{0}-{1}-0-0.{0}'.format(jobset['metadata']['name'], workers['name'])
     peers = launchers.from_environment(env | {'JOB_COMPLETION_INDEX': '1'})
-    assert peers == launchers.Peers(f'{host}:{port}', job['completions'], 1)
+    assert peers == launchers.ClusterSpec(f'{host}:{port}', job['completions'], 1)
     assert [exposed['containerPort'] for exposed in container['ports']] == [int(port)]
 
 

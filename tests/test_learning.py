@@ -4,19 +4,19 @@ import jax
 import pytest
 from configurations import load
 
-from simsiam_jax.tasks import pretrain
+from simsiam_jax.tasks import pretrain_setup
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training import step
 
 
 def learn(*, stop_gradient: bool, epochs: int = 30) -> dict[str, float]:
     config = load('quickstart', epochs=epochs, method__stop_gradient=stop_gradient)
-    parts = pretrain.build(config, mesh_lib.make_mesh(jax.devices()[:1]))
+    parts = pretrain_setup.build(config, mesh_lib.make_mesh(jax.devices()[:1]))
     state = mesh_lib.replicate(parts.init(), parts.mesh)
     random = parts.knn(state)[0].top1
     train_step = step.make_train_step(parts.method, parts.tx, parts.mesh, parts.to_views)
     lowest = 0.0
-    for batch in parts.batches(0, epochs * parts.order.steps_per_epoch):
+    for batch in parts.batches(0, epochs * parts.sampler.steps_per_epoch):
         state, metrics = train_step(state, batch)
         lowest = min(lowest, float(metrics['loss']))
     return {

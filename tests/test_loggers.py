@@ -60,7 +60,7 @@ def test_a_restarted_run_goes_on_under_its_id(tmp_path, capsys) -> None:
 
 def test_a_logger_that_hangs_or_fails_holds_up_nothing(capsys) -> None:
     never = threading.Event()
-    logger = loggers.Behind('slow', never.wait, patience=0.05)
+    logger = loggers.AsyncLogger('slow', never.wait, patience=0.05)
     logger.scalars(1, {'train/loss': 0.0})
     logger.close(failed=False)
     told = capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_a_logger_that_hangs_or_fails_holds_up_nothing(capsys) -> None:
     def refused() -> loggers.Logger:
         raise RuntimeError('api_key is not configured')
 
-    logger = loggers.Behind('strict', refused)
+    logger = loggers.AsyncLogger('strict', refused)
     logger.scalars(1, {'train/loss': 0.0})
     logger.close(failed=False)
     expected = 'warning: strict: api_key is not configured; training goes on\n'

@@ -21,9 +21,9 @@ from PIL import Image
 
 import simsiam_jax
 from simsiam_jax import errors
-from simsiam_jax.data import sources
-from simsiam_jax.tasks import pretrain
 from simsiam_jax.checkpoints import checkpoint
+from simsiam_jax.data import sources
+from simsiam_jax.tasks import pretrain_setup
 from simsiam_jax.training import mesh as mesh_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -73,7 +73,7 @@ def stored(workdir: pathlib.Path, step: int) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope='module')
-def straight(finish, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
+def finished_run(finish, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
     """A whole short run, and what it printed."""
     workdir = tmp_path_factory.mktemp('straight')
     code, output = finish(workdir, *SHORT)
@@ -81,14 +81,14 @@ def straight(finish, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.
     return workdir, output
 
 
-def test_a_run_shows_and_writes_what_it_does(straight: tuple[pathlib.Path, str]) -> None:
-    workdir, output = straight
+def test_a_run_shows_and_writes_what_it_does(finished_run: tuple[pathlib.Path, str]) -> None:
+    workdir, output = finished_run
     assert 'step 44/44  loss -0.' in output
     assert len(re.findall(r'^step \d+/44  loss', output, re.MULTILINE)) == 43
     assert '\r' not in output
     assert 'images/s' in output
     assert 'left 0:00:00' in output
-    for row in ('raw pixels', 'random initialisation', 'after training'):
+    for row in ('raw pixels', 'random initialization', 'after training'):
         assert row in output.split('kNN top-1\n')[-1]
     measured = lines(workdir)
     training = [line for line in measured if 'train/loss' in line]
@@ -107,7 +107,7 @@ def test_a_run_shows_and_writes_what_it_does(straight: tuple[pathlib.Path, str])
 
 
 def test_interrupted_and_resumed_runs_end_with_the_same_bytes(
-    finish, straight: tuple[pathlib.Path, str], tmp_path: pathlib.Path
+    finish, finished_run: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     process = start(tmp_path, *SHORT)
     deadline = time.time() + 200
@@ -126,11 +126,11 @@ def test_interrupted_and_resumed_runs_end_with_the_same_bytes(
     code, output = finish(tmp_path, *SHORT)
     assert code == 0, output
     assert f'resuming from step {reached}' in output
-    for resumed, whole in zip(stored(tmp_path, 44), stored(straight[0], 44), strict=True):
+    for resumed, whole in zip(stored(tmp_path, 44), stored(finished_run[0], 44), strict=True):
         assert np.asarray(resumed).tobytes() == np.asarray(whole).tobytes()
     losses = [
         [(line['step'], line['train/loss']) for line in lines(run) if 'train/loss' in line]
-        for run in (tmp_path, straight[0])
+        for run in (tmp_path, finished_run[0])
     ]
     assert losses[0] == [pair for pair in losses[1] if pair[0] != reached + 1]
 
@@ -140,8 +140,8 @@ def test_interrupted_and_resumed_runs_end_with_the_same_bytes(
     assert 'Traceback' not in output
 
 
-def test_load_encoder_gives_the_backbone_alone(straight: tuple[pathlib.Path, str]) -> None:
-    workdir, _ = straight
+def test_load_encoder_gives_the_backbone_alone(finished_run: tuple[pathlib.Path, str]) -> None:
+    workdir, _ = finished_run
     module, variables = simsiam_jax.load_encoder(workdir)
     images = sources.open_source('digits/test').images[:4].astype(np.float32) / 255
     features = module.apply(variables, images)
@@ -160,27 +160,26 @@ def test_load_encoder_gives_the_backbone_alone(straight: tuple[pathlib.Path, str
 
 
 def test_the_readmes_example_runs(
-    straight: tuple[pathlib.Path, str], capsys: pytest.CaptureFixture
+    finished_run: tuple[pathlib.Path, str], capsys: pytest.CaptureFixture
 ) -> None:
     code = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
-    exec(code.replace('runs/quickstart', str(straight[0])), {})
+    exec(code.replace('runs/quickstart', str(finished_run[0])), {})
     assert float(capsys.readouterr().out) > 0.7
 
 
 def test_checkpoint_restores_on_other_numbers_of_devices(
-    straight: tuple[pathlib.Path, str], tmp_path: pathlib.Path
+    finished_run: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
-    workdir, _ = straight
+    workdir, _ = finished_run
     copy = shutil.copytree(workdir, tmp_path / 'copy')
     config = json.loads((copy / 'config.json').read_text())
     for key in ('crop_scale', 'crop_ratio', 'blur_sigma', 'mean', 'std'):
         config['augment'][key] = tuple(config['augment'][key])
-    config['small_views']['crop_scale'] = tuple(config['small_views']['crop_scale'])
-    parts = pretrain.build(ConfigDict(config))
+    config['local_crops']['crop_scale'] = tuple(config['local_crops']['crop_scale'])
+    parts = pretrain_setup.build(ConfigDict(config))
     assert parts.mesh.size == 8  # one device saved it
-    checkpoints = checkpoint.Checkpoints(str(copy), config, keep=2)
-    state = checkpoints.restore(mesh_lib.replicate(parts.init(), parts.mesh))
-    checkpoints.close()
+    with checkpoint.open(str(copy), config, max_to_keep=2) as checkpoints:
+        state = checkpoints.restore(mesh_lib.replicate(parts.init(), parts.mesh))
     assert state.step == 44
     _, saved = simsiam_jax.load_encoder(workdir)
     restored = checkpoint.encoder_variables(state)
@@ -197,7 +196,7 @@ def test_dry_run_prints_shapes_parameters_and_memory(finish, tmp_path: pathlib.P
     estimated, compiled = output.index('  as configured'), output.index('(as compiled for cpu)')
     assert estimated < output.index('  model.dtype=bfloat16  about 0.0') < compiled
     assert estimated < output.index('  model.remat=True') < compiled
-    assert estimated < output.index('  optim.accumulate=2') < compiled
+    assert estimated < output.index('  optim.gradient_accumulation_steps=2') < compiled
     assert not (tmp_path / 'dry').exists()
 
 
@@ -252,7 +251,7 @@ def test_the_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
         check=True,
     )
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines()}
-    assert {'decode', 'none', 'colour', 'all'} <= set(rows)
+    assert {'decode', 'none', 'color', 'all'} <= set(rows)
     assert rows['none'][-1] == f'{2 * 16 * 16 * 3 + 8:,}'  # two uint8 views, index and label
 
 
@@ -271,7 +270,8 @@ def test_the_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
             1,
             'error: the run does not fit into the memory of cpu; try model.dtype=bfloat16 (now '
             'float32), then model.remat=True (the same result, about a third more time), then '
-            'optim.accumulate=2 (the same update but for BN statistics, which are of each part), '
+            'optim.gradient_accumulation_steps=2 (the same update but for BN statistics, which are '
+            'of each part), '
             'then a smaller batch_size (now 128), or more devices',
         ),
     ],
@@ -302,7 +302,7 @@ def test_a_resident_set_is_built_without_what_reads_and_draws() -> None:
         f'sys.path.append({str(ROOT / "tests")!r})\n'
         'from configurations import load\n'
         'from simsiam_jax import main\n'
-        "parts = main.pretrain.build(load('quickstart'))\n"
+        "parts = main.pretrain_setup.build(load('quickstart'))\n"
         "print(len(next(parts.batches(0, 1))['views']))\n"
     )
     done = subprocess.run(

@@ -11,15 +11,15 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from simsiam_jax import method_defaults, errors, load_encoder
 from simsiam_jax import config as config_lib
+from simsiam_jax import errors, load_encoder, method_defaults
+from simsiam_jax.checkpoints import checkpoint
 from simsiam_jax.methods import METHODS, losses, moco, momentum
-from simsiam_jax.methods.contract import Method, Pass, straight
+from simsiam_jax.methods.contract import ForwardFn, Method, forward
 from simsiam_jax.models import resnet
 from simsiam_jax.models.network import Outputs
-from simsiam_jax.checkpoints import checkpoint
-from simsiam_jax.training import step
 from simsiam_jax.training import mesh as mesh_lib
+from simsiam_jax.training import step
 
 pytestmark = pytest.mark.usefixtures('_compiled_quickly')
 FIGURES = pathlib.Path(__file__).parent / 'figures' / 'methods.npz'
@@ -27,11 +27,17 @@ MODEL = {'name': 'resnet18', 'stem': 'cifar', 'width_multiplier': 0.125, 'stages
 BATCH, STEPS = 32, 10
 
 SMALL = {
-    'simsiam': {'dim': 16, 'predictor_width': 8},
-    'simclr': {'dim': 8, 'projector_width': 16, 'temperature': 0.5},
-    'moco_v2': {'dim': 8, 'projector_width': 16, 'queue': 160, 'bn_group': 4},
-    'byol': {'dim': 8, 'projector_width': 16, 'predictor_width': 16},
-    'swav': {'dim': 8, 'projector_width': 16, 'prototypes': 12, 'frozen_steps': 2, 'queue': 80},
+    'simsiam': {'dim': 16, 'predictor_hidden_dim': 8},
+    'simclr': {'dim': 8, 'projector_hidden_dim': 16, 'temperature': 0.5},
+    'moco_v2': {'dim': 8, 'projector_hidden_dim': 16, 'queue_size': 160, 'bn_group': 4},
+    'byol': {'dim': 8, 'projector_hidden_dim': 16, 'predictor_hidden_dim': 16},
+    'swav': {
+        'dim': 8,
+        'projector_hidden_dim': 16,
+        'prototypes': 12,
+        'frozen_steps': 2,
+        'queue_size': 80,
+    },
 }
 # What only an argument makes: gradients through gathered codes, a target of SimSiam's heads.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -41,7 +47,13 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     # A mild epsilon: gradients through assignments by 0.05 multiply the rounding.
     (
         'swav',
-        {'predictor': True, 'stop_gradient': False, 'frozen_steps': 0, 'queue': 0, 'epsilon': 0.5},
+        {
+            'predictor': True,
+            'stop_gradient': False,
+            'frozen_steps': 0,
+            'queue_size': 0,
+            'sinkhorn_epsilon': 0.5,
+        },
     ),
 ]
 
@@ -91,7 +103,7 @@ def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
 @pytest.mark.parametrize(('name', 'changes'), VARIANTS)
 def test_8_devices_equal_1(name: str, changes: dict) -> None:
     method = make(name, **changes)
-    steps = STEPS if (SMALL[name] | changes).get('queue') else 3  # a queue holds 2.5 steps
+    steps = STEPS if (SMALL[name] | changes).get('queue_size') else 3  # a queue holds 2.5 steps
     states, values = train(method, 1, steps)
     states_8, values_8 = train(method, 8, steps)
     np.testing.assert_allclose(values_8[0], values[0], rtol=1e-5, atol=1e-6)
@@ -100,7 +112,7 @@ def test_8_devices_equal_1(name: str, changes: dict) -> None:
     assert_trees_close(states_8[1].opt_state, states[1].opt_state, 2e-5)
     np.testing.assert_allclose(values_8, values, rtol=1e-3, atol=1e-4)
     assert np.ptp(values) > 1e-3
-    for part in ('memory', 'target', 'batch_stats'):
+    for part in ('method_state', 'target', 'batch_stats'):
         assert_trees_close(getattr(states_8[-1], part), getattr(states[-1], part), 2e-3)
 
 
@@ -142,7 +154,7 @@ def test_simclr_is_lightlys(figures) -> None:
 
 def test_moco_is_lightlys_over_a_queue_that_goes_round(figures) -> None:
     expected = figures['moco']
-    method = make('moco_v2', None, dim=6, queue=24)
+    method = make('moco_v2', None, dim=6, queue_size=24)
     memory = expected['queue'][::-1]  # the first rows leave lightly's first, ours last
     for i, (q, k) in enumerate(zip(expected['q'], expected['k'], strict=True)):
         loss, gradients, memory = loss_and_gradients(method, memory, {'z': q}, {'z': k})
@@ -165,7 +177,7 @@ def test_byol_is_lightlys(figures) -> None:
 def test_swav_is_lightlys(figures, case: str) -> None:
     expected = figures[case]
     queue = expected['queue']
-    method = make('swav', None, dim=6, prototypes=5, frozen_steps=0, queue=queue.shape[1])
+    method = make('swav', None, dim=6, prototypes=5, frozen_steps=0, queue_size=queue.shape[1])
     online = {k: expected[k] for k in ('z', 'prototypes')}
     memory = {'step': jnp.int32(100), 'queue': queue}
     loss, gradients, after = loss_and_gradients(method, memory, online)
@@ -174,7 +186,7 @@ def test_swav_is_lightlys(figures, case: str) -> None:
     np.testing.assert_allclose(
         gradients['prototypes'], expected['prototypes_gradient'], rtol=1e-5, atol=1e-5
     )
-    moved = method.constrain({'prototypes': expected['prototypes'] - gradients['prototypes']})
+    moved = method.project_params({'prototypes': expected['prototypes'] - gradients['prototypes']})
     np.testing.assert_allclose(moved['prototypes'], expected['prototypes_after'], atol=1e-5)
     if queue.size:
         rows = expected['z'][:2] / np.linalg.norm(expected['z'][:2], axis=-1, keepdims=True)
@@ -190,11 +202,11 @@ def test_swavs_queue_is_used_once_it_is_full(figures) -> None:
 
     def loss(at: int, start: int = 0) -> Any:
         method = make(
-            'swav', None, dim=6, prototypes=5, frozen_steps=0, queue=12, queue_start=start
+            'swav', None, dim=6, prototypes=5, frozen_steps=0, queue_size=12, queue_start=start
         )
         return loss_and_gradients(method, {'step': jnp.int32(at), 'queue': queue}, online)[0]
 
-    without = make('swav', None, dim=6, prototypes=5, frozen_steps=0, queue=0)
+    without = make('swav', None, dim=6, prototypes=5, frozen_steps=0, queue_size=0)
     memory = {'step': jnp.int32(0), 'queue': queue[:, :0]}
     np.testing.assert_allclose(loss(2), loss_and_gradients(without, memory, online)[0])
     np.testing.assert_allclose(loss(3), expected['loss'], rtol=1e-5)
@@ -214,7 +226,7 @@ def test_sinkhorn_is_lightlys_and_stable(figures) -> None:
 
 def test_swavs_prototypes_rest_at_first_and_stay_on_the_sphere() -> None:
     states, _ = train(make('swav'), 1, 4)
-    prototypes = [state.params['prototypes']['centres'] for state in states]
+    prototypes = [state.params['prototypes']['centers'] for state in states]
     for weights in prototypes:
         np.testing.assert_allclose(np.linalg.norm(weights, axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(prototypes[2], prototypes[0], atol=1e-6)
@@ -236,7 +248,7 @@ def test_target_is_the_closed_form_of_the_average() -> None:
 
 
 def test_momentum_rises_to_1() -> None:
-    schedule = momentum.rising(0.99)
+    schedule = momentum.cosine_momentum_schedule(0.99)
     np.testing.assert_allclose([schedule(x) for x in (0.0, 0.5, 1.0)], [0.99, 0.995, 1.0])
 
 
@@ -248,7 +260,7 @@ def test_targets_get_no_gradient(name: str, changes: dict) -> None:
 
     def loss(params: Any, through_target: bool) -> Any:
         def outputs(params: Any, views: list) -> Any:
-            return step.forward(method.network, params, states[0].batch_stats, views)[0]
+            return step.forward_views(method.network, params, states[0].batch_stats, views)[0]
 
         target = outputs(params if through_target else states[0].params, views[:2])
         return method.loss(outputs(params, views), target, None)[0]
@@ -268,22 +280,22 @@ def test_groups_have_statistics_of_their_own() -> None:
     (view, *_), key = batches(1)[0], jax.random.key(0)
     view = jnp.asarray(view + np.linspace(0, 5, BATCH, dtype=np.float32)[:, None, None, None])
 
-    def through(a_pass: Pass, view: Any = view) -> Any:
+    def through(a_pass: ForwardFn, view: Any = view) -> Any:
         return jax.jit(a_pass, static_argnums=0)(method.network, variables, view, key)
 
-    outputs, stats = through(method.pass_online)
-    apart = [through(straight, group) for group in jnp.split(view, 8)]
+    outputs, stats = through(method.online_forward)
+    apart = [through(forward, group) for group in jnp.split(view, 8)]
     np.testing.assert_allclose(
         outputs.z, np.concatenate([o.z for o, _ in apart]), rtol=1e-4, atol=1e-5
     )
     mean = jax.tree.map(lambda *x: sum(x) / 8, *(s for _, s in apart))
     assert_trees_close(stats, mean, 1e-5)
-    together, _ = through(straight)
+    together, _ = through(forward)
     assert jnp.abs(together.z - outputs.z).max() > 0.01
     # Keys: other groups, but the images in their places.
-    keys, _ = through(method.pass_target)
+    keys, _ = through(method.target_forward)
     assert jnp.abs(keys.z - outputs.z).max() > 0.01
-    back, _ = through(moco.shuffled(straight, None))
+    back, _ = through(moco.shuffled(forward, None))
     np.testing.assert_allclose(back.z, together.z, rtol=1e-4, atol=1e-5)
 
 
@@ -315,15 +327,13 @@ def test_resumes_bit_for_bit_and_gives_its_encoder(name: str, tmp_path: pathlib.
             state, _ = train_step(state, mesh_lib.shard(batch, mesh))
         return state
 
-    checkpoints = checkpoint.Checkpoints(str(tmp_path), run_config(name), keep=1)
-    half = go_on(start(0), 0, 2)
-    checkpoints.save(half)
-    checkpoints.close()
+    with checkpoint.open(str(tmp_path), run_config(name), max_to_keep=1) as checkpoints:
+        half = go_on(start(0), 0, 2)
+        checkpoints.save(half)
     whole = go_on(half, 2, 4)
-    again = checkpoint.Checkpoints(str(tmp_path), run_config(name), keep=1)
-    resumed = go_on(again.restore(start(1)), 2, 4)
-    again.save(resumed)
-    again.close()
+    with checkpoint.open(str(tmp_path), run_config(name), max_to_keep=1) as again:
+        resumed = go_on(again.restore(start(1)), 2, 4)
+        again.save(resumed)
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     assert (resumed.target is None) == (method.momentum is None)
 
@@ -334,20 +344,19 @@ def test_resumes_bit_for_bit_and_gives_its_encoder(name: str, tmp_path: pathlib.
 
 def test_a_checkpoint_of_one_method_refuses_another(tmp_path: pathlib.Path) -> None:
     method, tx = make('byol'), optax.sgd(0.1)
-    checkpoints = checkpoint.Checkpoints(str(tmp_path), run_config('byol'), keep=1)
-    checkpoints.save(step.init_state(method, tx, 0, (8, 8, 3)).replace(step=jnp.int32(1)))
-    checkpoints.close()
+    with checkpoint.open(str(tmp_path), run_config('byol'), max_to_keep=1) as checkpoints:
+        checkpoints.save(step.init_state(method, tx, 0, (8, 8, 3)).replace(step=jnp.int32(1)))
     with pytest.raises(errors.UserError) as caught:
-        checkpoint.Checkpoints(str(tmp_path), run_config('swav'), keep=1)
+        checkpoint.open(str(tmp_path), run_config('swav'), max_to_keep=1).__enter__()
     message = str(caught.value)
-    assert "another configuration: method.name ('byol' -> 'swav'); take" in message
+    assert "a different configuration: method.name ('byol' -> 'swav'). Revert" in message
     assert '\n' not in message
 
 
 @pytest.mark.parametrize('name', SMALL)
 def test_configurations_show_every_argument_as_the_paper_has_it(name: str) -> None:
     config = config_lib.default()
-    method_defaults.use(config, name)
+    method_defaults.set_method(config, name)
     given = config.method.to_dict()
     assert given.pop('name') == name
     defaults = {
@@ -360,4 +369,4 @@ def test_configurations_show_every_argument_as_the_paper_has_it(name: str) -> No
 
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(errors.UserError, match=r"no method 'moco'; did you mean moco_v2\?"):
-        method_defaults.use(ConfigDict(), 'moco')
+        method_defaults.set_method(ConfigDict(), 'moco')

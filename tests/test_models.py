@@ -1,4 +1,4 @@
-"""Shapes, initialisation and dtypes of backbones and heads."""
+"""Shapes, initialization and dtypes of backbones and heads."""
 
 import math
 
@@ -108,7 +108,7 @@ def test_simsiam_heads():
     }
 
 
-def test_projector_output_is_normalised():
+def test_projector_output_is_normalized():
     """The output BN stands after the last layer, without a ReLU."""
     projector = simsiam.make(resnet.make(), dim=16).network.projector
     x = jax.random.normal(jax.random.key(0), (64, 8))
@@ -139,9 +139,9 @@ def test_biases_where_no_bn_follows():
 
 @pytest.fixture(scope='module')
 def params():
-    """A full-width network of one block a stage, as initialised."""
+    """A full-width network of one block a stage, as initialized."""
     backbone = resnet.make('resnet50', stages=(1, 1))
-    network = simsiam.make(backbone, dim=512, predictor_width=128).network
+    network = simsiam.make(backbone, dim=512, predictor_hidden_dim=128).network
     init = jax.jit(lambda key: network.init(key, jnp.zeros((1, 32, 32, 3))))
     return traverse_util.flatten_dict(jax.device_get(init(jax.random.key(0))['params']))
 
@@ -191,7 +191,7 @@ def test_init_of_bn(name, last):
 def test_bfloat16():
     """Computes in bfloat16; parameters, BN statistics and outputs are float32."""
     backbone = resnet.make('resnet18', width_multiplier=1 / 16, stages=(1, 1), dtype='bfloat16')
-    network = simsiam.make(backbone, dim=16, predictor_width=8).network
+    network = simsiam.make(backbone, dim=16, predictor_hidden_dim=8).network
 
     def apply(image):
         return network.init_with_output(

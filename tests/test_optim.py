@@ -40,7 +40,7 @@ def test_biases_can_be_excluded(name: str) -> None:
         learning_rate=1.0,
         weight_decay=0.5,
         exclude_bn_bias=True,
-        predictor='decayed',
+        predictor_schedule='decayed',
     )
     updates, _ = tx.update(grads, tx.init(params), params)
     np.testing.assert_array_equal(updates['bias'], -1.0)  # the plain gradient
@@ -48,6 +48,6 @@ def test_biases_can_be_excluded(name: str) -> None:
     np.testing.assert_allclose(updates['kernel'], {'sgd': -1.5, 'lars': -1e-3}[name], rtol=1e-6)
 
 
-def test_unknown_optimiser_is_refused() -> None:
+def test_unknown_optimizer_is_refused() -> None:
     with pytest.raises(errors.UserError, match=r"optim\.name is 'adam'.*sgd"):
         optim.make(batch_size=256, epochs=1, steps_per_epoch=1, name='adam')

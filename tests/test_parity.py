@@ -51,7 +51,7 @@ def make_method(variant, axis_name=None):
         axis_name=axis_name,
         kernels=kernels,
     )
-    return simsiam.make(backbone, dim=16, predictor_width=8)
+    return simsiam.make(backbone, dim=16, predictor_hidden_dim=8)
 
 
 def make_views(network, step):
@@ -127,7 +127,9 @@ def first_step(variant, network, figures):
     method = make_method(variant)
 
     def loss_fn(params, views):
-        outputs, batch_stats = step.forward(method.network, params, init_stats(figures), views)
+        outputs, batch_stats = step.forward_views(
+            method.network, params, init_stats(figures), views
+        )
         loss, _, _ = method.loss(outputs, outputs, None)
         return loss, (outputs, batch_stats)
 
@@ -171,7 +173,7 @@ def trained(variant, network, figures):
         momentum=0.9,
         weight_decay=1e-4,
         by_epoch=True,
-        predictor='constant',
+        predictor_schedule='constant',
     )
     params = jax.tree.map(jnp.asarray, to_flax(figures['weights']))
     state = step.TrainState(
@@ -180,7 +182,7 @@ def trained(variant, network, figures):
         batch_stats=init_stats(figures),
         opt_state=tx.init(params),
         target=None,
-        memory=None,
+        method_state=None,
     )
     state = meshes.replicate(state, mesh)
     train_step = step.make_train_step(method, tx, mesh)

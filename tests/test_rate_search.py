@@ -8,7 +8,7 @@ from configurations import load
 from simsiam_jax.tasks import lr_finder
 from simsiam_jax.training import guard, monitor
 
-BEFORE = monitor.Measures(
+BEFORE = monitor.RepresentationMetrics(
     rank=40.0,
     z_std=1.0,
     alignment=1.8,
@@ -19,9 +19,9 @@ BEFORE = monitor.Measures(
 )
 
 
-def seen(verdict: str, alignment: float, z_std: float = 1.0) -> lr_finder.Try:
+def seen(verdict: str, alignment: float, z_std: float = 1.0) -> lr_finder.Trial:
     now = dataclasses.replace(BEFORE, alignment=alignment, z_std=z_std)
-    return lr_finder.Try(verdict, -0.9, [BEFORE, now])
+    return lr_finder.Trial(verdict, -0.9, [BEFORE, now])
 
 
 def test_the_best_is_healthy_and_tells_images_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +29,7 @@ def test_the_best_is_healthy_and_tells_images_apart(monkeypatch: pytest.MonkeyPa
         0.1: seen(guard.HEALTHY, 1.0),
         0.4: seen(guard.HEALTHY, 0.2),
         1.6: seen(guard.COMPLETE, 0.002, z_std=0.2),
-        6.4: lr_finder.Try(lr_finder.NOT_FINITE, -0.9, [BEFORE]),
+        6.4: lr_finder.Trial(lr_finder.NOT_FINITE, -0.9, [BEFORE]),
     }
     assert tries[0.4].distance == pytest.approx(0.1)
     # The images' own distance counts: views may be near because all images are.
@@ -39,7 +39,7 @@ def test_the_best_is_healthy_and_tells_images_apart(monkeypatch: pytest.MonkeyPa
         def __init__(self, config):
             pass
 
-        def __call__(self, rate: float) -> lr_finder.Try:
+        def __call__(self, rate: float) -> lr_finder.Trial:
             return tries[round(rate, 9)]
 
     monkeypatch.setattr(lr_finder, '_Short', Short)

@@ -11,11 +11,11 @@ import pytest
 import tifffile
 
 from simsiam_jax import errors
-from simsiam_jax.data import files, host, device_cache
+from simsiam_jax.data import device_cache, files, host
 from simsiam_jax.data.decode import decode
-from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
+from simsiam_jax.data.sampler import IndexSampler
 
 RECIPES = (Recipe(size=8, blur=0.0),)
 
@@ -106,7 +106,7 @@ def test_gray_of_16_bits(kind, channels) -> None:
     assert_decodes(encoded, expected)
 
 
-def test_colour_files_as_gray_and_with_alpha() -> None:
+def test_color_files_as_gray_and_with_alpha() -> None:
     assert_decodes(encode(IMAGE), LUMINANCE)
     assert_decodes(encode(IMAGE, 'jpeg'), LUMINANCE, atol=8)
     opaque = np.concatenate([IMAGE, np.full_like(LUMINANCE, 255)], -1)
@@ -226,9 +226,9 @@ BAD = {
 def train(reader: Reader, start: int, stop: int, local: slice = slice(0, 4)) -> list[np.ndarray]:
     batches = host.train_batches(
         reader,
-        Order(0, len(reader), 4),
+        IndexSampler(0, len(reader), 4),
         RECIPES,
-        on_device='colour',
+        on_device='color',
         canvas=32,
         start=start,
         stop=stop,
@@ -239,10 +239,10 @@ def train(reader: Reader, start: int, stop: int, local: slice = slice(0, 4)) -> 
 
 def test_bad_images_are_named_and_replaced_by_the_next_good_one(tmp_path) -> None:
     reader = fill(tmp_path, BAD)
-    for index, neighbour in ((1, 3), (2, 3), (5, 6), (8, 9), (11, 0), (4, 4)):
+    for index, neighbor in ((1, 3), (2, 3), (5, 6), (8, 9), (11, 0), (4, 4)):
         image, label = reader.example(index)
-        np.testing.assert_array_equal(image, gradient(20 + neighbour, 30))
-        assert label == reader.source.labels[neighbour]
+        np.testing.assert_array_equal(image, gradient(20 + neighbor, 30))
+        assert label == reader.source.labels[neighbor]
     assert sorted(reader.bad) == [str(tmp_path / f'{i:02}.jpg') for i in BAD]
     reasons = ' '.join(reader.bad.values())
     assert all(
@@ -259,7 +259,7 @@ def test_a_run_with_bad_images_repeats_resumes_and_splits(tmp_path) -> None:
     np.testing.assert_array_equal(np.concatenate(parts, 1), run)
 
 
-def test_bad_images_are_black_and_unlabelled_in_an_evaluation(tmp_path) -> None:
+def test_bad_images_are_black_and_unlabeled_in_an_evaluation(tmp_path) -> None:
     reader = fill(tmp_path, BAD)
     batches = host.eval_batches(reader, batch_size=4, size=16, resize=16, local=slice(0, 4))
     images, labels, indices = map(np.concatenate, zip(*batches, strict=True))

@@ -82,7 +82,7 @@ def pages(run) -> tuple[pathlib.Path, pathlib.Path]:
     (other / 'metrics.jsonl').write_text(text[: text.index('"step": 34') + 20])
     (other / 'guard.txt').write_text('the rank falls & <the loss> too')
     command = [sys.executable, '-m', 'simsiam_jax.tools.report', str(workdir), str(other)]
-    command += [f'--out={workdir.parent / "both.html"}', '--noneighbours']
+    command += [f'--out={workdir.parent / "both.html"}', '--noneighbors']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert 'both.html: open it in a browser' in done.stdout
     return workdir / 'report.html', workdir.parent / 'both.html'

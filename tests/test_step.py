@@ -24,7 +24,7 @@ def small_method(**kwargs) -> Method:
         stages=(1, 1),
         axis_name=mesh_lib.DATA,
     )
-    return simsiam.make(backbone, dim=16, predictor_width=8, **kwargs)
+    return simsiam.make(backbone, dim=16, predictor_hidden_dim=8, **kwargs)
 
 
 def batches(n: int) -> list[list[np.ndarray]]:
@@ -86,14 +86,14 @@ def test_views_pass_batch_norm_one_after_the_other() -> None:
         return x.mean((0, 1, 2))
 
     network = small_method_without_axis().network
-    _, stats = step.forward(network, variables['params'], variables['batch_stats'], views)
+    _, stats = step.forward_views(network, variables['params'], variables['batch_stats'], views)
     expected = 0.9 * (0.1 * conv_mean(views[0])) + 0.1 * conv_mean(views[1])
     np.testing.assert_allclose(stats['backbone']['bn1']['mean'], expected, rtol=1e-4, atol=1e-6)
 
 
 def small_method_without_axis() -> Method:
     backbone = resnet.make('resnet18', stem='cifar', width_multiplier=0.125, stages=(1, 1))
-    return simsiam.make(backbone, dim=16, predictor_width=8)
+    return simsiam.make(backbone, dim=16, predictor_hidden_dim=8)
 
 
 def test_stop_gradient_stands_between_the_branches() -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from simsiam_jax import errors
 from simsiam_jax.data import files, sources
-from simsiam_jax.data.survey import Survey, describe, look_at, survey
-from simsiam_jax.tools.doctor import image_checks, recommend, config_writer
+from simsiam_jax.data.survey import DatasetSurvey, describe, look_at, survey
+from simsiam_jax.tools.doctor import config_writer, image_checks, recommend
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -69,9 +69,11 @@ def test_looks_are_numpys() -> None:
     assert not look_at(np.full((9, 9, 1), 7, np.uint8), 8).thumb.any()
 
 
-def of_arrays(images: list[np.ndarray]) -> Survey:
+def of_arrays(images: list[np.ndarray]) -> DatasetSurvey:
     looks = tuple(look_at(image, 8) for image in images)
-    return Survey(len(looks), looks, tuple(f'image {i}' for i in range(len(looks))), {}, 0.001)
+    return DatasetSurvey(
+        len(looks), looks, tuple(f'image {i}' for i in range(len(looks))), {}, 0.001
+    )
 
 
 def test_copies_are_those_saved_again_and_not_others_of_their_kind() -> None:
@@ -112,13 +114,15 @@ def test_shrinkage_is_the_crops_side_over_the_views() -> None:
     assert (scale[0], scale[-1]) == (2, 4)
 
 
-def many(count: int, height: int, width: int, channels: int = 3) -> Survey:
+def many(count: int, height: int, width: int, channels: int = 3) -> DatasetSurvey:
     """A survey of so many images of a size, eight of which were looked at."""
     small = of_arrays([noise(height, width, channels, seed) for seed in range(8)])
     return dataclasses.replace(small, count=count)
 
 
-def advised(found: Survey, config: ConfigDict, *, accelerator: bool = True, devices: int = 8):
+def advised(
+    found: DatasetSurvey, config: ConfigDict, *, accelerator: bool = True, devices: int = 8
+):
     advice = recommend.recommend(
         found, found.count, config, devices=devices, accelerator=accelerator
     )
@@ -135,7 +139,7 @@ def advised(found: Survey, config: ConfigDict, *, accelerator: bool = True, devi
     ],
 )
 def test_the_papers_settings_fit_the_papers_images(
-    path: str, found: Survey, accelerator: bool
+    path: str, found: DatasetSurvey, accelerator: bool
 ) -> None:
     assert advised(found, load(path), accelerator=accelerator)[1] == {}
 
@@ -212,8 +216,8 @@ def test_batches_divide_over_the_devices() -> None:
 
 def test_twelve_bits_in_sixteen_are_told() -> None:
     dark = [dataclasses.replace(look_at(noise(9, 9, 1) // 16, 16)) for _ in range(3)]
-    found = Survey(3, tuple(dark), ('a', 'b', 'c'), {}, 0.001)
-    lines = [str(f) for f in image_checks.of_images(found, 0, [], load('folder'))]
+    found = DatasetSurvey(3, tuple(dark), ('a', 'b', 'c'), {}, 0.001)
+    lines = [str(f) for f in image_checks.check_images(found, 0, [], load('folder'))]
     assert any('reach only' in line and line.startswith('warns') for line in lines)
 
 
@@ -221,7 +225,7 @@ def test_what_is_written_is_the_configuration_and_its_reasons(tmp_path: pathlib.
     path = tmp_path / 'mine.py'
     config = load('cifar10')
     with config.unlocked():
-        config.method = ConfigDict({'name': 'moco_v2', 'queue': 64})
+        config.method = ConfigDict({'name': 'moco_v2', 'queue_size': 64})
         config.second_view.blur = 0.1
     advice = [recommend.Advice('augment.mean', (0.5,), 'because of this')]
     config_writer.write(str(path), config, advice, 'cifar10.py')

@@ -1,33 +1,34 @@
 """Checkpoints by Orbax: the whole state for resuming, the encoder alone for everybody else."""
 
 import concurrent.futures
+import contextlib
+import dataclasses
 import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from simsiam_jax import errors
-from simsiam_jax.runtime import storage, distributed
-from simsiam_jax.checkpoints import checkpoint_reader
-from simsiam_jax.checkpoints.pinned_checkpoint import Held
+from simsiam_jax import errors, migration
+from simsiam_jax._version import __version__
+from simsiam_jax.checkpoints import checkpoint_reader, same_run
+from simsiam_jax.checkpoints.pinned_checkpoint import PinnedStep
+from simsiam_jax.runtime import distributed, storage
 from simsiam_jax.runtime.lock import Lock
+from simsiam_jax.terminal import say
 from simsiam_jax.training.step import TrainState
 
-# Where a damaged checkpoint is put when training goes on from the one before.
+# Folder of a workdir for damaged checkpoints.
 DAMAGED = 'damaged'
 
-# Parts of a configuration that do not change what is learnt: a run may go on with others.
-FREE = (
-    *('dry_run', 'guard', 'eval', 'checkpoint', 'log', 'profile', 'debug_nans'),
-    *('model.remat', 'model.kernels'),
-)
+_PINNED = 'pinned.json'
 
 
 def encoder_variables(state: TrainState) -> dict[str, Any]:
@@ -38,106 +39,142 @@ def encoder_variables(state: TrainState) -> dict[str, Any]:
     }
 
 
-class Checkpoints:
-    """The checkpoints of a run: WORKDIR/checkpoints/STEP/{state,encoder,meta}.
+@contextlib.contextmanager
+def open(
+    workdir: str,
+    config: Mapping[str, Any],
+    *,
+    max_to_keep: int,
+    keep_period: int = 0,
+    images: Mapping[str, Any] | None = None,
+    free: Sequence[str] = same_run.FREE,
+    place: Sequence[str] = same_run.PLACE,
+) -> Iterator['Checkpoints']:
+    """Opens the checkpoints of a run, which no other run can use until the context ends.
 
-    Process 0 writes them, from a copy of the state on the host, while training goes on; close()
-    waits for that. The configuration is kept beside them, in WORKDIR/config.json, and
-    WORKDIR/lock.json keeps other runs away until close().
+    Loads the newest whole checkpoint, and moves newer, damaged ones to WORKDIR/damaged: training
+    will save these steps again.
 
     Args:
-      config: of the run.
-      keep: so many of the latest are kept.
-      keep_every: besides, those at multiples of so many steps; 0: none.
-      free: keys and sections of the configuration with which a run may go on changed.
+      workdir: Folder of the run, created if it is missing.
+      config: Configuration of the run, stored in WORKDIR/config.json and in each checkpoint.
+      max_to_keep: Number of the latest checkpoints that are kept.
+      keep_period: Also keeps the checkpoints at multiples of this number of steps; 0 disables.
+      images: Number and digest of the training images, as sources.fingerprint returns them.
+      free: Keys and sections of the configuration that may differ from the checkpoint's.
+      place: Keys that may differ if `images` do not.
 
     Raises:
-      UserError: the workdir cannot be written, is in use, holds checkpoints of another
-        configuration, or damaged ones only.
+      UserError: The workdir cannot be written, is in use, or has checkpoints of a different
+        configuration or damaged ones only.
+    """
+    given = same_run.RunIdentity(migration.complete(config), dict(images or {}))
+    folder = storage.folder(workdir)
+    with contextlib.ExitStack() as stack:
+        try:
+            _lock(folder, stack)
+            newest = _load_newest(folder)
+            if newest is not None and newest.step:  # step 0 is converted weights of any run
+                if problem := same_run.refusal(folder, given, newest.run, free=free, place=place):
+                    raise errors.UserError(problem)
+                for note in same_run.notes(given, newest.run, place=place):
+                    say(note)
+            manager = None
+            if jax.process_index() == 0:
+                _move_damaged(folder, newest)
+                _write_config(folder, given.config)
+                manager = _open_manager(folder, max_to_keep, keep_period)
+                stack.callback(manager.close)
+        except storage.io_errors() as error:
+            raise errors.UserError(_cannot_write(workdir, error)) from error
+        checkpoints = Checkpoints(folder, given, newest, manager)
+        stack.callback(checkpoints.wait)
+        yield checkpoints
+
+
+def _lock(folder: epath.Path, stack: contextlib.ExitStack) -> None:
+    """Process 0 creates and locks the workdir until the stack ends; a failure reaches all."""
+    problem = ''
+    if jax.process_index() == 0:
+        try:
+            storage.require_client(folder)
+            stack.callback(Lock(folder).release)
+            (folder / checkpoint_reader.FOLDER).mkdir(exist_ok=True)
+        except errors.UserError as error:
+            problem = str(error)
+        except storage.io_errors() as error:
+            problem = _cannot_write(folder, error)
+    if problem := distributed.broadcast_from_process_0(problem):
+        raise errors.UserError(problem)
+
+
+def _load_newest(folder: epath.Path) -> checkpoint_reader.CheckpointItem | None:
+    if not checkpoint_reader.list_steps(folder / checkpoint_reader.FOLDER):
+        return None
+    return checkpoint_reader.load(folder, 'state')
+
+
+def _move_damaged(folder: epath.Path, newest: checkpoint_reader.CheckpointItem | None) -> None:
+    for step in newest.damaged if newest else ():
+        target = folder / DAMAGED / str(step)
+        target.parent.mkdir(exist_ok=True)
+        if target.exists():
+            target.rmtree()
+        (folder / checkpoint_reader.FOLDER / str(step)).rename(target)
+
+
+def _write_config(folder: epath.Path, config: Mapping[str, Any]) -> None:
+    stamp = {'format': migration.FORMAT, 'version': __version__}
+    partial = folder / 'config.json.partial'
+    partial.write_text(json.dumps(stamp | dict(config), indent=2) + '\n')
+    partial.replace(folder / 'config.json')
+
+
+def _open_manager(folder: epath.Path, max_to_keep: int, keep_period: int) -> ocp.CheckpointManager:
+    for partial in (folder / checkpoint_reader.FOLDER).glob('*.orbax-checkpoint-tmp*'):
+        partial.rmtree()  # left by a save that was killed
+    # By process 0 alone: the state is the same in every process, so none needs to wait.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix='checkpoints'
+    )
+    if (old := folder / 'held.json').exists():  # written by version 0.1.0
+        old.replace(folder / _PINNED)
+    policies = [preservation_policy.LatestN(max_to_keep), PinnedStep(folder / _PINNED)]
+    if keep_period:
+        policies.append(preservation_policy.EveryNSteps(keep_period))
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+        create=False,
+        enable_async_checkpointing=False,  # Checkpoints.save has a thread of its own
+        multiprocessing_options=alone,
+    )
+    return ocp.CheckpointManager(folder / checkpoint_reader.FOLDER, options=options)
+
+
+class Checkpoints:
+    """The checkpoints of a run: WORKDIR/checkpoints/STEP/{state,encoder,meta}; see open().
+
+    Process 0 writes them, from a copy of the state on the host, while training continues.
+
+    Args:
+      folder: Workdir of the run.
+      run: Stored with each checkpoint.
+      newest: Checkpoint to start from; None starts at step 0.
+      manager: Orbax's manager; None in all processes but the first.
     """
 
     def __init__(
         self,
-        workdir: str,
-        config: Mapping[str, Any],
-        *,
-        keep: int,
-        keep_every: int = 0,
-        free: Sequence[str] = FREE,
+        folder: epath.Path,
+        run: same_run.RunIdentity,
+        newest: checkpoint_reader.CheckpointItem | None,
+        manager: ocp.CheckpointManager | None,
     ):
-        self._config = json.loads(json.dumps(config))  # as it comes back from a file
-        self._folder = storage.folder(workdir)
-        self._held = Held(self._folder / 'held.json')
-        self._lock: Lock | None = None
-        self._manager: ocp.CheckpointManager | None = None
+        self._folder, self._run, self._start, self._manager = folder, run, newest, manager
+        self._pinned = PinnedStep(folder / _PINNED)
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._pending: concurrent.futures.Future[Any] = self._thread.submit(int)
-        self._failure = problem = ''
-        if jax.process_index() == 0:
-            try:
-                storage.need_client(self._folder)
-                self._lock = Lock(self._folder)
-                (self._folder / checkpoint_reader.FOLDER).mkdir(exist_ok=True)
-            except errors.UserError as error:
-                problem = str(error)
-            except storage.failures() as error:
-                problem = _cannot_write(workdir, error)
-        if problem := distributed.from_first(problem):
-            self._release()
-            raise errors.UserError(problem)
-        try:
-            self._start = self._newest(free)
-            if jax.process_index() == 0:
-                self._manager = self._open(keep, keep_every)
-        except storage.failures() as error:
-            self._release()
-            raise errors.UserError(_cannot_write(workdir, error)) from error
-        except errors.UserError:
-            self._release()
-            raise
-
-    def _newest(self, free: Sequence[str]) -> checkpoint_reader.Saved | None:
-        """The newest whole checkpoint; those damaged go aside, for training will come to them."""
-        folder = self._folder / checkpoint_reader.FOLDER
-        if not checkpoint_reader.list_steps(folder):
-            return None
-        newest = checkpoint_reader.load(self._folder, 'state')
-        # At step 0 nothing is learnt yet: any configuration may go on from there.
-        changed = changed_keys(self._config, newest.config, free) if newest.step else []
-        if changed:
-            raise errors.UserError(
-                f'{self._folder} holds a run of another configuration: {", ".join(changed)}; '
-                'take these back or give another --workdir'
-            )
-        if jax.process_index() == 0:
-            for step in newest.damaged:
-                aside = self._folder / DAMAGED / str(step)
-                aside.parent.mkdir(exist_ok=True)
-                if aside.exists():
-                    aside.rmtree()
-                (folder / str(step)).rename(aside)
-        return newest
-
-    def _open(self, keep: int, keep_every: int) -> ocp.CheckpointManager:
-        partial = self._folder / 'config.json.partial'
-        partial.write_text(json.dumps(self._config, indent=2) + '\n')
-        partial.replace(self._folder / 'config.json')
-        for left in (self._folder / checkpoint_reader.FOLDER).glob('*.orbax-checkpoint-tmp*'):
-            left.rmtree()  # of a save that was killed
-        # By process 0 alone: what every process holds needs no more, nor any waiting for others.
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=0, active_processes={0}, barrier_sync_key_prefix='checkpoints'
-        )
-        policies = [preservation_policy.LatestN(keep), self._held]
-        if keep_every:
-            policies.append(preservation_policy.EveryNSteps(keep_every))
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-            create=False,
-            enable_async_checkpointing=False,  # save() has a thread of its own
-            multiprocessing_options=alone,
-        )
-        return ocp.CheckpointManager(self._folder / checkpoint_reader.FOLDER, options=options)
+        self._failure = ''
 
     @property
     def latest_step(self) -> int | None:
@@ -166,8 +203,10 @@ class Checkpoints:
             if not storage.is_remote(self._folder) and shutil.disk_usage(self._folder).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             meta: dict[str, Any] = {
+                'format': migration.FORMAT,
+                'version': __version__,
                 'step': step,
-                'config': self._config,
+                **dataclasses.asdict(self._run),
                 'items': {name: checkpoint_reader.describe(tree) for name, tree in items.items()},
             }
             args = ocp.args.Composite(
@@ -199,7 +238,7 @@ class Checkpoints:
         """The newest checkpoint now, as process 0 knows it."""
         return self._manager.latest_step() if self._manager is not None else self.latest_step
 
-    def hold(self, step: int | None) -> int | None:
+    def pin(self, step: int | None) -> int | None:
         """Keeps the newest checkpoint up to this step whatever `keep` says; None: no longer.
 
         What is held already stays so. Gives the step, as process 0 knows it.
@@ -208,10 +247,10 @@ class Checkpoints:
             return None
         try:
             if step is not None:
-                return self._held.hold(step, self._manager.all_steps())
-            self._held.release()
-        except storage.failures() as error:
-            self._failure = f'step {step} cannot be held: {_reason(error)}'
+                return self._pinned.pin(step, self._manager.all_steps())
+            self._pinned.unpin()
+        except storage.io_errors() as error:
+            self._failure = f'step {step} cannot be pinned: {_reason(error)}'
         return None
 
     def restore(self, state: TrainState) -> TrainState:
@@ -238,19 +277,14 @@ class Checkpoints:
         self._start.tree.clear()  # of no more use on the host
         return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
-    def close(self) -> None:
+    def wait(self) -> None:
+        """Waits for the last save."""
         self._thread.shutdown()
-        if self._manager is not None:
-            self._manager.close()
-        self._release()
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
 
 
-def _cannot_write(workdir: str, error: Exception) -> str:
-    return f'workdir {workdir} cannot be written: {storage.reason(error)}; {storage.mend(workdir)}'
+def _cannot_write(workdir: str | epath.Path, error: Exception) -> str:
+    why, hint = storage.reason(error), storage.write_hint(workdir)
+    return f'workdir {workdir} cannot be written: {why}; {hint}'
 
 
 def _reason(error: Exception) -> str:
@@ -260,25 +294,3 @@ def _reason(error: Exception) -> str:
         if os.strerror(number) in text:
             return os.strerror(number)
     return errors.reason(error)
-
-
-def changed_keys(
-    given: Mapping[str, Any], kept: Mapping[str, Any], free: Sequence[str], prefix: str = ''
-) -> list[str]:
-    """Names, old and new values of the keys that differ, free ones aside.
-
-    Of a section with another `name`, as a method's, that alone: the rest has another meaning.
-    """
-    differences = []
-    keys = sorted(set(given) | set(kept))
-    if given.get('name') != kept.get('name'):
-        keys = ['name']
-    for key in keys:
-        new, old = given.get(key), kept.get(key)
-        if new == old or prefix + key in free:
-            continue
-        if isinstance(new, Mapping) and isinstance(old, Mapping):
-            differences += changed_keys(new, old, free, f'{prefix}{key}.')
-        else:
-            differences.append(f'{prefix}{key} ({old!r} -> {new!r})')
-    return differences

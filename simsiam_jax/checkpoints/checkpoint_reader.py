@@ -18,24 +18,25 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from simsiam_jax import errors
-from simsiam_jax.runtime import storage, distributed
-from simsiam_jax.logs import writers
+from simsiam_jax import errors, migration
+from simsiam_jax.checkpoints.same_run import RunIdentity
+from simsiam_jax.runtime import distributed, storage
+from simsiam_jax.terminal import say
 
 FOLDER = 'checkpoints'
 
 
 @dataclasses.dataclass(frozen=True)
-class Saved:
+class CheckpointItem:
     """An item of a checkpoint: nested dicts of NumPy arrays.
 
     Attributes:
-      config: of the run.
-      damaged: newer steps that could not be used.
+      run: Configuration with this version's keys, and images.
+      damaged: Newer steps that could not be used.
     """
 
     step: int
-    config: dict[str, Any]
+    run: RunIdentity
     tree: dict[str, Any]
     damaged: tuple[int, ...] = ()
 
@@ -46,7 +47,7 @@ class _DamagedError(Exception):
 
 def load(
     workdir: str | os.PathLike[str], item: str, *, step: int | None = None, keys: Sequence[str] = ()
-) -> Saved:
+) -> CheckpointItem:
     """An item of a run's checkpoint; of its parts `keys`, or all.
 
     Args:
@@ -68,19 +69,20 @@ def load(
     damaged: list[int] = []
     for tried in [step] if step is not None else reversed(steps):
         problem = ''
-        config: dict[str, Any] = {}
+        meta: dict[str, Any] = {}
         tree: dict[str, Any] = {}
         try:
-            config, tree = _read(folder / str(tried), item, keys)
+            meta, tree = _read(folder / str(tried), item, keys)
         # Damaged files raise nearly anything: Exception, ValueError, OSError, KeyError, ...
         except Exception as error:
-            if storage.is_unread(error):
+            if storage.is_unreachable(error):
                 raise storage.unreadable(folder / str(tried), error) from error
             problem = errors.reason(error)
-        if distributed.all_agree(not problem):
-            return Saved(tried, config, tree, tuple(damaged))
+        if distributed.all_processes(not problem):
+            run = _identity(meta, folder / str(tried))
+            return CheckpointItem(tried, run, tree, tuple(damaged))
         damaged.append(tried)
-        writers.say(
+        say(
             f'warning: step {tried} in {folder} is damaged and passed over: '
             f'{problem or "so says another process"}'
         )
@@ -88,6 +90,17 @@ def load(
         f'damaged: step {", ".join(map(str, damaged))} in {folder}, and no other is there; bring '
         'back a copy, or move the folder away to begin again'
     )
+
+
+def read_run(workdir: str | os.PathLike[str], step: int) -> RunIdentity:
+    """Returns configuration and images of a checkpoint, without its arrays.
+
+    Raises:
+      UserError: The configuration is of a newer version.
+      Exception: Of many types, if the metadata is damaged or cannot be read.
+    """
+    folder = storage.folder(workdir) / FOLDER / str(step)
+    return _identity(_read_meta(folder), folder)
 
 
 def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -100,7 +113,7 @@ def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return _read(item.parent, item.name, ())[1]
     except Exception as error:  # as in load()
-        if storage.is_unread(error):
+        if storage.is_unreachable(error):
             raise storage.unreadable(item, error) from error
         raise errors.UserError(
             f'{item} is damaged: {errors.reason(error)}; take another step'
@@ -111,16 +124,26 @@ def list_steps(path: str | os.PathLike[str]) -> list[int]:
     """Steps of the checkpoints in a folder, ascending, as process 0 sees them."""
     folder = epath.Path(path)
     steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
-    return distributed.from_first(steps)
+    return distributed.broadcast_from_process_0(steps)
+
+
+def _identity(meta: dict[str, Any], origin: epath.Path) -> RunIdentity:
+    config = meta['config'] | {key: meta[key] for key in ('format', 'version') if key in meta}
+    return RunIdentity(migration.complete(config, origin=str(origin)), meta.get('images', {}))
+
+
+def _read_meta(folder: epath.Path) -> dict[str, Any]:
+    meta = json.loads((folder / 'meta' / 'metadata').read_text())
+    if meta['seal'] != seal(meta):
+        raise _DamagedError('its metadata are not as they were saved')
+    return meta
 
 
 def _read(
     folder: epath.Path, item: str, keys: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration and the tree of an item; raises where they are not as they were saved."""
-    meta = json.loads((folder / 'meta' / 'metadata').read_text())
-    if meta['seal'] != seal(meta):
-        raise _DamagedError('its metadata are not as they were saved')
+    """Returns meta and the tree of an item; raises if they are not as they were saved."""
+    meta = _read_meta(folder)
     wanted = {
         name: expected
         for name, expected in meta['items'][item].items()
@@ -137,8 +160,10 @@ def _read(
     for name, array in found.items():
         if _entry(array) != wanted[name]:
             raise _DamagedError(f'the checksum of {name} in {item} is wrong')
+    if not meta.get('format'):
+        found = {migration.rename_array(name): array for name, array in found.items()}
     tree = flax.traverse_util.unflatten_dict(found, sep='/')
-    return meta['config'], {key: {} for key in keys} | tree
+    return meta, {key: {} for key in keys} | tree
 
 
 def _open(item: epath.Path, name: str) -> Any:

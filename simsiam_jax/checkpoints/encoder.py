@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from simsiam_jax.models import resnet
 from simsiam_jax.checkpoints import checkpoint_reader, weights
+from simsiam_jax.models import resnet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ def load_encoder(
     """The trained backbone of a run or a file, on whatever device there is.
 
         module, variables = load_encoder('runs/quickstart')
-        features = module.apply(variables, images)  # [B, D] of normalised images [B, H, W, C]
+        features = module.apply(variables, images)  # [B, D] of normalized images [B, H, W, C]
 
     Args:
       path: the workdir of a run, or a file: .pth, .pth.tar, .pt (these need torch), .safetensors,
@@ -57,4 +57,4 @@ def open_encoder(path: str | pathlib.Path, step: int | None = None) -> Encoder:
         return Encoder(resnet.make(**found.config['model']), variables, found.config)
     item = checkpoint_reader.load(path, 'encoder', step=step)
     variables = jax.device_put(item.tree, device)
-    return Encoder(resnet.make(**item.config['model']), variables, item.config)
+    return Encoder(resnet.make(**item.run.config['model']), variables, item.run.config)

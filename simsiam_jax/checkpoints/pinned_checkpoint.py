@@ -10,7 +10,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 
 @dataclasses.dataclass
-class Held(preservation_policy.PreservationPolicy):
+class PinnedStep(preservation_policy.PreservationPolicy):
     """Preserves the step that the file names, also when a run goes on later."""
 
     path: epath.Path
@@ -23,7 +23,7 @@ class Held(preservation_policy.PreservationPolicy):
         held = self.step
         return [checkpoint.step == held for checkpoint in checkpoints]
 
-    def hold(self, step: int, saved: Collection[int]) -> int | None:
+    def pin(self, step: int, saved: Collection[int]) -> int | None:
         """Holds the newest of the saved steps up to this one, unless one is held already."""
         held = self.step
         if held not in saved:
@@ -32,5 +32,5 @@ class Held(preservation_policy.PreservationPolicy):
             self.path.write_text(json.dumps(held))
         return held
 
-    def release(self) -> None:
+    def unpin(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -24,9 +24,9 @@ import safetensors.numpy
 from etils import epath
 
 from simsiam_jax import errors
+from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.models import pytorch
 from simsiam_jax.runtime import storage
-from simsiam_jax.checkpoints import checkpoint_reader
 
 TORCH = ('.pth', '.pt', '.pth.tar')
 ENDINGS = (*TORCH, '.safetensors', '.msgpack')
@@ -136,7 +136,9 @@ def _read_orbax(item: epath.Path) -> dict[str, Any]:
         tree = ocp.PyTreeCheckpointer().restore(
             item, args=ocp.args.PyTreeRestore(restore_args=numpy)
         )
-        if (item / SUMS).exists() and json.loads((item / SUMS).read_text()) != checkpoint_reader.describe(tree):
+        if (item / SUMS).exists() and json.loads(
+            (item / SUMS).read_text()
+        ) != checkpoint_reader.describe(tree):
             raise ValueError(f'it is not as it was written, says {SUMS}')
     except Exception as error:  # damage may raise anything
         reason = errors.reason(error)

@@ -10,9 +10,9 @@ import numpy as np
 from etils import epath
 
 from simsiam_jax import errors
+from simsiam_jax.checkpoints import checkpoint_reader, weight_files
 from simsiam_jax.models import pytorch, pytorch_heads
 from simsiam_jax.runtime import storage
-from simsiam_jax.checkpoints import checkpoint_reader, weight_files
 from simsiam_jax.training.step import TrainState
 
 Path = str | os.PathLike[str]
@@ -65,7 +65,7 @@ def open_weights(path: Path, step: int | None = None) -> Weights:
 def _from_run(path: Path, step: int | None) -> Weights:
     # Momenta, as large, stay where they are.
     found = checkpoint_reader.load(path, 'state', step=step, keys=('params', 'batch_stats'))
-    return Weights(str(path), found.tree['params'], found.tree['batch_stats'], found.config)
+    return Weights(str(path), found.tree['params'], found.tree['batch_stats'], found.run.config)
 
 
 def from_file(path: Path) -> Weights:
@@ -104,7 +104,7 @@ def from_file(path: Path) -> Weights:
 def file_config(model: dict[str, Any], channels: int, method: dict[str, Any]) -> dict[str, Any]:
     """A configuration for what a file holds: the default one with its model, channels and method.
 
-    Size and normalisation of the images are ImageNet's: files do not say them. (A folder of
+    Size and normalization of the images are ImageNet's: files do not say them. (A folder of
     timm's does, and from_file takes them from there.)
     """
     from simsiam_jax import config as config_lib  # it needs ml_collections
@@ -133,7 +133,7 @@ def _images(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def take(state: TrainState, weights: Weights) -> tuple[TrainState, str]:
+def load_into_state(state: TrainState, weights: Weights) -> tuple[TrainState, str]:
     """The state with the weights in it, and a line that says which parts.
 
     A momentum target starts from them too. Projector and predictor are taken where they fit.

@@ -12,7 +12,7 @@ MAX_PIXELS = 2**27
 def decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
     """The image of a JPEG, PNG, BMP, GIF (first frame), WebP, TIFF or .npy file.
 
-    Grey images become RGB and the other way round as `channels` wants, alpha is dropped where
+    Gray images become RGB and the other way round as `channels` wants, alpha is dropped where
     `channels` has no place for it, 16 bits become 8. TIFF and .npy may have any number of
     channels, which must then be `channels`; float .npy arrays hold values in [0, 1].
 
@@ -56,11 +56,11 @@ def _is_turbos(encoded: bytes) -> bool:
     import simplejpeg
 
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
     except ValueError:
         return False
     _check_pixels(height, width)
-    return colours not in ('CMYK', 'YCCK')
+    return colors not in ('CMYK', 'YCCK')
 
 
 def _check_pixels(height: int, width: int) -> None:

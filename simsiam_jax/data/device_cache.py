@@ -11,25 +11,25 @@ from jaxtyping import Array, Int, UInt8
 
 from simsiam_jax import errors
 from simsiam_jax.data import jax_augment
-from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
-from simsiam_jax.data.recipe import Recipe, check_resize, plan
+from simsiam_jax.data.recipe import Recipe, check_resize, sample_batch_params
+from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.data.sources import ArraySource
 
 
 def train_batches(
-    order: Order, recipes: Sequence[Recipe], *, start: int, stop: int, local: slice
+    sampler: IndexSampler, recipes: Sequence[Recipe], *, start: int, stop: int, local: slice
 ) -> Iterator[dict[str, Any]]:
     """This process's share of the batches of steps [start, stop): indices and parameters."""
     for step in range(start, stop):
-        indices, views = plan(order, recipes, step, local)
+        indices, views = sample_batch_params(sampler, recipes, step, local)
         yield {'index': indices, 'views': views}
 
 
 def eval_batches(
     source: ArraySource, *, batch_size: int, channels: int, size: int, resize: int, local: slice
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Centre crops [B, S, S, C] in [0, 1], labels [B] and indices [B] of every image, in order.
+    """Center crops [B, S, S, C] in [0, 1], labels [B] and indices [B] of every image, in order.
 
     The last batch is filled up with copies of the last image, at index -1. Arguments as in
     data.host.
@@ -39,7 +39,7 @@ def eval_batches(
     for start in range(0, len(source), batch_size):
         position = (start + np.arange(batch_size))[local]
         index = np.minimum(position, len(source) - 1)
-        images = jax_augment.centre(source.images[index], size, resize)
+        images = jax_augment.center(source.images[index], size, resize)
         here = position < len(source)
         yield np.asarray(images), source.labels[index], np.where(here, position, -1)
 
@@ -66,7 +66,7 @@ def load(reader: Reader, limit: int) -> ArraySource | None:
         for start in range(0, len(reader), 1024):  # stops soon where sizes differ
             if not all(threads.map(put, range(start, min(start + 1024, len(reader))))):
                 return None
-    return ArraySource(images, labels, reader.classes)
+    return ArraySource(images, labels, reader.classes, reader.source.identity)
 
 
 def check_images(source: ArraySource, channels: int, size: int = 0) -> None:

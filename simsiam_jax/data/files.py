@@ -18,10 +18,25 @@ _LARGE = 10_000
 
 
 class FileSource:
-    """Image files; a label each, or -1."""
+    """Image files; a label each, or -1.
 
-    def __init__(self, paths: list[str], labels: list[int], classes: tuple[str, ...]):
-        self.paths, self.labels, self.classes = paths, labels, classes
+    Args:
+      paths: Paths of the images.
+      labels: Label of each image, -1 without labels.
+      classes: Names of the classes; empty without labels.
+      root: Folder of the set, '' if there is none.
+    """
+
+    def __init__(
+        self, paths: list[str], labels: list[int], classes: tuple[str, ...], root: str = ''
+    ):
+        self.paths, self.labels, self.classes, self._root = paths, labels, classes, root
+
+    @property
+    def identity(self) -> str:
+        """The paths, relative to the root."""
+        root = os.path.join(self._root, '')
+        return '\0'.join(path.removeprefix(root) for path in self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -56,8 +71,8 @@ def open_folder(root: str) -> FileSource:
     below = len(os.path.join(root, ''))
     tops = [path[below:].rpartition(os.sep)[0].partition(os.sep)[0] for path in paths]
     # One subfolder names no classes, and images beside the subfolders belong to none of them.
-    labelled = len(set(tops)) > 1 and '' not in tops
-    return _labelled(paths, tops if labelled else None)
+    labeled = len(set(tops)) > 1 and '' not in tops
+    return _labeled(paths, tops if labeled else None, root)
 
 
 def open_list(path: str) -> FileSource:
@@ -95,15 +110,15 @@ def open_list(path: str) -> FileSource:
             )
     folder = os.path.dirname(path)
     paths = [row[0] if _remote(row[0]) else os.path.join(folder, row[0]) for row in rows]
-    return _labelled(paths, [row[1] for row in rows] if width == 2 else None)
+    return _labeled(paths, [row[1] for row in rows] if width == 2 else None, folder)
 
 
-def _labelled(paths: list[str], names: list[str] | None) -> FileSource:
+def _labeled(paths: list[str], names: list[str] | None, root: str) -> FileSource:
     if names is None:
-        return FileSource(paths, [-1] * len(paths), ())
+        return FileSource(paths, [-1] * len(paths), (), root)
     classes = tuple(sorted(set(names)))
     number = {name: i for i, name in enumerate(classes)}
-    return FileSource(paths, [number[name] for name in names], classes)
+    return FileSource(paths, [number[name] for name in names], classes, root)
 
 
 def _remote(path: str) -> bool:

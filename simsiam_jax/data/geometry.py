@@ -20,13 +20,13 @@ def _taps(start: int, length: int, size: int) -> Any:
     first = np.empty(size, np.int64)
     weights = np.zeros((size, 2 * math.ceil(support) + 1), np.float32)
     for i in range(size):
-        centre = start + (i + 0.5) * scale
-        low = max(int(centre - support + 0.5), start)
-        high = min(int(centre + support + 0.5), start + length)
+        center = start + (i + 0.5) * scale
+        low = max(int(center - support + 0.5), start)
+        high = min(int(center + support + 0.5), start + length)
         first[i] = low
         total = 0.0
         for j in range(low, high):
-            weight = max(1.0 - abs(j + 0.5 - centre) / support, 0.0)
+            weight = max(1.0 - abs(j + 0.5 - center) / support, 0.0)
             weights[i, j - low] = weight
             total += weight
         for j in range(high - low):
@@ -98,7 +98,7 @@ def _columns_rgb(row: Any, first: Any, weights: Any, out: Any) -> None:
 @_compiled
 @no_type_check
 def rotate(image: Any, angle: float) -> Any:
-    """Turned about the centre by `angle` radians, bilinear, zero outside: data.device.rotate."""
+    """Turned about the center by `angle` radians, bilinear, zero outside: data.device.rotate."""
     height, width, channels = image.shape
     y0, x0 = (height - 1) / 2, (width - 1) / 2
     cos, sin = math.cos(angle), math.sin(angle)

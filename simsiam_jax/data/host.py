@@ -10,17 +10,17 @@ import numpy as np
 
 from simsiam_jax import errors, lazy_tf
 from simsiam_jax.data import jax_augment, tf_augment
-from simsiam_jax.data.order import Order
 from simsiam_jax.data.reader import Reader
-from simsiam_jax.data.recipe import Recipe, check_resize, crop_box, plan
+from simsiam_jax.data.recipe import Recipe, check_resize, crop_box, sample_batch_params
+from simsiam_jax.data.sampler import IndexSampler
 
-# What is left to the device: nothing but the normalisation, the colour operations with blur and
+# What is left to the device: nothing but the normalization, the color operations with blur and
 # flip, or the crops too.
-ON_DEVICE = ('none', 'colour', 'all')
+ON_DEVICE = ('none', 'color', 'all')
 
 
 def to_views(batch: dict[str, Any], recipes: Sequence[Recipe]) -> list[Any]:
-    """The normalised views of a device batch, whatever part of them is left to the device."""
+    """The normalized views of a device batch, whatever part of them is left to the device."""
     if 'image' in batch:
         return [
             jax_augment.augment(batch['image'], params, recipe, batch.get('size'))
@@ -28,18 +28,18 @@ def to_views(batch: dict[str, Any], recipes: Sequence[Recipe]) -> list[Any]:
         ]
     if 'views' in batch:
         return [
-            jax_augment.colour(crop, params, recipe)
+            jax_augment.color(crop, params, recipe)
             for crop, params, recipe in zip(batch['crops'], batch['views'], recipes, strict=True)
         ]
     return [
-        jax_augment.normalise(view, recipe.mean, recipe.std)
+        jax_augment.normalize(view, recipe.mean, recipe.std)
         for view, recipe in zip(batch['crops'], recipes, strict=True)
     ]
 
 
 def train_batches(
     reader: Reader,
-    order: Order,
+    sampler: IndexSampler,
     recipes: Sequence[Recipe],
     *,
     on_device: str,
@@ -51,7 +51,7 @@ def train_batches(
     """This process's share of the batches of steps [start, stop), for `to_views`.
 
     They hold 'index' and 'label', int64 [B], the label -1 where there is none. With `on_device`
-    'none' or 'colour' they hold 'crops', a uint8 [B, S, S, C] a view; with 'colour' also 'views',
+    'none' or 'color' they hold 'crops', a uint8 [B, S, S, C] a view; with 'color' also 'views',
     the parameters; with 'all' instead of the crops 'image', uint8 [B, canvas, canvas, C], the
     images in its upper left corners, and 'size', their heights and widths; larger images are
     shrunk to the canvas.
@@ -61,7 +61,7 @@ def train_batches(
     """
     tf = lazy_tf.load()
     batch_size = local.stop - local.start
-    steps = _once(lambda step: plan(order, recipes, step, local))
+    steps = _once(lambda step: sample_batch_params(sampler, recipes, step, local))
 
     def load(position: np.int64) -> tuple[Any, ...]:
         step, b = divmod(int(position), batch_size)
@@ -73,7 +73,7 @@ def train_batches(
             _crop(image, {k: v[b] for k, v in params.items()}, recipe)
             for params, recipe in zip(views, recipes, strict=True)
         ]
-        if on_device == 'colour':
+        if on_device == 'color':
             return np.int64(label), *crops
         return (
             np.int64(label),
@@ -100,7 +100,7 @@ def train_batches(
             return tuple(arrays)
         label, crops, packed = arrays[0], arrays[1 : len(recipes) + 1], arrays[len(recipes) + 1 :]
         return label, *(
-            tf_augment.colour(tf, crop, parameters, recipe)
+            tf_augment.color(tf, crop, parameters, recipe)
             for crop, parameters, recipe in zip(crops, packed, recipes, strict=True)
         )
 
@@ -110,7 +110,7 @@ def train_batches(
         common = {'index': steps(step)[0], 'label': label}
         if on_device == 'none':
             yield common | {'crops': arrays}
-        elif on_device == 'colour':
+        elif on_device == 'color':
             yield common | {'crops': arrays, 'views': steps(step)[1]}
         else:
             image, size = arrays
@@ -120,7 +120,7 @@ def train_batches(
 def eval_batches(
     reader: Reader, *, batch_size: int, size: int, resize: int, local: slice
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Centre crops uint8 [B, S, S, C], labels [B] and indices [B] of every image, in order.
+    """Center crops uint8 [B, S, S, C], labels [B] and indices [B] of every image, in order.
 
     Images that cannot be read, and what fills up the last batch, are black and have index -1.
 
@@ -150,7 +150,7 @@ def eval_batches(
                 'config.eval.resize'
             )
             raise reader.error
-        return _centre(image, size, resize), np.int64(label), index
+        return _center(image, size, resize), np.int64(label), index
 
     load_or_blank = _unless_error(load, none)
 
@@ -230,7 +230,7 @@ def _on_canvas(image: np.ndarray, canvas: int) -> tuple[np.ndarray, np.ndarray]:
     return out, np.array(image.shape[:2], np.float32)
 
 
-def _centre(image: np.ndarray, size: int, resize: int) -> np.ndarray:
+def _center(image: np.ndarray, size: int, resize: int) -> np.ndarray:
     if resize:
         from simsiam_jax.data import geometry
 

@@ -17,7 +17,7 @@ Image = Float[Array, 'H W C']
 Planes = Sequence[Float[Array, 'H W']]
 
 
-def normalise(
+def normalize(
     images: Num[Array, 'B H W C'], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, 'B H W C']:
     """uint8 images, or float ones in [0, 1], with mean and std by channel taken out."""
@@ -32,7 +32,7 @@ def augment(
     recipe: Recipe,
     sizes: Float[Array, 'B 2'] | None = None,
 ) -> Float[Array, 'B S S C']:
-    """A normalised view of each image, by the parameters that recipe.sample gave.
+    """A normalized view of each image, by the parameters that recipe.sample gave.
 
     With `sizes`, an image is what lies within its (height, width) from the upper left corner.
     """
@@ -48,10 +48,10 @@ def augment(
     return _finish(jax.vmap(crop)(images, sizes, params), params, recipe)
 
 
-def colour(
+def color(
     crops: UInt8[Array, 'B S S C'], params: dict[str, Array], recipe: Recipe
 ) -> Float[Array, 'B S S C']:
-    """A normalised view of each crop: `augment` where the host has made the crops."""
+    """A normalized view of each crop: `augment` where the host has made the crops."""
     return _finish(crops, params, recipe)
 
 
@@ -63,14 +63,14 @@ def _finish(
     if x.dtype == jnp.uint8:
         x = x.astype(jnp.float32) / 255
     planes = jnp.unstack(x, axis=-1)
-    views = jax.vmap(functools.partial(_colour, recipe=recipe))(planes, params)
-    return normalise(jnp.stack(views, -1), recipe.mean, recipe.std)
+    views = jax.vmap(functools.partial(_color, recipe=recipe))(planes, params)
+    return normalize(jnp.stack(views, -1), recipe.mean, recipe.std)
 
 
-def centre(
+def center(
     images: UInt8[Array | np.ndarray, 'B H W C'], size: int, resize: int
 ) -> Float[Array, 'B S S C']:
-    """The centre crop of `size` after the shorter side became `resize`; values in [0, 1].
+    """The center crop of `size` after the shorter side became `resize`; values in [0, 1].
 
     `resize` 0 leaves the images as they are.
     """
@@ -88,7 +88,7 @@ def centre(
     return jnp.einsum('bhwc,yh,xw->byxc', x, weights(height), weights(width), precision='highest')
 
 
-def _colour(planes: Planes, params: dict[str, Array], *, recipe: Recipe) -> Planes:
+def _color(planes: Planes, params: dict[str, Array], *, recipe: Recipe) -> Planes:
     if recipe.jitter:
         planes = jitter(planes, params['factors'], params['order'])
     if recipe.gray:
@@ -96,13 +96,13 @@ def _colour(planes: Planes, params: dict[str, Array], *, recipe: Recipe) -> Plan
         planes = [jnp.where(params['gray'], gray, x) for gray, x in pairs]
     if recipe.blur:
         planes = blur(planes, params['sigma'])
-    if recipe.solarise:
-        planes = [jnp.where(params['solarise'], ops.solarise(x, jnp), x) for x in planes]
+    if recipe.solarize:
+        planes = [jnp.where(params['solarize'], ops.solarize(x, jnp), x) for x in planes]
     return planes
 
 
 def rotate(x: Image, angle: Float[Array, ''], height: Any, width: Any) -> Image:
-    """Turned about the centre of `height` x `width` by `angle` radians, bilinear, zero outside."""
+    """Turned about the center of `height` x `width` by `angle` radians, bilinear, zero outside."""
     y0, x0 = (height - 1) / 2, (width - 1) / 2
     dy, dx = jnp.arange(x.shape[0])[:, None] - y0, jnp.arange(x.shape[1])[None] - x0
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -115,12 +115,12 @@ def resize_weights(start: Any, length: Any, size: int, pixels: int) -> Float[Arr
     """Rows that resize pixels [start, start + length) to `size` ones.
 
     Bilinear, antialiased where it shrinks, as PIL and torchvision do: a triangle of half-width
-    max(1, scale), cut at the crop's borders and normalised.
+    max(1, scale), cut at the crop's borders and normalized.
     """
     scale = length / size
-    centres = start + (jnp.arange(size) + 0.5) * scale
+    centers = start + (jnp.arange(size) + 0.5) * scale
     places = jnp.arange(pixels) + 0.5
-    distance = jnp.abs(places[None] - centres[:, None]) / jnp.maximum(scale, 1.0)
+    distance = jnp.abs(places[None] - centers[:, None]) / jnp.maximum(scale, 1.0)
     inside = (places > start) & (places < start + length)
     weights = jnp.where(inside, jnp.maximum(1 - distance, 0), 0)
     return weights / weights.sum(1, keepdims=True)

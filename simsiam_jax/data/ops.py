@@ -1,4 +1,4 @@
-"""Colour operations with torchvision's float semantics, for arrays of JAX and TensorFlow alike.
+"""Color operations with torchvision's float semantics, for arrays of JAX and TensorFlow alike.
 
 Images are float32 with values in [0, 1], as their channels' planes: compilers make one pass of
 operations on planes that lie apart, many where channels are the last axis. `xp` is jax.numpy or
@@ -53,6 +53,6 @@ def shift_hue(planes: Sequence[Any], turns: Any, xp: ModuleType) -> list[Any]:
     return [channel(5.0), channel(3.0), channel(1.0)]
 
 
-def solarise(x: Any, xp: ModuleType) -> Any:
+def solarize(x: Any, xp: ModuleType) -> Any:
     """1 - x above 1/2: torchvision's solarize with threshold 0.5, or 128 of uint8."""
     return xp.minimum(x, 1 - x)

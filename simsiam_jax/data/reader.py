@@ -35,6 +35,10 @@ class Reader:
         return len(self.source)
 
     @property
+    def identity(self) -> str:
+        return self.source.identity
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return self.source.classes
 
@@ -54,8 +58,8 @@ class Reader:
 
     def example(self, index: int) -> tuple[Image, int]:
         """The image with its label, or where it is bad the next good one: alike in every run."""
-        for neighbour in range(index, index + len(self)):
-            image, label = self.read(neighbour % len(self))
+        for neighbor in range(index, index + len(self)):
+            image, label = self.read(neighbor % len(self))
             if image is not None:
                 return image, label
         raise self._end('none of the images can be read')

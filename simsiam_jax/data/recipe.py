@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from simsiam_jax import errors
-from simsiam_jax.data.order import Order
+from simsiam_jax.data.sampler import IndexSampler
 
 _TRIES = 10
 
@@ -25,15 +25,15 @@ class Recipe:
       crop_scale: range of the crop's share of the image's area.
       crop_ratio: range of its width/height.
       rotation: largest angle in degrees, to either side, before the crop (0: none).
-      jitter: probability of the four colour operations, applied in random order.
+      jitter: probability of the four color operations, applied in random order.
       brightness, contrast, saturation: x: factor from U[max(0, 1 - x), 1 + x].
       hue: x: shift from U[-x, x] turns.
-      gray: probability of losing the colours.
+      gray: probability of losing the colors.
       blur: probability of a Gaussian blur.
       blur_sigma: range of its sigma in pixels.
-      solarise: probability that values above 1/2 become 1 - x, after the blur (BYOL).
+      solarize: probability that values above 1/2 become 1 - x, after the blur (BYOL).
       flip: probability of a horizontal flip.
-      mean, std: normalisation by channel, of values in [0, 1]; one figure serves all channels.
+      mean, std: normalization by channel, of values in [0, 1]; one figure serves all channels.
     """
 
     size: int = 224
@@ -48,13 +48,13 @@ class Recipe:
     gray: float = 0.2
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarise: float = 0.0
+    solarize: float = 0.0
     flip: float = 0.5
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        for key in ('jitter', 'gray', 'blur', 'solarise', 'flip'):
+        for key in ('jitter', 'gray', 'blur', 'solarize', 'flip'):
             if not 0 <= getattr(self, key) <= 1:
                 raise errors.UserError(
                     f'augment.{key} is {getattr(self, key)}; expected a probability from 0 to 1'
@@ -93,8 +93,8 @@ class Recipe:
                     f'augment.{key} has {len(getattr(self, key))} figures for images of '
                     f'{channels} channels; give 1 or {channels}'
                 )
-        colours = self.gray or (self.jitter and (self.saturation or self.hue))
-        if channels == 3 or not colours:
+        colors = self.gray or (self.jitter and (self.saturation or self.hue))
+        if channels == 3 or not colors:
             return self
         logging.warning('%d channels: saturation, hue and gray drop out', channels)
         return dataclasses.replace(self, saturation=0.0, hue=0.0, gray=0.0)
@@ -109,7 +109,7 @@ def sample(recipe: Recipe, rng: np.random.Generator, n: int) -> dict[str, np.nda
 
     Returns arrays [n, ...]: `area`, `ratio`, `position` for crop_box; `angle` in radians;
     `factors` of brightness, contrast, saturation (1: none) and hue (0: none); `order` of the
-    four; `gray`, `flip`, `solarise`; `sigma` of the blur (0: none).
+    four; `gray`, `flip`, `solarize`; `sigma` of the blur (0: none).
     """
 
     def uniform(low: Any, high: Any, *shape: int) -> np.ndarray:
@@ -133,12 +133,12 @@ def sample(recipe: Recipe, rng: np.random.Generator, n: int) -> dict[str, np.nda
         'gray': chance(recipe.gray),
         'sigma': np.where(chance(recipe.blur), uniform(*recipe.blur_sigma), 0).astype(np.float32),
         'flip': chance(recipe.flip),
-        'solarise': chance(recipe.solarise),
+        'solarize': chance(recipe.solarize),
     }
 
 
 def check_resize(size: int, resize: int) -> None:
-    """Raises UserError where the centre crop of `size` is not inside images resized so."""
+    """Raises UserError where the center crop of `size` is not inside images resized so."""
     if resize and resize < size:
         raise errors.UserError(
             f'config.eval.resize is {resize}, below config.augment.size {size}; set it to {size} '
@@ -146,8 +146,8 @@ def check_resize(size: int, resize: int) -> None:
         )
 
 
-def plan(
-    order: Order, recipes: Sequence[Recipe], step: int, local: slice
+def sample_batch_params(
+    order: IndexSampler, recipes: Sequence[Recipe], step: int, local: slice
 ) -> tuple[Int[np.ndarray, 'B'], list[dict[str, np.ndarray]]]:
     """The part `local` of a step's batch: indices of the images, and parameters of each view."""
     views = [

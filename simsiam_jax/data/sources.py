@@ -1,8 +1,9 @@
 """Sources of images, all by index: tfds:NAME/SPLIT, folder:DIR, files:LIST and digits."""
 
 import difflib
+import hashlib
 import pathlib
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -21,14 +22,28 @@ FORMS = {
 
 
 @runtime_checkable
+class Identified(Protocol):
+    """A number of images, and text that is the same for the same images in the same order."""
+
+    @property
+    def identity(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+
+@runtime_checkable
 class Source(Protocol):
     """Encoded images by index.
 
     Attributes:
       classes: names of the classes; empty where the images have no labels.
+      identity: Text that is the same for the same images in the same order, wherever they are.
     """
 
     classes: tuple[str, ...]
+
+    @property
+    def identity(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -40,12 +55,24 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """Images held in memory."""
+    """Images in memory.
+
+    Args:
+      images: All images, uint8.
+      labels: Label of each image, -1 without labels.
+      classes: Names of the classes; empty without labels.
+      identity: See Source.
+    """
 
     def __init__(
-        self, images: UInt8[np.ndarray, 'N H W C'], labels: Int[np.ndarray, 'N'], classes: tuple
+        self,
+        images: UInt8[np.ndarray, 'N H W C'],
+        labels: Int[np.ndarray, 'N'],
+        classes: tuple,
+        identity: str = '',
     ):
         self.images, self.labels, self.classes = images, labels, classes
+        self.identity = identity
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,6 +112,12 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
     raise errors.UserError(f'source is {spec!r}; {hint}')
 
 
+def fingerprint(source: Identified) -> dict[str, Any]:
+    """Returns count and digest of the images' names in order, without the folder they are in."""
+    digest = hashlib.sha256(source.identity.encode('utf-8', 'surrogateescape')).hexdigest()
+    return {'count': len(source), 'digest': digest}
+
+
 def _digits(split: str) -> ArraySource:
     from sklearn.datasets import load_digits
 
@@ -93,4 +126,5 @@ def _digits(split: str) -> ArraySource:
     labels = data.target.astype(np.int32)
     test = np.arange(len(images)) % 5 == 0  # the held-out fifth
     chosen = {'train': ~test, 'test': test}.get(split, np.ones_like(test))
-    return ArraySource(images[chosen], labels[chosen], tuple(str(d) for d in range(10)))
+    classes = tuple(str(d) for d in range(10))
+    return ArraySource(images[chosen], labels[chosen], classes, f'digits/{split}')

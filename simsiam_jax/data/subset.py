@@ -1,6 +1,7 @@
-"""Parts of labelled sources: few labels, and what is held out."""
+"""Parts of labeled sources: few labels, and what is held out."""
 
 import concurrent.futures
+import hashlib
 import os
 
 import numpy as np
@@ -18,6 +19,10 @@ class Subset:
     def __init__(self, source: Source, indices: Int[np.ndarray, 'n']):
         self.source, self.indices, self.classes = source, indices, source.classes
 
+    @property
+    def identity(self) -> str:
+        return _identity(self.source, self.indices)
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -31,8 +36,13 @@ class Subset:
 def take(source: ArraySource | Reader, indices: Int[np.ndarray, 'n']) -> ArraySource | Reader:
     """The images at these indices, as a source of their own."""
     if isinstance(source, ArraySource):
-        return ArraySource(source.images[indices], source.labels[indices], source.classes)
+        identity = _identity(source, indices)
+        return ArraySource(source.images[indices], source.labels[indices], source.classes, identity)
     return Reader(Subset(source.source, indices), source.channels, source.max_bad_fraction)
+
+
+def _identity(source: ArraySource | Source, indices: Int[np.ndarray, 'n']) -> str:
+    return f'{source.identity} at {hashlib.sha256(indices.tobytes()).hexdigest()}'
 
 
 def labels(source: ArraySource | Reader) -> Int[np.ndarray, 'N']:

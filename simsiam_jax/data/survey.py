@@ -21,7 +21,7 @@ _THUMB = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class ImageStats:
     """One image.
 
     Attributes:
@@ -45,7 +45,7 @@ class Look:
 
 
 @dataclasses.dataclass(frozen=True)
-class Survey:
+class DatasetSurvey:
     """What was seen of a source.
 
     Attributes:
@@ -57,7 +57,7 @@ class Survey:
     """
 
     count: int
-    looks: tuple[Look, ...]
+    looks: tuple[ImageStats, ...]
     names: tuple[str, ...]
     bad: dict[str, str]
     seconds: float
@@ -85,7 +85,7 @@ class Survey:
     def bits(self) -> dict[int, int]:
         return _counted([look.bits for look in self.looks])
 
-    def normalisation(self, channels: int) -> dict[str, tuple[float, ...]]:
+    def normalization(self, channels: int) -> dict[str, tuple[float, ...]]:
         """mean and std by channel of the images that have so many channels."""
         looks = [look for look in self.looks if look.channels == channels]
         mean = np.mean([look.mean for look in looks], 0)
@@ -123,7 +123,9 @@ def _counted(values: list[int]) -> dict[int, int]:
     return {int(numbers[i]): int(counts[i]) for i in order}
 
 
-def survey(source: Source | ArraySource, *, limit: int = 10_000, seconds: float = 20.0) -> Survey:
+def survey(
+    source: Source | ArraySource, *, limit: int = 10_000, seconds: float = 20.0
+) -> DatasetSurvey:
     """Looks at up to `limit` images, chosen by chance, for about so many seconds.
 
     A progress bar shows on a terminal.
@@ -133,10 +135,14 @@ def survey(source: Source | ArraySource, *, limit: int = 10_000, seconds: float 
     bad: dict[str, str] = {}
     busy = 0.0
 
-    def look(index: int) -> tuple[str, Look | str, float]:
+    def look(index: int) -> tuple[str, ImageStats | str, float]:
         begin = time.perf_counter()
         if isinstance(source, ArraySource):
-            return f'image {index}', look_at(source.images[index], 8), time.perf_counter() - begin
+            return (
+                f'image {index}',
+                image_stats(source.images[index], 8),
+                time.perf_counter() - begin,
+            )
         try:
             encoded, _ = source.read(index)
             channels, bits = describe(encoded)
@@ -145,7 +151,7 @@ def survey(source: Source | ArraySource, *, limit: int = 10_000, seconds: float 
         except Exception as error:
             return source.name(index), errors.reason(error), 0.0
         spent = time.perf_counter() - begin
-        return source.name(index), look_at(image, bits), spent
+        return source.name(index), image_stats(image, bits), spent
 
     threads = os.cpu_count() or 1
     chunk = 16 * threads
@@ -164,7 +170,7 @@ def survey(source: Source | ArraySource, *, limit: int = 10_000, seconds: float 
                 bar.update()
             if time.monotonic() - began > seconds:
                 break
-    return Survey(len(source), tuple(looks), tuple(names), bad, busy / max(len(looks), 1))
+    return DatasetSurvey(len(source), tuple(looks), tuple(names), bad, busy / max(len(looks), 1))
 
 
 def describe(encoded: bytes) -> tuple[int, int]:
@@ -193,7 +199,7 @@ def describe(encoded: bytes) -> tuple[int, int]:
     return (1 if gray else 3), deep
 
 
-def look_at(image: UInt8[np.ndarray, 'H W C'], bits: int) -> Look:
+def image_stats(image: UInt8[np.ndarray, 'H W C'], bits: int) -> ImageStats:
     """The look of a decoded image; statistics are of pixels spread evenly over it."""
     height, width, channels = image.shape
     step = max(1, min(height, width) // 64)
@@ -203,12 +209,12 @@ def look_at(image: UInt8[np.ndarray, 'H W C'], bits: int) -> Look:
     thumb = np.asarray(small.resize((_THUMB, _THUMB), Image.Resampling.BOX)).ravel()
     thumb = thumb - thumb.mean()
     length = float(np.linalg.norm(thumb))
-    return Look(
+    return ImageStats(
         height,
         width,
         channels,
         bits,
-        # JPEG's colours of a gray image are off by a rounding.
+        # JPEG's colors of a gray image are off by a rounding.
         gray=bool(_spread(some) <= 2),
         brightest=int(some.max()),
         mean=pixels.mean(0),

@@ -1,6 +1,6 @@
-"""The colour operations, blur and flip in TensorFlow, compiled; images are [C, H, W] here.
+"""The color operations, blur and flip in TensorFlow, compiled; images are [C, H, W] here.
 
-XLA is several times faster on a CPU where the colour planes lie apart.
+XLA is several times faster on a CPU where the color planes lie apart.
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ PACKED = 12
 
 
 def pack(params: dict[str, Any]) -> np.ndarray:
-    """One view's colour parameters as float32 [PACKED]."""
-    rest = (params['gray'], params['sigma'], params['flip'], params['solarise'])
+    """One view's color parameters as float32 [PACKED]."""
+    rest = (params['gray'], params['sigma'], params['flip'], params['solarize'])
     return np.concatenate([params['factors'], params['order'], rest]).astype(np.float32)
 
 
-def colour(tf: Any, crop: Any, packed: Any, recipe: Recipe) -> Any:
-    """The uint8 view [S, S, C] of a uint8 crop; the same operations as data.device.colour."""
+def color(tf: Any, crop: Any, packed: Any, recipe: Recipe) -> Any:
+    """The uint8 view [S, S, C] of a uint8 crop; the same operations as data.device.color."""
 
     @tf.function(jit_compile=True, autograph=False)
     def compiled(crop: Any, packed: Any) -> Any:
@@ -31,8 +31,8 @@ def colour(tf: Any, crop: Any, packed: Any, recipe: Recipe) -> Any:
             x = tf.cond(packed[8] > 0, lambda: tf.stack(ops.gray(tf.unstack(x))), lambda: x)
         if recipe.blur:
             x = blur(tf, x, packed[9])
-        if recipe.solarise:
-            x = tf.cond(packed[11] > 0, lambda: ops.solarise(x, tf), lambda: x)
+        if recipe.solarize:
+            x = tf.cond(packed[11] > 0, lambda: ops.solarize(x, tf), lambda: x)
         x = tf.cast(tf.round(x * 255), tf.uint8)
         x = tf.cond(packed[10] > 0, lambda: x[:, :, ::-1], lambda: x)
         return tf.transpose(x, (1, 2, 0))

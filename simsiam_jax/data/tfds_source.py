@@ -17,7 +17,7 @@ class TfdsSource:
     """A split of a TFDS dataset in array_record files, which can be read by index."""
 
     def __init__(self, data: Any, classes: tuple[str, ...], name: str):
-        self.data, self.classes, self._name = data, classes, name
+        self.data, self.classes, self.identity = data, classes, name
 
     def __len__(self) -> int:
         return len(self.data)
@@ -27,7 +27,7 @@ class TfdsSource:
         return record['image'], int(record['label']) if self.classes else -1
 
     def name(self, index: int) -> str:
-        return f'{self._name}[{index}]'
+        return f'{self.identity}[{index}]'
 
 
 class TfRecordSource:
@@ -35,10 +35,12 @@ class TfRecordSource:
 
     Args:
       shards: (file, first record, number of records) of each file of the split.
+      classes: Names of the classes; empty without labels.
+      name: tfds:NAME/SPLIT.
     """
 
-    def __init__(self, shards: list[tuple[str, int, int]], classes: tuple[str, ...]):
-        self.classes = classes
+    def __init__(self, shards: list[tuple[str, int, int]], classes: tuple[str, ...], name: str):
+        self.classes, self.identity = classes, name
         self._files = [file for file, _, _ in shards]
         offsets, numbers = [], []
         for number, (file, skip, take) in enumerate(
@@ -123,7 +125,7 @@ def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
             (s.filename, s.skip, s.examples_in_shard if s.take < 0 else s.take)
             for s in builder.info.splits[split].file_instructions
         ]
-        return TfRecordSource(shards, classes)
+        return TfRecordSource(shards, classes, f'tfds:{spec}')
 
 
 def is_prepared(spec: str, data_dir: str) -> bool:

@@ -85,7 +85,7 @@ class _Mlflow:
         self._client.set_terminated(self.id, 'FAILED' if failed else 'FINISHED')
 
 
-class Behind:
+class AsyncLogger:
     """A logger behind a thread, which also opens it; its failures are said once.
 
     Args:
@@ -142,7 +142,7 @@ class Behind:
 _KINDS: dict[str, Callable[..., Logger]] = {'wandb': _Wandb, 'mlflow': _Mlflow}
 
 
-def start(workdir: str, config: Mapping[str, Any], **asked: str) -> list[Behind]:
+def start(workdir: str, config: Mapping[str, Any], **asked: str) -> list[AsyncLogger]:
     """The loggers that are asked for, on the first process.
 
     Args:
@@ -164,7 +164,7 @@ def start(workdir: str, config: Mapping[str, Any], **asked: str) -> list[Behind]
         return []
     plain = json.loads(json.dumps(config))
     return [
-        Behind(name, functools.partial(_open, name, place, workdir, plain))
+        AsyncLogger(name, functools.partial(_open, name, place, workdir, plain))
         for name, place in asked.items()
     ]
 

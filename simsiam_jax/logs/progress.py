@@ -13,7 +13,7 @@ from simsiam_jax import terminal
 _INTERVAL = 0.2  # seconds between two drawings of the line
 
 
-class Clock:
+class Throughput:
     """Rates and time left of a run from step `first` to `last`.
 
     Attributes:

@@ -12,23 +12,23 @@ import numpy as np
 from jaxtyping import Float
 
 from simsiam_jax import errors, lazy_tf
-from simsiam_jax.terminal import say
-from simsiam_jax.runtime import storage, versions
 from simsiam_jax.logs import loggers as loggers_lib
-from simsiam_jax.logs.progress import Clock
+from simsiam_jax.logs.progress import Throughput
+from simsiam_jax.runtime import storage, versions
+from simsiam_jax.terminal import say
 
 # What the lines of progress show, where it is measured.
 _SHOWN = {'loss': '.4f', 'z_std': '.3f', 'top1': '.3f', 'lr': '.4g'}
 
 
-def open_log(workdir: str, config: dict[str, Any], step: int) -> 'Writers':
+def open_log(workdir: str, config: dict[str, Any], step: int) -> 'MetricWriter':
     """The writers that config['log'] asks for, of a run that goes on from this step.
 
     Raises:
       UserError: the package of a logger that is asked for is not installed.
     """
     log = config['log']
-    return Writers(
+    return MetricWriter(
         workdir,
         tensorboard=log['tensorboard'],
         step=step,
@@ -36,7 +36,7 @@ def open_log(workdir: str, config: dict[str, Any], step: int) -> 'Writers':
     )
 
 
-class Writers:
+class MetricWriter:
     """Measurements into metrics.jsonl and TensorBoard's events, progress to the terminal.
 
     Every process may call it; only the first one writes. A context manager, which closes it.
@@ -54,7 +54,7 @@ class Writers:
         *,
         tensorboard: bool,
         step: int,
-        loggers: Sequence[loggers_lib.Behind] = (),
+        loggers: Sequence[loggers_lib.AsyncLogger] = (),
     ):
         self.workdir, self._start, self._loggers = workdir, step, loggers
         self._folder = storage.folder(workdir)
@@ -87,8 +87,8 @@ class Writers:
         if self._first:
             begun = {'time': round(time.time(), 3), 'step': self._start, 'images': images}
             path = self._folder / 'starts.jsonl'
-            line = begun | {'steps_per_epoch': steps_per_epoch} | versions.of_this_process()
-            with self._forgiven():
+            line = begun | {'steps_per_epoch': steps_per_epoch} | versions.describe_process()
+            with self._tolerate_io_errors():
                 before = path.read_text() if path.exists() else ''
                 path.write_text(before + json.dumps(line) + '\n')
         watch = 'tensorboard --logdir' if self._events else 'python -m simsiam_jax.tools.report'
@@ -98,12 +98,12 @@ class Writers:
         """One line of metrics.jsonl, one point of each curve."""
         if self._first:
             rounded = {key: float(f'{value:.7g}') for key, value in values.items()}
-            with self._forgiven():
+            with self._tolerate_io_errors():
                 self._append(json.dumps({'step': step, 'time': round(time.time(), 3)} | rounded))
         for logger in self._loggers:
             logger.scalars(step, values)
         if self._events:
-            with self._forgiven():
+            with self._tolerate_io_errors():
                 self._events.write_scalars(step, values)
                 self._events.flush()
 
@@ -117,17 +117,17 @@ class Writers:
             lines.write(line + '\n')
 
     @contextlib.contextmanager
-    def _forgiven(self) -> Iterator[None]:
+    def _tolerate_io_errors(self) -> Iterator[None]:
         """A full disk costs measurements, not the run; it is said once."""
         try:
             yield
-        except storage.failures() as error:
+        except storage.io_errors() as error:
             if not self._told:
                 why = storage.reason(error)
                 say(f'warning: measurements cannot be written: {why}; training goes on')
             self._told = True
 
-    def training(self, step: int, metrics: dict[str, Any], clock: Clock) -> None:
+    def training(self, step: int, metrics: dict[str, Any], clock: Throughput) -> None:
         """The metrics of a step, with the rate since the last call, and a line of progress."""
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
         rate, wait = clock.lap(step)
@@ -147,7 +147,7 @@ class Writers:
     def text(self, name: str, text: str) -> None:
         """A text file in the workdir."""
         if self._first:
-            with self._forgiven():
+            with self._tolerate_io_errors():
                 (self._folder / name).write_text(text + '\n')
 
     def bad_images(self, bad: dict[str, str]) -> None:
@@ -164,12 +164,12 @@ class Writers:
 
         if self._first:
             picture = Image.fromarray(np.round(grid * 255).astype(np.uint8))
-            with self._forgiven(), (self._folder / 'views.png').open('wb') as file:
+            with self._tolerate_io_errors(), (self._folder / 'views.png').open('wb') as file:
                 picture.save(file, 'PNG')
         if self._events:
             self._events.write_images(0, {'views': grid[None]})
 
-    def __enter__(self) -> 'Writers':
+    def __enter__(self) -> 'MetricWriter':
         return self
 
     def __exit__(

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from simsiam_jax.methods import momentum as momenta
 from simsiam_jax.methods.contract import Method
-from simsiam_jax.methods.losses import negative_cosine, over_pairs
+from simsiam_jax.methods.losses import mean_over_view_pairs, negative_cosine
 from simsiam_jax.models.heads import MLP
 from simsiam_jax.models.network import Network, Outputs
 from simsiam_jax.models.resnet import ResNet
@@ -17,8 +17,8 @@ def make(
     backbone: ResNet,
     *,
     dim: int = 256,
-    projector_width: int = 4096,
-    predictor_width: int = 4096,
+    projector_hidden_dim: int = 4096,
+    predictor_hidden_dim: int = 4096,
     momentum: float = 0.99,
 ) -> Method:
     """BYOL on a backbone; the defaults are the paper's.
@@ -26,7 +26,7 @@ def make(
     Args:
       backbone: gives dtype and BN axis to the heads.
       dim: of z and p.
-      projector_width, predictor_width: of the hidden layers.
+      projector_hidden_dim, predictor_hidden_dim: of the hidden layers.
       momentum: of the target at the start; it rises to 1 by a cosine.
     """
 
@@ -34,13 +34,13 @@ def make(
         return MLP((width, dim), dtype=backbone.dtype, axis_name=backbone.axis_name)
 
     def loss(
-        online: Sequence[Outputs], target: Sequence[Outputs], memory: Any
+        online: Sequence[Outputs], target: Sequence[Outputs], method_state: Any
     ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
         """|p/|p| - z/|z||^2 = 2 - 2 cos, summed over both directions; z is the target's."""
-        cosine = over_pairs(
+        cosine = mean_over_view_pairs(
             lambda i, j: negative_cosine(online[i].p, target[j].z), len(online), len(target)
         )
-        return 2 * (2 + 2 * cosine), memory, {}
+        return 2 * (2 + 2 * cosine), method_state, {}
 
-    network = Network(backbone, head(projector_width), head(predictor_width))
-    return Method(network, loss, momenta.rising(momentum))
+    network = Network(backbone, head(projector_hidden_dim), head(predictor_hidden_dim))
+    return Method(network, loss, momenta.cosine_momentum_schedule(momentum))

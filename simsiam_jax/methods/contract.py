@@ -10,20 +10,20 @@ from jaxtyping import Array, Float
 from simsiam_jax.models.network import Outputs
 
 Loss = Callable[..., tuple[Float[Array, ''], Any, dict[str, Array]]]
-Pass = Callable[[nn.Module, Any, Array, Array], tuple[Outputs, Any]]
+ForwardFn = Callable[[nn.Module, Any, Array, Array], tuple[Outputs, Any]]
 
 
-def no_memory(key: Array) -> None:
+def no_method_state(key: Array) -> None:
     """A method without state beside its weights."""
 
 
-def straight(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:
+def forward(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:
     """The network as it is, on this device's share of a view."""
     outputs, changed = network.apply(variables, view, train=True, mutable='batch_stats')
     return outputs, changed.get('batch_stats', {})
 
 
-def unconstrained(params: Any) -> Any:
+def any_params(params: Any) -> Any:
     """Weights that may be anything."""
     return params
 
@@ -34,12 +34,12 @@ class Method:
 
     Attributes:
       network: view -> Outputs(feature, z, p).
-      loss: (online, target, memory) -> (loss, memory, metrics), over one device's batch;
-        `online` holds the Outputs of every view, `target` those of the first two, the large ones.
+      loss: (online, target, method_state) -> (loss, method_state, metrics), over one device's
+        batch; `online` has the Outputs of every view, `target` of the first two, the large ones.
       momentum: share of the training that is done, 0 to 1 -> m of the target's moving average
         t <- m t + (1 - m) w over the online weights; None: the target is the online network
         itself.
-      init_memory: key -> the state that `loss` reads and returns, the same on every device.
+      init_method_state: key -> the state that `loss` reads and returns, the same on every device.
       pass_online, pass_target: (network, variables, view, key) -> (Outputs, BN statistics), a
         view's way through the network in training; the key is another for each step and view and
         the same on every device.
@@ -51,8 +51,8 @@ class Method:
     network: nn.Module
     loss: Loss
     momentum: Callable[[Array], Array] | None = None
-    init_memory: Callable[[Array], Any] = no_memory
-    pass_online: Pass = straight
-    pass_target: Pass = straight
-    constrain: Callable[[Any], Any] = unconstrained
-    by_image: bool = False
+    init_method_state: Callable[[Array], Any] = no_method_state
+    online_forward: ForwardFn = forward
+    target_forward: ForwardFn = forward
+    project_params: Callable[[Any], Any] = any_params
+    uses_indices: bool = False

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 _EPS = 1e-8
 
 
-def l2_normalise(x: Float[Array, 'B D']) -> Float[Array, 'B D']:
+def l2_normalize(x: Float[Array, 'B D']) -> Float[Array, 'B D']:
     """x/|x| by row."""
     x = x.astype(jnp.float32)
     # The floor stands inside the root: the gradient at zero stays finite.
@@ -19,7 +19,7 @@ def l2_normalise(x: Float[Array, 'B D']) -> Float[Array, 'B D']:
 
 def negative_cosine(p: Float[Array, 'B D'], z: Float[Array, 'B D']) -> Float[Array, '']:
     """D(p, z), mean over the batch, in [-1, 1] (SimSiam, equation 1)."""
-    return -jnp.mean(jnp.sum(l2_normalise(p) * l2_normalise(z), axis=-1))
+    return -jnp.mean(jnp.sum(l2_normalize(p) * l2_normalize(z), axis=-1))
 
 
 def softmax_cross_entropy(p: Float[Array, 'B D'], z: Float[Array, 'B D']) -> Float[Array, '']:
@@ -27,7 +27,7 @@ def softmax_cross_entropy(p: Float[Array, 'B D'], z: Float[Array, 'B D']) -> Flo
     return -jnp.mean(jnp.sum(jax.nn.softmax(z) * jax.nn.log_softmax(p), axis=-1))
 
 
-def over_pairs(
+def mean_over_view_pairs(
     loss: Callable[[int, int], Float[Array, '']], views: int, targets: int
 ) -> Float[Array, '']:
     """Mean of loss(i, j) over every view i and every target view j that is not i's own."""
@@ -56,7 +56,7 @@ def nt_xent(
       other: z of the other view, likewise.
       first_row: where this device's images begin among all.
     """
-    p = l2_normalise(p)
+    p = l2_normalize(p)
     row = first_row + jnp.arange(len(p))
     itself = jnp.arange(len(own)) == row[:, None]
     positives = inner_products(p, other) / temperature
@@ -73,7 +73,7 @@ def info_nce(
     temperature: float,
 ) -> Float[Array, '']:
     """Cross-entropy of finding each query's key among the queue's unit rows (MoCo, equation 1)."""
-    q, k = l2_normalise(q), l2_normalise(k)
+    q, k = l2_normalize(q), l2_normalize(k)
     positive = jnp.sum(q * k, axis=-1, keepdims=True)
     logits = jnp.concatenate([positive, inner_products(q, queue)], axis=1) / temperature
     return -jnp.mean(jax.nn.log_softmax(logits)[:, 0])
@@ -93,7 +93,7 @@ def sinkhorn(
     return jnp.exp(log_q)
 
 
-def cross_entropy(
+def swapped_prediction(
     q: Float[Array, 'B K'], scores: Float[Array, 'B K'], *, temperature: float
 ) -> Float[Array, '']:
     """-q . log softmax(scores/temperature), mean over the batch (SwAV, equation 2)."""

@@ -1,4 +1,4 @@
-"""MoCo v2 (He et al., 2019; Chen et al., 2020), its loss symmetrised."""
+"""MoCo v2 (He et al., 2019; Chen et al., 2020), its loss symmetrized."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from simsiam_jax import errors
 from simsiam_jax.methods import collectives
-from simsiam_jax.methods.contract import Method, Pass
-from simsiam_jax.methods.losses import info_nce, l2_normalise, over_pairs
+from simsiam_jax.methods.contract import ForwardFn, Method
+from simsiam_jax.methods.losses import info_nce, l2_normalize, mean_over_view_pairs
 from simsiam_jax.models.heads import MLP
 from simsiam_jax.models.network import Network, Outputs
 from simsiam_jax.models.resnet import ResNet
@@ -21,10 +21,10 @@ def make(
     backbone: ResNet,
     *,
     dim: int = 128,
-    projector_width: int = 2048,
+    projector_hidden_dim: int = 2048,
     temperature: float = 0.2,
     momentum: float = 0.999,
-    queue: int = 65536,
+    queue_size: int = 65536,
     bn_group: int = 32,
 ) -> Method:
     """MoCo v2 on a backbone; the defaults are the paper's.
@@ -32,44 +32,44 @@ def make(
     Args:
       backbone: gives dtype and the data axis to the rest; its BN takes groups of images.
       dim: of z.
-      projector_width: of the hidden layer of the projector, which has no BN.
+      projector_hidden_dim: of the hidden layer of the projector, which has no BN.
       temperature: of the softmax over a query's key and the queue.
       momentum: of the key encoder.
-      queue: keys kept as negatives.
+      queue_size: keys kept as negatives.
       bn_group: images that share BN statistics, for queries as they come and for keys shuffled
         over all devices: an image's query and key see other company. 32 is the paper's batch of
         256 on 8 GPUs; the number of devices has no part in it.
     """
     axis = backbone.axis_name
-    projector = MLP((projector_width, dim), hidden_bn=False, dtype=backbone.dtype)
+    projector = MLP((projector_hidden_dim, dim), hidden_bn=False, dtype=backbone.dtype)
 
-    def init_memory(key: Array) -> Float[Array, 'K D']:
-        return l2_normalise(jax.random.normal(key, (queue, dim)))
+    def init_method_state(key: Array) -> Float[Array, 'K D']:
+        return l2_normalize(jax.random.normal(key, (queue_size, dim)))
 
     def loss(
-        online: Sequence[Outputs], target: Sequence[Outputs], memory: Float[Array, 'K D']
+        online: Sequence[Outputs], target: Sequence[Outputs], method_state: Float[Array, 'K D']
     ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
         """InfoNCE summed over both directions; then the keys of all devices join the queue."""
-        value = 2 * over_pairs(
-            lambda i, j: info_nce(online[i].p, target[j].z, memory, temperature=temperature),
+        value = 2 * mean_over_view_pairs(
+            lambda i, j: info_nce(online[i].p, target[j].z, method_state, temperature=temperature),
             len(online),
             len(target),
         )
-        keys = [collectives.gather(l2_normalise(view.z), axis) for view in target]
-        return value, jnp.concatenate([*keys, memory])[:queue], {}
+        keys = [collectives.gather(l2_normalize(view.z), axis) for view in target]
+        return value, jnp.concatenate([*keys, method_state])[:queue_size], {}
 
     groups = in_groups(bn_group, axis)
     return Method(
         Network(backbone.clone(axis_name=None), projector),
         loss,
         momentum=lambda done: jnp.full_like(done, momentum),
-        init_memory=init_memory,
-        pass_online=groups,
-        pass_target=shuffled(groups, axis),
+        init_method_state=init_method_state,
+        online_forward=groups,
+        target_forward=shuffled(groups, axis),
     )
 
 
-def in_groups(size: int, axis_name: str | None) -> Pass:
+def in_groups(size: int, axis_name: str | None) -> ForwardFn:
     """Each `size` images in a row have BN statistics of their own; the running ones are means."""
 
     def through(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:
@@ -90,7 +90,7 @@ def in_groups(size: int, axis_name: str | None) -> Pass:
     return through
 
 
-def shuffled(inner: Pass, axis_name: str | None) -> Pass:
+def shuffled(inner: ForwardFn, axis_name: str | None) -> ForwardFn:
     """Images change places over all devices before `inner`, and back after it (MoCo, 3.3)."""
 
     def through(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:

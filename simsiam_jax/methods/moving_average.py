@@ -37,11 +37,14 @@ def make(
     axis = backbone.axis_name
 
     def loss(
-        online: Sequence[Outputs], target: Sequence[Outputs], memory: Any, index: Int[Array, 'B']
+        online: Sequence[Outputs],
+        target: Sequence[Outputs],
+        method_state: Any,
+        index: Int[Array, 'B'],
     ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
         """D(z1, eta moved by z2)/2 + D(z2, eta moved by z1)/2; eta then moves by their mean."""
         z1, z2 = jax.lax.stop_gradient([view.z for view in target])
-        before = memory[index]
+        before = method_state[index]
         seen = jnp.any(before != 0, axis=1, keepdims=True)
 
         def moved(z: Float[Array, 'B D']) -> Float[Array, 'B D']:
@@ -49,12 +52,12 @@ def make(
 
         value = negative_cosine(online[0].z, moved(z2)) + negative_cosine(online[1].z, moved(z1))
         after = collectives.gather(moved((z1 + z2) / 2), axis)
-        memory = memory.at[collectives.gather(index, axis)].set(after)
-        return value / 2, memory, {}
+        method_state = method_state.at[collectives.gather(index, axis)].set(after)
+        return value / 2, method_state, {}
 
     return dataclasses.replace(
         simsiam.make(backbone, dim=dim, projector_layers=projector_layers, predictor=False),
         loss=loss,
-        init_memory=lambda key: jnp.zeros((images, dim)),
-        by_image=True,
+        init_method_state=lambda key: jnp.zeros((images, dim)),
+        uses_indices=True,
     )

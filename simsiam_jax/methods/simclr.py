@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from simsiam_jax.methods import collectives
 from simsiam_jax.methods.contract import Method
-from simsiam_jax.methods.losses import l2_normalise, nt_xent, over_pairs
+from simsiam_jax.methods.losses import l2_normalize, mean_over_view_pairs, nt_xent
 from simsiam_jax.models.heads import MLP
 from simsiam_jax.models.network import Network, Outputs
 from simsiam_jax.models.resnet import ResNet
@@ -18,12 +18,12 @@ def make(
     backbone: ResNet,
     *,
     dim: int = 128,
-    projector_width: int = 2048,
+    projector_hidden_dim: int = 2048,
     projector_layers: int = 3,
     projector_output_bn: bool = True,
     temperature: float = 0.1,
     predictor: bool = False,
-    predictor_width: int = 512,
+    predictor_hidden_dim: int = 512,
     stop_gradient: bool = False,
 ) -> Method:
     """SimCLR on a backbone; the defaults are SimSiam's reproduction, with a third layer.
@@ -31,25 +31,25 @@ def make(
     Args:
       backbone: gives dtype and the data axis to the rest.
       dim: of z.
-      projector_width: of the projector's hidden layers.
+      projector_hidden_dim: of the projector's hidden layers.
       temperature: of the softmax over all other views.
       predictor, stop_gradient: SimSiam's, added (SimSiam, section 6.2).
-      predictor_width: of the predictor's hidden layer.
+      predictor_hidden_dim: of the predictor's hidden layer.
     """
     axis = backbone.axis_name
     projector = MLP(
-        (projector_width,) * (projector_layers - 1) + (dim,),
+        (projector_hidden_dim,) * (projector_layers - 1) + (dim,),
         output_bn=projector_output_bn,
         dtype=backbone.dtype,
         axis_name=axis,
     )
-    head = MLP((predictor_width, dim), dtype=backbone.dtype, axis_name=axis)
+    head = MLP((predictor_hidden_dim, dim), dtype=backbone.dtype, axis_name=axis)
 
     def loss(
-        online: Sequence[Outputs], target: Sequence[Outputs], memory: Any
+        online: Sequence[Outputs], target: Sequence[Outputs], method_state: Any
     ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
         """NT-Xent against both views of all images on all devices."""
-        z = [collectives.gather(l2_normalise(view.z), axis) for view in online]
+        z = [collectives.gather(l2_normalize(view.z), axis) for view in online]
         if stop_gradient:
             z = jax.lax.stop_gradient(z)
         first_row = collectives.first_row(len(online[0].z), axis)
@@ -57,6 +57,6 @@ def make(
         def pair(i: int, j: int) -> Array:
             return nt_xent(online[i].p, z[i], z[j], temperature=temperature, first_row=first_row)
 
-        return over_pairs(pair, len(online), len(target)), memory, {}
+        return mean_over_view_pairs(pair, len(online), len(target)), method_state, {}
 
     return Method(Network(backbone, projector, head if predictor else None), loss)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from simsiam_jax import errors
 from simsiam_jax.methods import momentum as momenta
 from simsiam_jax.methods.contract import Method
-from simsiam_jax.methods.losses import negative_cosine, over_pairs, softmax_cross_entropy
+from simsiam_jax.methods.losses import mean_over_view_pairs, negative_cosine, softmax_cross_entropy
 from simsiam_jax.models.heads import MLP
 from simsiam_jax.models.network import Network, Outputs
 from simsiam_jax.models.resnet import ResNet
@@ -26,11 +26,11 @@ def make(
     *,
     dim: int = 2048,
     projector_layers: int = 3,
-    projector_width: int = 0,
+    projector_hidden_dim: int = 0,
     projector_hidden_bn: bool = True,
     projector_output_bn: bool = True,
     projector_output_affine: bool = False,
-    predictor_width: int = 512,
+    predictor_hidden_dim: int = 512,
     predictor_hidden_bn: bool = True,
     predictor_output_bn: bool = False,
     predictor: bool = True,
@@ -45,10 +45,11 @@ def make(
       backbone: gives dtype and BN axis to the heads.
       dim: width of the projector's output z and of p (appendix B).
       projector_layers: 3 on ImageNet, 2 on CIFAR-10 (appendix D).
-      projector_width: of the hidden layers, 0: dim. The official code has the backbone's there.
+      projector_hidden_dim: Width of the hidden layers; 0 uses dim. The official code uses the
+        backbone's width.
       projector_hidden_bn, projector_output_bn, projector_output_affine, predictor_hidden_bn,
         predictor_output_bn: where BN stands (Table 3).
-      predictor_width: of the hidden layer, the bottleneck; dim/4 in the paper.
+      predictor_hidden_dim: of the hidden layer, the bottleneck; dim/4 in the paper.
       predictor: without one p is z, and it collapses (Table 1).
       stop_gradient: False collapses (Figure 2).
       similarity: 'cosine', or 'cross_entropy' of softmaxes (section 4.5).
@@ -58,7 +59,7 @@ def make(
         0: the target is the encoder itself.
     """
     projector = MLP(
-        (projector_width or dim,) * (projector_layers - 1) + (dim,),
+        (projector_hidden_dim or dim,) * (projector_layers - 1) + (dim,),
         hidden_bn=projector_hidden_bn,
         output_bn=projector_output_bn,
         output_affine=projector_output_affine,
@@ -68,7 +69,7 @@ def make(
     errors.check_choice('method.similarity', similarity, SIMILARITIES)
     errors.check_choice('method.pairs', pairs, PAIRS)
     head = MLP(
-        (predictor_width, dim),
+        (predictor_hidden_dim, dim),
         hidden_bn=predictor_hidden_bn,
         output_bn=predictor_output_bn,
         dtype=backbone.dtype,
@@ -76,7 +77,7 @@ def make(
     )
 
     def loss(
-        online: Sequence[Outputs], target: Sequence[Outputs], memory: Any
+        online: Sequence[Outputs], target: Sequence[Outputs], method_state: Any
     ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
         """L = D(p1, stopgrad(z2))/2 + D(p2, stopgrad(z1))/2; the mean over pairs of more views."""
         z = [view.z for view in target]
@@ -87,14 +88,14 @@ def make(
             return SIMILARITIES[similarity](online[i].p, z[j])
 
         if pairs == 'symmetric':
-            return over_pairs(term, len(online), len(target)), memory, {}
+            return mean_over_view_pairs(term, len(online), len(target)), method_state, {}
         some = PAIRS[pairs]
         if len(online) <= max(i for i, _ in some):
             raise errors.UserError(
                 f'method.pairs is {pairs!r}, which takes four views, not {len(online)}; set '
-                'config.small_views.number=2 with the size and crop_scale of config.augment'
+                'config.local_crops.number=2 with the size and crop_scale of config.augment'
             )
-        return sum((term(i, j) for i, j in some), jnp.zeros(())) / len(some), memory, {}
+        return sum((term(i, j) for i, j in some), jnp.zeros(())) / len(some), method_state, {}
 
     network = Network(backbone, projector, head if predictor else None)
-    return Method(network, loss, momenta.rising(momentum) if momentum else None)
+    return Method(network, loss, momenta.cosine_momentum_schedule(momentum) if momentum else None)

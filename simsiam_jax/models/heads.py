@@ -21,7 +21,7 @@ class MLP(nn.Module):
       output_bn: BN on the output, which never has a ReLU.
       output_affine: scale and bias in the output's BN.
       dtype: of the computation; the output is float32 always.
-      axis_name: mesh axis over which BN is synchronised, None for a single device.
+      axis_name: mesh axis over which BN is synchronized, None for a single device.
     """
 
     widths: tuple[int, ...]
@@ -62,14 +62,14 @@ class MLP(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """The centres of `count` clusters in `dim` dimensions."""
+    """The centers of `count` clusters in `dim` dimensions."""
 
     count: int
     dim: int
 
     @nn.compact
     def __call__(self) -> Float[Array, 'K D']:
-        return self.param('centres', nn.initializers.normal(1.0), (self.count, self.dim))
+        return self.param('centers', nn.initializers.normal(1.0), (self.count, self.dim))
 
 
 def _uniform_bias(fan_in: int) -> nn.initializers.Initializer:

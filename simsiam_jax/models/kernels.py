@@ -52,7 +52,7 @@ class NormReLU(nn.BatchNorm):
             ra_mean.value = self.momentum * ra_mean.value + (1 - self.momentum) * mean
             ra_var.value = self.momentum * ra_var.value + (1 - self.momentum) * var
         rstd = jax.lax.rsqrt(var + self.epsilon)
-        return _normalise((axis_name, self.relu), y, shortcut, scale, bias, mean, rstd)
+        return _normalize((axis_name, self.relu), y, shortcut, scale, bias, mean, rstd)
 
 
 def _statistics(y: Array, axis_name: str | None) -> tuple[Array, Array]:
@@ -79,7 +79,7 @@ def _count(y: Array, axis_name: str | None) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalise(
+def _normalize(
     static: tuple[str | None, bool],
     y: Array,
     shortcut: Array | None,
@@ -99,8 +99,8 @@ def _affine(y: Array, scale: Array, bias: Array, mean: Array, rstd: Array) -> Ar
     return (y - mean) * (rstd * scale) + bias
 
 
-def _normalise_forward(static: Any, y: Array, shortcut: Array | None, *rest: Array) -> Any:
-    out = _normalise(static, y, shortcut, *rest)
+def _normalize_forward(static: Any, y: Array, shortcut: Array | None, *rest: Array) -> Any:
+    out = _normalize(static, y, shortcut, *rest)
     if shortcut is None:
         return out, (y, None, *rest)
     # The next block reads the output anyway: kept, where XLA would compute it again from y and
@@ -109,7 +109,7 @@ def _normalise_forward(static: Any, y: Array, shortcut: Array | None, *rest: Arr
     return out, (y, out, *rest)
 
 
-def _normalise_backward(static: Any, residuals: Any, g: Array) -> Any:
+def _normalize_backward(static: Any, residuals: Any, g: Array) -> Any:
     axis_name, relu = static
     y, out, scale, bias, mean, rstd = residuals
 
@@ -136,7 +136,7 @@ def _normalise_backward(static: Any, residuals: Any, g: Array) -> Any:
     return dy.astype(y.dtype), shortcut, own[1] * rstd, own[0], None, None
 
 
-_normalise.defvjp(_normalise_forward, _normalise_backward)
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def max_pool(x: Float[Array, 'B H W C'], *, fused: bool = False) -> Float[Array, 'B H2 W2 C']:

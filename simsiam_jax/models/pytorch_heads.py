@@ -87,11 +87,11 @@ def simsiam_arguments(projector: heads.MLP, predictor: heads.MLP) -> dict[str, A
     return {
         'dim': projector.widths[-1],
         'projector_layers': len(projector.widths),
-        'projector_width': projector.widths[0],
+        'projector_hidden_dim': projector.widths[0],
         'projector_hidden_bn': projector.hidden_bn,
         'projector_output_bn': projector.output_bn,
         'projector_output_affine': projector.output_affine,
-        'predictor_width': predictor.widths[0],
+        'predictor_hidden_dim': predictor.widths[0],
         'predictor_hidden_bn': predictor.hidden_bn,
         'predictor_output_bn': predictor.output_bn,
     }

@@ -1,5 +1,5 @@
 """ResNets (He et al., 2016) equal to torchvision's: the stride in the 3x3 convolution,
-explicit symmetric padding, fan-out initialisation, and the last BN scale of every residual
+explicit symmetric padding, fan-out initialization, and the last BN scale of every residual
 block at zero (SimSiam, section 3)."""
 
 import functools
@@ -75,7 +75,7 @@ class ResNet(nn.Module):
       width: channels of the first stage; they double from stage to stage.
       zero_init_residual: the last BN scale of every block starts at 0, its output at x.
       dtype: of the computation; parameters and BN statistics are float32 always.
-      axis_name: mesh axis over which BN is synchronised in training, None for a single device.
+      axis_name: mesh axis over which BN is synchronized in training, None for a single device.
       remat: blocks are computed again in the backward pass instead of kept: the same result.
       kernels: 'plain', 'fused' for GPUs, or 'auto', what suits the device: the same result.
     """
@@ -99,7 +99,7 @@ class ResNet(nn.Module):
     def __call__(
         self, images: Num[Array | np.ndarray, 'B H W C'], train: bool = False
     ) -> Float[Array, 'B D']:
-        """The feature of a batch of normalised images: mean over positions, float32."""
+        """The feature of a batch of normalized images: mean over positions, float32."""
         fused = kernels_lib.are_fused(self.kernels)
         norm = functools.partial(
             kernels_lib.NormReLU,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from simsiam_jax.pages import page
-from simsiam_jax.pages.runs import Curve, Run
+from simsiam_jax.pages.runs import Curve, RunRecord
 
-# Colours that the colour-blind tell apart (Okabe & Ito), and some more.
-_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#882255', '#555555')
+# Colors that the color-blind tell apart (Okabe & Ito), and some more.
+_COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#882255', '#555555')
 _DASHES = ('solid', 'dash', 'dot')
 
 # Keys in the order of their charts; those of one title share it. Others follow under their names.
@@ -54,9 +54,9 @@ document.querySelector('.runs select').onchange = event => charts.forEach((chart
 </script>"""
 
 
-def draw(runs: Sequence[Run]) -> str:
+def draw(runs: Sequence[RunRecord]) -> str:
     """Charts that stand beside each other where there is room, and what chooses their runs."""
-    colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(runs))]
+    colors = [_COLORS[i % len(_COLORS)] for i in range(len(runs))]
     # What is measured once, as at the end, stands in the summary.
     keys = {key for run in runs for key, curve in run.curves.items() if len(curve) > 1}
     if not keys:
@@ -65,13 +65,13 @@ def draw(runs: Sequence[Run]) -> str:
     for key in [*(key for key in _TITLES if key in keys), *sorted(keys - _TITLES.keys())]:
         by_title.setdefault(_TITLES.get(key, key), []).append(key)
     charts = [
-        f'<div>{page.plot(_chart(title, together, runs, colours), first=i == 0)}</div>'
+        f'<div>{page.plot(_chart(title, together, runs, colors), first=i == 0)}</div>'
         for i, (title, together) in enumerate(by_title.items())
     ]
     chosen = ''.join(
-        f'<label><input type="checkbox" checked><i style="background:{colour}"></i>'
+        f'<label><input type="checkbox" checked><i style="background:{color}"></i>'
         f'{html.escape(run.name)}</label>'
-        for run, colour in zip(runs, colours, strict=True)
+        for run, color in zip(runs, colors, strict=True)
         if len(runs) > 1
     )
     axis = (
@@ -84,11 +84,13 @@ def draw(runs: Sequence[Run]) -> str:
     )
 
 
-def _chart(title: str, keys: Sequence[str], runs: Sequence[Run], colours: Sequence[str]) -> Any:
+def _chart(
+    title: str, keys: Sequence[str], runs: Sequence[RunRecord], colors: Sequence[str]
+) -> Any:
     import plotly.graph_objects as go
 
     chart = go.Figure()
-    for number, (run, colour) in enumerate(zip(runs, colours, strict=True)):
+    for number, (run, color) in enumerate(zip(runs, colors, strict=True)):
         for key, dash in zip(keys, _DASHES, strict=False):
             curve = _thinned(run.curves.get(key, []))
             what = key.rpartition('/')[2]
@@ -98,7 +100,7 @@ def _chart(title: str, keys: Sequence[str], runs: Sequence[Run], colours: Sequen
                     y=[value if math.isfinite(value) else None for _, value in curve],
                     mode='lines+markers' if len(curve) < 30 else 'lines',
                     marker={'size': 4},
-                    line={'color': colour, 'dash': dash, 'width': 1.5},
+                    line={'color': color, 'dash': dash, 'width': 1.5},
                     name=what,
                     legendgroup=what,
                     showlegend=len(keys) > 1 and number == 0,

@@ -1,4 +1,4 @@
-"""Features of images, and their nearest neighbours as a page shows them."""
+"""Features of images, and their nearest neighbors as a page shows them."""
 
 import dataclasses
 import pathlib
@@ -10,13 +10,13 @@ import numpy as np
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
+from simsiam_jax.checkpoints import encoder as encoder_lib
 from simsiam_jax.data import jax_augment, subset
 from simsiam_jax.data.sources import ArraySource
-from simsiam_jax.methods.losses import l2_normalise
+from simsiam_jax.methods.losses import l2_normalize
 from simsiam_jax.pages import page
 from simsiam_jax.tasks import inputs, knn
 from simsiam_jax.tasks.features import Extractor, Features
-from simsiam_jax.checkpoints import encoder as encoder_lib
 from simsiam_jax.training import mesh as mesh_lib
 
 
@@ -28,7 +28,7 @@ class Embedded:
       names: of the images that features holds: a path, or what else tells one from the others.
     """
 
-    source: inputs.Source
+    source: inputs.ImageSet
     features: Features
     names: list[str]
 
@@ -63,7 +63,7 @@ def embed(checkpoint: str, images: str, batch_size: int, most: int | None = None
     mean, std = (tuple(trained['augment'][key]) for key in ('mean', 'std'))
 
     def apply(variables: Any, images: jax.Array) -> Any:
-        return encoder.module.apply(variables, jax_augment.normalise(images, mean, std))
+        return encoder.module.apply(variables, jax_augment.normalize(images, mean, std))
 
     variables = mesh_lib.replicate(encoder.variables, mesh)
     features = extract(extract.jit(apply), variables, source)
@@ -74,13 +74,13 @@ def embed(checkpoint: str, images: str, batch_size: int, most: int | None = None
     return Embedded(source, features, names)
 
 
-def neighbours(features: Features, k: int) -> tuple[np.ndarray, np.ndarray]:
+def neighbors(features: Features, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(places, cosine similarities) [N, k] of every image's nearest others."""
     if not 0 < k < len(features.x):
         raise errors.UserError(
-            f'--neighbours is {k}; expected from 1 to {len(features.x) - 1}, the other images'
+            f'--neighbors is {k}; expected from 1 to {len(features.x) - 1}, the other images'
         )
-    x = np.asarray(l2_normalise(jnp.asarray(features.x)))
+    x = np.asarray(l2_normalize(jnp.asarray(features.x)))
     similarity, places = knn.nearest(x, x, mesh_lib.make_mesh(), k=k + 1)
     # Among exact copies an image need not be its own nearest: it is left out where it stands.
     own = places == np.arange(len(x))[:, None]
@@ -90,7 +90,7 @@ def neighbours(features: Features, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw(embedded: Embedded, places: np.ndarray, similarities: np.ndarray, *, queries: int) -> str:
-    """Rows of images, spread evenly, each with its nearest as neighbours() gives them."""
+    """Rows of images, spread evenly, each with its nearest as neighbors() gives them."""
     source, features = embedded.source, embedded.features
 
     def show(place: int, similarity: float | None = None) -> str:

@@ -57,7 +57,7 @@ def row(figures: Sequence[str]) -> str:
 
 
 def scatter(points: np.ndarray, groups: Sequence[str], names: Sequence[str], *, title: str) -> Any:
-    """Points [N, 2], a colour and a legend entry for each group; names are shown on hovering."""
+    """Points [N, 2], a color and a legend entry for each group; names are shown on hovering."""
     import plotly.graph_objects as go
 
     plot, of = go.Figure(), np.asarray(groups)

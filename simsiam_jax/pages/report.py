@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.pages import curves, embedding, page, runs
-from simsiam_jax.pages.runs import Run
+from simsiam_jax.pages.runs import RunRecord
 from simsiam_jax.terminal import say
 
 NAME = 'report.html'
 
-# Images whose nearest neighbours are shown, so many of each, found among so many.
+# Images whose nearest neighbors are shown, so many of each, found among so many.
 _QUERIES, _NEAREST, _AMONG = 8, 7, 1000
 
 
@@ -32,7 +32,7 @@ def at_end(workdir: str) -> None:
     again = f'python -m simsiam_jax.tools.report {workdir}'
     try:
         # One process of several cannot compute on the devices of all.
-        text = draw([workdir], neighbours=jax.process_count() == 1)
+        text = draw([workdir], neighbors=jax.process_count() == 1)
         (epath.Path(workdir) / NAME).write_text(text)
     except ModuleNotFoundError as error:
         package = (error.name or '').partition('.')[0]
@@ -45,13 +45,13 @@ def at_end(workdir: str) -> None:
 
 
 def draw(
-    workdirs: Sequence[str | os.PathLike[str]], *, neighbours: bool = True, images: str = ''
+    workdirs: Sequence[str | os.PathLike[str]], *, neighbors: bool = True, images: str = ''
 ) -> str:
     """The page of one run, or of several to compare.
 
     Args:
-      neighbours: whether to compute them, from the newest checkpoints.
-      images: a source to show the neighbours of; '': as the run says, those of the evaluation or
+      neighbors: whether to compute them, from the newest checkpoints.
+      images: a source to show the neighbors of; '': as the run says, those of the evaluation or
         else of the training.
 
     Raises:
@@ -65,9 +65,9 @@ def draw(
     sections['Curves'] = curves.draw(found)
     if views := _views(found):
         sections['Augmented views, each image and its views side by side'] = views
-    if neighbours:
+    if neighbors:
         sections['Images, left, and their nearest by cosine similarity'] = ''.join(
-            page.folded(run.name, _neighbours(run, images), opened=i == 0)
+            page.folded(run.name, _neighbors(run, images), opened=i == 0)
             for i, run in enumerate(found)
         )
     sections['Configuration'] = _configuration(found)
@@ -77,13 +77,13 @@ def draw(
     return page.page(title, sections)
 
 
-def _summary(found: Sequence[Run]) -> dict[str, list[str]]:
+def _summary(found: Sequence[RunRecord]) -> dict[str, list[str]]:
     columns = [_facts(run) | _figures(run) | _circumstances(run) for run in found]
     names = dict.fromkeys(name for column in columns for name in column)
     return {name: [column.get(name, '') for column in columns] for name in names}
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _facts(run: RunRecord) -> dict[str, str]:
     config, step = run.config, run.step
     method = f'{config["method.name"]} on ' if 'method.name' in config else ''
     facts = {
@@ -101,7 +101,7 @@ def _facts(run: Run) -> dict[str, str]:
     return facts
 
 
-def _figures(run: Run) -> dict[str, str]:
+def _figures(run: RunRecord) -> dict[str, str]:
     """The last of what was measured; of accuracies the best, too."""
     figures = {}
     for key, curve in sorted(run.curves.items(), key=lambda item: item[0] != 'train/loss'):
@@ -115,7 +115,7 @@ def _figures(run: Run) -> dict[str, str]:
     return figures
 
 
-def _circumstances(run: Run) -> dict[str, str]:
+def _circumstances(run: RunRecord) -> dict[str, str]:
     rows = {}
     if rate := run.typical('train/images_per_second'):
         rows['images/s (median)'] = f'{rate:,.0f}'
@@ -126,7 +126,7 @@ def _circumstances(run: Run) -> dict[str, str]:
     return rows
 
 
-def _warnings(found: Sequence[Run]) -> str:
+def _warnings(found: Sequence[RunRecord]) -> str:
     """What the guard has said, and the images that could not be read."""
     parts = []
     for run in found:
@@ -137,7 +137,7 @@ def _warnings(found: Sequence[Run]) -> str:
     return ''.join(parts)
 
 
-def _views(found: Sequence[Run]) -> str:
+def _views(found: Sequence[RunRecord]) -> str:
     """Each picture once, though several runs may have it."""
     owners: dict[bytes, list[str]] = {}
     for run in found:
@@ -151,19 +151,19 @@ def _views(found: Sequence[Run]) -> str:
     return page.row(pictures) if pictures else ''
 
 
-def _neighbours(run: Run, images: str) -> str:
+def _neighbors(run: RunRecord, images: str) -> str:
     images = images or run.config.get('eval.test') or run.config.get('data.source') or ''
     try:
         embedded = embedding.embed(str(run.folder), images, 64, _AMONG)
         nearest = min(_NEAREST, len(embedded.features.x) - 1)
-        places, similarities = embedding.neighbours(embedded.features, nearest)
+        places, similarities = embedding.neighbors(embedded.features, nearest)
     except (errors.UserError, OSError, ModuleNotFoundError) as error:
         return f'<p>None: {html.escape(str(error))}</p>'
     among = f'<p>Among {len(embedded.features.x):,} images of {html.escape(images)}.</p>'
     return among + embedding.draw(embedded, places, similarities, queries=_QUERIES)
 
 
-def _configuration(found: Sequence[Run]) -> str:
+def _configuration(found: Sequence[RunRecord]) -> str:
     """What differs between the runs, or of one run from the default; then all."""
     columns = {run.name: run.config for run in found}
     if len(found) == 1:
@@ -181,7 +181,7 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _versions(found: Sequence[Run]) -> str:
+def _versions(found: Sequence[RunRecord]) -> str:
     """A column for every start of every run."""
     columns: dict[str, dict[str, str]] = {}
     for run in found:

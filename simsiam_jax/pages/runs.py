@@ -18,7 +18,7 @@ Curve = list[tuple[int, float]]  # (step, value)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunRecord:
     """What the files of a workdir hold; empty where one is not there.
 
     Attributes:
@@ -58,7 +58,7 @@ class Run:
         return statistics.median(y for _, y in self.curves[key]) if key in self.curves else None
 
 
-def read(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
+def read(workdirs: Sequence[str | os.PathLike[str]]) -> list[RunRecord]:
     """The runs, named by what their paths do not have in common.
 
     Raises:
@@ -74,7 +74,7 @@ def read(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
     return found
 
 
-def _read(folder: epath.Path, name: str) -> Run:
+def _read(folder: epath.Path, name: str) -> RunRecord:
     if not (folder / 'metrics.jsonl').exists():
         raise errors.UserError(
             f'{folder} has no metrics.jsonl; expected the workdir of a run of task pretrain, '
@@ -84,7 +84,7 @@ def _read(folder: epath.Path, name: str) -> Run:
     starts = json_lines(folder / 'starts.jsonl')
     path = folder / 'config.json'
     config = json.loads(path.read_text()) if path.exists() else {}
-    return Run(
+    return RunRecord(
         name, folder, flatten_dict(config, sep='.'), _curves(lines), starts, _seconds(starts, lines)
     )
 

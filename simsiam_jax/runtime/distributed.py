@@ -20,14 +20,14 @@ from jax.experimental import multihost_utils
 
 from simsiam_jax import errors
 from simsiam_jax.runtime import launchers
-from simsiam_jax.runtime.launchers import Peers
+from simsiam_jax.runtime.launchers import ClusterSpec
 
 
 class MissingError(errors.UserError):
     """Processes of the run are not there; they may be the next time."""
 
 
-def start(peers: Peers | None = None, *, timeout: int = 300) -> None:
+def start(peers: ClusterSpec | None = None, *, timeout: int = 300) -> None:
     """Joins the processes of a run; a single process needs and does nothing.
 
     Args:
@@ -47,18 +47,18 @@ def start(peers: Peers | None = None, *, timeout: int = 300) -> None:
                 initialization_timeout=timeout, heartbeat_timeout_seconds=timeout
             )
         return
-    if not 0 <= peers.rank < peers.count:
+    if not 0 <= peers.process_id < peers.num_processes:
         raise errors.UserError(
-            f'--process_id is {peers.rank}; expected from 0 to under --num_processes = '
-            f'{peers.count}'
+            f'--process_id is {peers.process_id}; expected from 0 to under --num_processes = '
+            f'{peers.num_processes}'
         )
-    if peers.count == 1:
+    if peers.num_processes == 1:
         return
-    roll_call(peers, timeout)
+    rendezvous(peers, timeout)
     jax.distributed.initialize(
         peers.coordinator,
-        peers.count,
-        peers.rank,
+        peers.num_processes,
+        peers.process_id,
         launchers.local_devices(os.environ),
         cluster_detection_method='deactivate',
         initialization_timeout=timeout,
@@ -69,7 +69,7 @@ def start(peers: Peers | None = None, *, timeout: int = 300) -> None:
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
 
-def roll_call(peers: Peers, timeout: int) -> None:
+def rendezvous(peers: ClusterSpec, timeout: int) -> None:
     """Returns in every process once all are there, or raises in all that came.
 
     JAX's own start would end a process by an abort that names nobody.
@@ -81,24 +81,24 @@ def roll_call(peers: Peers, timeout: int) -> None:
     if not host or not port.isdigit():
         raise errors.UserError(f'the coordinator is {peers.coordinator!r}; expected HOST:PORT')
     deadline = time.monotonic() + timeout
-    answer = (_call if peers.rank == 0 else _answer)(peers, host, int(port), deadline)
+    answer = (_call if peers.process_id == 0 else _answer)(peers, host, int(port), deadline)
     if answer != 'all here':
         raise MissingError(answer)
 
 
-def _call(peers: Peers, host: str, port: int, deadline: float) -> str:
+def _call(peers: ClusterSpec, host: str, port: int, deadline: float) -> str:
     """Process 0: waits for the others and tells them all the same."""
     came: dict[int, socket.socket] = {}
     text = 'all here'
     try:
-        server = socket.create_server(('', port), backlog=peers.count)
+        server = socket.create_server(('', port), backlog=peers.num_processes)
     except OSError as error:
         raise errors.UserError(
             f'port {port} of the coordinator cannot be used: {error.strerror}; another run may '
             'have it, choose another'
         ) from error
     with server:
-        while len(came) < peers.count - 1 and text == 'all here':
+        while len(came) < peers.num_processes - 1 and text == 'all here':
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 other, _ = server.accept()
@@ -110,8 +110,10 @@ def _call(peers: Peers, host: str, port: int, deadline: float) -> str:
                 continue
             except (OSError, ValueError):
                 continue  # nobody of ours
-            if rank in came or count != peers.count:
-                text = f'process {rank} of {count} has come twice or to a run of {peers.count}'
+            if rank in came or count != peers.num_processes:
+                text = (
+                    f'process {rank} of {count} has come twice or to a run of {peers.num_processes}'
+                )
             came[rank] = other
         for other in came.values():
             with other:
@@ -119,31 +121,31 @@ def _call(peers: Peers, host: str, port: int, deadline: float) -> str:
     return text
 
 
-def _answer(peers: Peers, host: str, port: int, deadline: float) -> str:
+def _answer(peers: ClusterSpec, host: str, port: int, deadline: float) -> str:
     """The others: what process 0 says."""
     while time.monotonic() < deadline + 5:  # it is the one to lose patience first
         try:
             with socket.create_connection((host, port), timeout=5) as server:
-                server.sendall(f'{peers.rank} {peers.count}'.encode())
+                server.sendall(f'{peers.process_id} {peers.num_processes}'.encode())
                 server.settimeout(max(deadline + 5 - time.monotonic(), 0.01))
                 if text := server.recv(4096).decode():
                     return text
         except OSError:
             pass
         time.sleep(0.2)  # process 0 is not there yet
-    return f'process 0 does not answer at {peers.coordinator}; process {peers.rank} gave up'
+    return f'process 0 does not answer at {peers.coordinator}; process {peers.process_id} gave up'
 
 
-def _missing(peers: Peers, came: set[int]) -> str:
-    absent = ', '.join(str(rank) for rank in range(peers.count) if rank not in came)
+def _missing(peers: ClusterSpec, came: set[int]) -> str:
+    absent = ', '.join(str(rank) for rank in range(peers.num_processes) if rank not in came)
     seen = ', '.join(map(str, sorted(came)))
     return (
-        f'{len(came)} of {peers.count} processes came to {peers.coordinator}: ranks {seen}; '
-        f'missing: {absent}; look into their logs, and whether they reach this port'
+        f'only {len(came)} of {peers.num_processes} processes connected to {peers.coordinator} '
+        f'(ranks {seen}); missing ranks: {absent}. Check their logs and that they reach this port'
     )
 
 
-def from_first(value: Any) -> Any:
+def broadcast_from_process_0(value: Any) -> Any:
     """Process 0's value (what JSON can hold) in every process."""
     if jax.process_count() == 1:
         return value
@@ -153,7 +155,7 @@ def from_first(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
 
 
-def all_agree(here: bool) -> bool:
+def all_processes(here: bool) -> bool:
     """Whether it is so in every process."""
     if jax.process_count() == 1:
         return here
@@ -161,11 +163,11 @@ def all_agree(here: bool) -> bool:
 
 
 @contextlib.contextmanager
-def ending(code: int) -> Iterator[None]:
-    """Within it, the failure of one process of several ends all of them.
+def exit_together() -> Iterator[None]:
+    """Within this context the failure of one of several processes stops all of them.
 
-    The process that failed leaves at once, with 1 after a UserError and `code` after others: on
-    the way of a single process it would wait for the others, who wait for it.
+    The failed process exits at once, with 1 after a UserError and os.EX_TEMPFAIL otherwise: the
+    regular way out would wait for the other processes, which wait for it.
     """
     try:
         yield
@@ -180,7 +182,7 @@ def ending(code: int) -> Iterator[None]:
             report(error, f' in process {jax.process_index()} of {jax.process_count()}')
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1 if mendable else code)
+        os._exit(1 if mendable else os.EX_TEMPFAIL)
     _leave()
 
 
@@ -201,7 +203,7 @@ def _leave() -> None:
         jax.distributed.shutdown()
 
 
-class Sigterm:
+class PreemptionHandler:
     """Within this context SIGTERM to any process of a run does not end it, nor does a first Ctrl-C.
 
     asked(step) says to leave, and says so at the same step in every process.
@@ -209,7 +211,7 @@ class Sigterm:
 
     _received = False
 
-    def __enter__(self) -> 'Sigterm':
+    def __enter__(self) -> 'PreemptionHandler':
         # Of several processes JAX's own handler tells the others.
         if jax.process_count() == 1:
             self._previous = signal.signal(signal.SIGTERM, self._receive)
@@ -223,7 +225,7 @@ class Sigterm:
         signal.signal(signal.SIGINT, self._interrupt)  # a second one ends the run at once
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def asked(self, step: int) -> bool:
+    def should_stop(self, step: int) -> bool:
         """To be called at every step; whether to save and leave after this one."""
         if jax.process_count() == 1:
             return self._received

@@ -12,15 +12,15 @@ _PORTS = 61440
 
 
 @dataclasses.dataclass(frozen=True)
-class Peers:
+class ClusterSpec:
     """The processes of a run: process 0 is found at `coordinator`, HOST:PORT."""
 
     coordinator: str
-    count: int
-    rank: int
+    num_processes: int
+    process_id: int
 
 
-def from_environment(env: Mapping[str, str]) -> Peers | None:
+def from_environment(env: Mapping[str, str]) -> ClusterSpec | None:
     """What a launcher says in its variables; None for a single process, and where it is gone.
 
     JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID (in Kubernetes's indexed
@@ -36,7 +36,7 @@ def from_environment(env: Mapping[str, str]) -> Peers | None:
                 'JAX_COORDINATOR_ADDRESS is set; JAX_NUM_PROCESSES and JAX_PROCESS_ID were '
                 'expected too: set them, or unset it for a single process'
             )
-        return Peers(env['JAX_COORDINATOR_ADDRESS'], int(env['JAX_NUM_PROCESSES']), int(rank))
+        return ClusterSpec(env['JAX_COORDINATOR_ADDRESS'], int(env['JAX_NUM_PROCESSES']), int(rank))
     # Before SLURM: within its jobs mpirun starts its own agents by srun, whose variables pass on.
     if _by_mpirun(env):
         uri = env.get('OMPI_MCA_orte_hnp_uri', '')  # 1531576320.0;tcp://10.96.0.1,10.148.0.1:34911
@@ -48,7 +48,7 @@ def from_environment(env: Mapping[str, str]) -> Peers | None:
             )
         port = _PORTS + int(job[1]) // 4096 % 4096
         count, rank = env['OMPI_COMM_WORLD_SIZE'], env['OMPI_COMM_WORLD_RANK']
-        return Peers(f'{address[1]}:{port}', int(count), int(rank))
+        return ClusterSpec(f'{address[1]}:{port}', int(count), int(rank))
     # srun alone sets the step's; a shell that outlived its job still has them, but not its task.
     if int(env.get('SLURM_STEP_NUM_TASKS', 1)) > 1 and _alive(int(env['SLURM_TASK_PID'])):
         first = re.match(r'([^,\[]+)(?:\[(\d+))?', env['SLURM_STEP_NODELIST'])
@@ -56,7 +56,7 @@ def from_environment(env: Mapping[str, str]) -> Peers | None:
         host = first[1] + (first[2] or '')
         port = _PORTS + int(env['SLURM_JOB_ID']) % 4096
         count, rank = env['SLURM_STEP_NUM_TASKS'], env['SLURM_PROCID']
-        return Peers(f'{host}:{port}', int(count), int(rank))
+        return ClusterSpec(f'{host}:{port}', int(count), int(rank))
     return None
 
 

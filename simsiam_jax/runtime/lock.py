@@ -26,14 +26,14 @@ class Lock:
 
     Raises:
       UserError: another run is active there.
-      OSError: the workdir cannot be written; of a bucket, one of storage.failures().
+      OSError: the workdir cannot be written; of a bucket, one of storage.io_errors().
     """
 
     def __init__(self, workdir: epath.Path):
         self._path = workdir / NAME
         self._me = {'host': socket.gethostname(), 'pid': os.getpid(), 'run': uuid.uuid4().hex}
         self._beats = 0
-        storage.make(workdir)
+        storage.mkdirs(workdir)
         if not storage.is_remote(workdir):
             self._take(self._path)
         else:  # a bucket cannot refuse the second of two at once
@@ -91,7 +91,7 @@ class Lock:
             self._beats += 1
             try:
                 self._write(self._path)
-            except storage.failures():
+            except storage.io_errors():
                 continue  # a full disk: the next beat may find room
 
     def release(self) -> None:
@@ -100,7 +100,7 @@ class Lock:
         try:
             if _read(self._path).get('run') == self._me['run']:
                 self._path.unlink(missing_ok=True)
-        except storage.failures():
+        except storage.io_errors():
             return  # it will be found to be stale
 
 

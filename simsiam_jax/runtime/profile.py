@@ -9,11 +9,11 @@ from typing import Any
 import jax
 
 from simsiam_jax import errors
-from simsiam_jax.terminal import say
 from simsiam_jax.runtime import storage
+from simsiam_jax.terminal import say
 
 
-class Window:
+class StepProfiler:
     """Traces steps START to STOP, STOP left out, into WORKDIR/profile.
 
     Args:
@@ -36,7 +36,7 @@ class Window:
             )
         self._start, self._stop = int(given[1]), int(given[2])
 
-    def __enter__(self) -> 'Window':
+    def __enter__(self) -> 'StepProfiler':
         return self
 
     def at(self, number: int, state: Any) -> None:
@@ -64,7 +64,7 @@ class Window:
             for file in filter(pathlib.Path.is_file, local.rglob('*')):
                 there = storage.folder(self._folder) / file.relative_to(local)
                 there.write_bytes(file.read_bytes())
-        except storage.failures() as error:  # costs the run nothing
+        except storage.io_errors() as error:  # costs the run nothing
             say(f'warning: {self._folder} cannot be written: {storage.reason(error)}')
             return
         shutil.rmtree(local)

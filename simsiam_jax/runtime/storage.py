@@ -39,7 +39,7 @@ def folder(path: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(path)  # absolute() would look for a folder `gs:` here
 
 
-def make(folder: epath.Path) -> None:
+def mkdirs(folder: epath.Path) -> None:
     """Makes the folder with all above it.
 
     A bucket has none, and TensorFlow looks for ever for the ones above in a bucket that is not
@@ -49,7 +49,7 @@ def make(folder: epath.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def need_client(folder: epath.Path) -> None:
+def require_client(folder: epath.Path) -> None:
     """Raises UserError where Orbax would miss what it asks about a bucket with."""
     if not is_remote(folder):
         return
@@ -62,7 +62,7 @@ def need_client(folder: epath.Path) -> None:
         ) from error
 
 
-def failures() -> tuple[type[Exception], ...]:
+def io_errors() -> tuple[type[Exception], ...]:
     """What reading and writing raises, on a disk and in a bucket."""
     libraries = [(sys.modules.get(name), kind) for name, kind in _KINDS.items()]
     return (OSError, *(getattr(library, kind) for library, kind in libraries if library))
@@ -85,11 +85,11 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Such a failure within it becomes a UserError."""
     try:
         yield
-    except failures() as error:
+    except io_errors() as error:
         raise unreadable(path, error) from error
 
 
-def is_unread(error: Exception) -> bool:
+def is_unreachable(error: Exception) -> bool:
     """Whether what was to be read is out of reach, and not damaged."""
     return (
         isinstance(error, PermissionError)
@@ -98,7 +98,7 @@ def is_unread(error: Exception) -> bool:
     )
 
 
-def mend(path: str | os.PathLike[str]) -> str:
+def write_hint(path: str | os.PathLike[str]) -> str:
     """What to do where a workdir cannot be written."""
     if not is_remote(path):
         return 'give another --workdir'

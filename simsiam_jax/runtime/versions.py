@@ -19,7 +19,7 @@ PACKAGES = (
 )
 
 
-def of_this_process() -> dict[str, Any]:
+def describe_process() -> dict[str, Any]:
     """Versions of Python and of the packages that are there, host, processes and devices."""
     found = {'python': platform.python_version()}
     for name in PACKAGES:

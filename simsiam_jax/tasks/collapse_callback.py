@@ -8,20 +8,20 @@ import jax
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
-from simsiam_jax.tasks import diagnosis
-from simsiam_jax.tasks.inputs import Source
-from simsiam_jax.terminal import say
-from simsiam_jax.runtime import distributed
-from simsiam_jax.training import guard
-from simsiam_jax.logs import writers
 from simsiam_jax.checkpoints.checkpoint import Checkpoints
-from simsiam_jax.training.monitor import Measures
+from simsiam_jax.logs import writers
+from simsiam_jax.runtime import distributed
+from simsiam_jax.tasks import diagnosis
+from simsiam_jax.tasks.inputs import ImageSet
+from simsiam_jax.terminal import say
+from simsiam_jax.training import guard
+from simsiam_jax.training.monitor import RepresentationMetrics
 from simsiam_jax.training.step import TrainState
 
 CHOICES = ('warn', 'stop', 'off')
 
 
-class Watch:
+class CollapseCallback:
     """Called after every step of a run, begin() before the first.
 
     Args:
@@ -32,16 +32,16 @@ class Watch:
         self,
         config: ConfigDict,
         measuring: guard.Guard,
-        source: Source,
+        source: ImageSet,
         checkpoints: Checkpoints,
-        log: writers.Writers,
+        log: writers.MetricWriter,
     ):
         self._config, self._guard = config, measuring
         self._checkpoints, self._log = checkpoints, log
-        self._data = diagnosis.look_at(source)
-        self._history: list[Measures] = []
+        self._data = diagnosis.sample_dataset(source)
+        self._history: list[RepresentationMetrics] = []
         self._start = self._healthy = 0  # the last step that looked healthy
-        self._held: int | None = None
+        self._pinned: int | None = None
         self._told: dict[str, str] = {}  # verdict -> what was said
 
     def begin(self, initial: TrainState, batches: Iterable[Any], step: int) -> None:
@@ -74,12 +74,14 @@ class Watch:
             return
         self._history.append(measures)
         self._write(number, measures)
-        self._hold(number, guard.look(self._history) == guard.HEALTHY)
-        verdict = guard.judge(self._history, self._data.duplicates)
+        self._pin(number, guard.classify(self._history) == guard.HEALTHY)
+        verdict = guard.diagnose(self._history, self._data.duplicates)
         if verdict == guard.HEALTHY or verdict in self._told:
             return
         found = diagnosis.causes(self._config, measures, self._data)
-        text = distributed.from_first(self._text(verdict, number, float(metrics['loss']), found))
+        text = distributed.broadcast_from_process_0(
+            self._text(verdict, number, float(metrics['loss']), found)
+        )
         say(f'warning: {text}')
         self._told[verdict] = text
         self._log.text('guard.txt', '\n\n'.join(self._told.values()))
@@ -89,29 +91,31 @@ class Watch:
                 '--config.guard=warn to go on'
             )
 
-    def _write(self, number: int, measures: Measures) -> None:
+    def _write(self, number: int, measures: RepresentationMetrics) -> None:
         values = dataclasses.asdict(measures)
         self._log.scalars(number, {f'guard/{name}': value for name, value in values.items()})
 
-    def _hold(self, number: int, healthy: bool) -> None:
+    def _pin(self, number: int, healthy: bool) -> None:
         """From the first sign on, what was saved before it stays, unless the sign passes."""
         if healthy:
             # What an earlier part of the run has held is not let go.
-            if self._held is not None and self._held >= self._start and not self._told:
-                self._checkpoints.hold(None)
-            self._healthy, self._held = number, None
-        elif self._held is None:
-            self._held = self._checkpoints.hold(self._healthy)
+            if self._pinned is not None and self._pinned >= self._start and not self._told:
+                self._checkpoints.pin(None)
+            self._healthy, self._pinned = number, None
+        elif self._pinned is None:
+            self._pinned = self._checkpoints.pin(self._healthy)
 
-    def _text(self, verdict: str, number: int, loss: float, found: list[diagnosis.Cause]) -> str:
+    def _text(
+        self, verdict: str, number: int, loss: float, found: list[diagnosis.Diagnosis]
+    ) -> str:
         now, before = self._history[-1], self._history[0]
         figures = ', '.join(
             f'{name} {getattr(now, name):.3g} ({getattr(before, name):.3g})'
             for name in ('z_std', 'rank', 'alignment', 'uniformity', 'view_distance')
         )
         kept = (
-            f'step {self._held}, from before it, is kept'
-            if self._held is not None
+            f'step {self._pinned}, from before it, is kept'
+            if self._pinned is not None
             else 'no checkpoint is from before it'
         )
         return '\n'.join(

@@ -6,9 +6,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simsiam_jax.data.sources import ArraySource
-from simsiam_jax.tasks.inputs import Source
+from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.training import guard
-from simsiam_jax.training.monitor import Measures
+from simsiam_jax.training.monitor import RepresentationMetrics
 
 # The usual base rate, and the highest rate, batch_size/256 included, that the paper's runs have:
 # SimSiam's and BYOL's at batch 4096.
@@ -21,7 +21,7 @@ _AUGMENT = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Cause:
+class Diagnosis:
     """What may be wrong, and what to try: overrides, where there are any."""
 
     text: str
@@ -29,7 +29,7 @@ class Cause:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class DatasetStats:
     """Of the images.
 
     Attributes:
@@ -41,7 +41,7 @@ class Data:
     duplicates: float
 
 
-def look_at(source: Source, sample: int = 64) -> Data:
+def sample_dataset(source: ImageSet, sample: int = 64) -> DatasetStats:
     """Of images spread evenly over the source; these are compared as 16x16 pixels."""
     indices = np.linspace(0, len(source) - 1, min(sample, len(source))).astype(int)
     small = []
@@ -56,10 +56,10 @@ def look_at(source: Source, sample: int = 64) -> Data:
     squares = np.square(vectors[:, None] - vectors).mean(-1)
     np.fill_diagonal(squares, np.inf)
     # Two levels of 255: what another JPEG of the same picture differs by.
-    return Data(len(source), float((squares.min(1) <= 2**2).mean()))
+    return DatasetStats(len(source), float((squares.min(1) <= 2**2).mean()))
 
 
-def causes(config: ConfigDict, now: Measures, data: Data) -> list[Cause]:
+def causes(config: ConfigDict, now: RepresentationMetrics, data: DatasetStats) -> list[Diagnosis]:
     """What may make this configuration collapse on these images, the likeliest first.
 
     First what leaves nothing to learn, then what is known to collapse, then what is out of the
@@ -68,11 +68,11 @@ def causes(config: ConfigDict, now: Measures, data: Data) -> list[Cause]:
     return [*_of_the_data(now, data), *_of_the_method(config), *_of_the_scale(config, now, data)]
 
 
-def _of_the_data(now: Measures, data: Data) -> list[Cause]:
+def _of_the_data(now: RepresentationMetrics, data: DatasetStats) -> list[Diagnosis]:
     found = []
     if data.duplicates > guard.DUPLICATES:
         found.append(
-            Cause(
+            Diagnosis(
                 f'{data.duplicates:.0%} of a sample of the images have a near-duplicate in it: '
                 'there is little to tell apart',
                 'other images in --config.data.source, or these without the duplicates',
@@ -80,7 +80,7 @@ def _of_the_data(now: Measures, data: Data) -> list[Cause]:
         )
     if now.view_distance < guard.SAME_VIEWS:
         found.append(
-            Cause(
+            Diagnosis(
                 'the two views of an image are the same, or nearly (their distance is '
                 f'{now.view_distance:.2g} of that between images): there is nothing to overcome',
                 _AUGMENT,
@@ -89,40 +89,46 @@ def _of_the_data(now: Measures, data: Data) -> list[Cause]:
     return found
 
 
-def _of_the_method(config: ConfigDict) -> list[Cause]:
+def _of_the_method(config: ConfigDict) -> list[Diagnosis]:
     method, found = config.method, []
     if method.name in ('simsiam', 'swav') and not method.stop_gradient:
-        found.append(Cause('the stop-gradient is off', '--config.method.stop_gradient=True'))
+        found.append(Diagnosis('the stop-gradient is off', '--config.method.stop_gradient=True'))
     if method.name == 'simsiam':
         if not method.predictor:
-            found.append(Cause('there is no predictor', '--config.method.predictor=True'))
-        elif config.optim.predictor == 'fixed':
-            found.append(Cause('the predictor does not learn', '--config.optim.predictor=constant'))
+            found.append(Diagnosis('there is no predictor', '--config.method.predictor=True'))
+        elif config.optim.predictor_schedule == 'fixed':
+            found.append(
+                Diagnosis(
+                    'the predictor does not learn', '--config.optim.predictor_schedule=constant'
+                )
+            )
         if not method.projector_hidden_bn and not method.projector_output_bn:
             keys = ('projector_hidden_bn', 'projector_output_bn', 'predictor_hidden_bn')
             tries = ' '.join(f'--config.method.{key}=True' for key in keys)
-            found.append(Cause('there is no BN in the heads', tries))
+            found.append(Diagnosis('there is no BN in the heads', tries))
         elif not method.projector_output_bn:
             found.append(
-                Cause(
+                Diagnosis(
                     "there is no BN on the projector's output",
                     '--config.method.projector_output_bn=True',
                 )
             )
     if method.name == 'moving_average' and not method.average:
         found.append(
-            Cause('there is neither a predictor nor an average', '--config.method.average=0.8')
+            Diagnosis('there is neither a predictor nor an average', '--config.method.average=0.8')
         )
     return found
 
 
-def _of_the_scale(config: ConfigDict, now: Measures, data: Data) -> list[Cause]:
+def _of_the_scale(
+    config: ConfigDict, now: RepresentationMetrics, data: DatasetStats
+) -> list[Diagnosis]:
     optim, found = config.optim, []
     scaled = optim.learning_rate * config.batch_size / 256
     usual, highest = _RATES[optim.name]
     if scaled > highest:
         found.append(
-            Cause(
+            Diagnosis(
                 f'the learning rate is {scaled:.3g} (base {optim.learning_rate:g} x batch '
                 f'{config.batch_size}/256), above {highest:g}',
                 f'--config.optim.learning_rate={usual:g}',
@@ -130,26 +136,26 @@ def _of_the_scale(config: ConfigDict, now: Measures, data: Data) -> list[Cause]:
         )
     if config.batch_size >= 1024 and not optim.warmup_epochs:
         found.append(
-            Cause(
+            Diagnosis(
                 f'a batch of {config.batch_size} starts without warm-up',
                 '--config.optim.warmup_epochs=10',
             )
         )
-    # BN is synchronised over the devices: the whole batch counts, or the part that is computed.
-    share = config.method.get('bn_group', config.batch_size // optim.accumulate)
+    # BN is synchronized over the devices: the whole batch counts, or the part that is computed.
+    share = config.method.get('bn_group', config.batch_size // optim.gradient_accumulation_steps)
     if share < 32:
         key = 'method.bn_group=32' if 'bn_group' in config.method else 'batch_size=64'
-        found.append(Cause(f"BN's statistics are of {share} images only", f'--config.{key}'))
+        found.append(Diagnosis(f"BN's statistics are of {share} images only", f'--config.{key}'))
     if guard.SAME_VIEWS <= now.view_distance < 0.3:
         found.append(
-            Cause(
+            Diagnosis(
                 'the augmentation is weak (the distance between the views of an image is '
                 f'{now.view_distance:.2g} of that between images)',
                 _AUGMENT,
             )
         )
     found.append(
-        Cause(
+        Diagnosis(
             f'the learning rate, base {optim.learning_rate:g}, may be too high for these images',
             f'--config.optim.learning_rate={optim.learning_rate / 4:g}',
         )
@@ -157,7 +163,7 @@ def _of_the_scale(config: ConfigDict, now: Measures, data: Data) -> list[Cause]:
     small = config.model.name in ('resnet18', 'resnet34') or config.model.width_multiplier < 1
     if small and data.images >= 100_000 and config.method.name in ('simsiam', 'byol'):
         found.append(
-            Cause(
+            Diagnosis(
                 f'the network is small for {data.images} images (Li et al., 2022)',
                 '--config.model.name=resnet50 --config.model.width_multiplier=1',
             )

@@ -1,4 +1,4 @@
-"""What every evaluation starts from: a checkpoint, and a labelled pair of image sets."""
+"""What every evaluation starts from: a checkpoint, and a labeled pair of image sets."""
 
 import dataclasses
 import json
@@ -8,15 +8,14 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simsiam_jax import config as config_lib
-from simsiam_jax import errors
+from simsiam_jax import config_keys, errors
+from simsiam_jax.checkpoints import encoder as encoder_lib
 from simsiam_jax.data import subset, tfds_source
+from simsiam_jax.runtime import storage
 from simsiam_jax.tasks import inputs
 from simsiam_jax.tasks.features import Extractor
-from simsiam_jax.tasks.inputs import Source
+from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.terminal import say
-from simsiam_jax.runtime import storage
-from simsiam_jax.checkpoints import encoder as encoder_lib
 from simsiam_jax.training import mesh as mesh_lib
 
 # Keys that are as the checkpoint was trained, where they are not given.
@@ -33,7 +32,7 @@ _INHERITED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class EvalSetup:
     """A checkpoint and the images to judge it on.
 
     Attributes:
@@ -42,8 +41,8 @@ class Setting:
 
     config: ConfigDict
     encoder: encoder_lib.Encoder
-    train: Source
-    test: Source
+    train: ImageSet
+    test: ImageSet
     mesh: Mesh
 
     def extractor(self, batch_size: int) -> Extractor:
@@ -64,13 +63,13 @@ class Setting:
         )
 
 
-def prepare(config: ConfigDict, mesh: Mesh | None = None) -> Setting:
+def prepare(config: ConfigDict, mesh: Mesh | None = None) -> EvalSetup:
     """Opens the checkpoint and the images; the keys of `config` that are None are filled in.
 
     Raises:
       UserError: a key is unknown, the checkpoint is none, or the images do not fit it.
     """
-    config_lib.check(config)
+    config_keys.check(config)
     mesh = mesh or mesh_lib.make_mesh()
     if not config.init_from:
         raise errors.UserError(
@@ -93,20 +92,21 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None) -> Setting:
         if not config.eval[key]:
             raise errors.UserError(
                 f'config.eval.{key} is not given and {config.init_from} was trained without; give '
-                f'labelled images: --config.eval.{key}=folder:DIR with one subfolder a class'
+                f'labeled images: --config.eval.{key}=folder:DIR with one subfolder a class'
             )
     train = _training_set(config)
     test = inputs.open_source(config.eval.test, config.data)
     check_classes(train, test)
-    return Setting(config, encoder, train, test, mesh)
+    return EvalSetup(config, encoder, train, test, mesh)
 
 
-def _training_set(config: ConfigDict) -> Source:
-    """config.eval.train, or the share config.labels of it, class-balanced, alike every time.
+def _training_set(config: ConfigDict) -> ImageSet:
+    """Returns config.eval.train, or its class-balanced share config.label_fraction.
 
-    Of ImageNet 1 % and 10 % are the field's own, TFDS's imagenet2012_subset, where it is there.
+    The share is the same every time. 1 % and 10 % of ImageNet are TFDS's imagenet2012_subset, the
+    field's own, if it is prepared.
     """
-    name = {0.01: '1pct', 0.1: '10pct'}.get(config.labels)
+    name = {0.01: '1pct', 0.1: '10pct'}.get(config.label_fraction)
     spec = f'imagenet2012_subset/{name}/train'
     if (
         name
@@ -116,13 +116,13 @@ def _training_set(config: ConfigDict) -> Source:
         say(f'the images with labels are tfds:{spec}')
         return inputs.open_source(f'tfds:{spec}', config.data)
     source = inputs.open_source(config.eval.train, config.data)
-    if config.labels == 1 or not source.classes:
+    if config.label_fraction == 1 or not source.classes:
         return source
-    kept, _ = subset.split(subset.labels(source), config.labels, config.seed)
+    kept, _ = subset.split(subset.labels(source), config.label_fraction, config.seed)
     return subset.take(source, kept)
 
 
-def check_classes(train: Source, test: Source) -> None:
+def check_classes(train: ImageSet, test: ImageSet) -> None:
     """Raises UserError where one has no labels, or the two have other classes."""
     for key, source in (('train', train), ('test', test)):
         if not source.classes:
@@ -149,10 +149,11 @@ def write(workdir: str, name: str, result: Any) -> None:
     if jax.process_index():
         return
     try:
-        storage.make(folder)
+        storage.mkdirs(folder)
         (folder / name).write_text(json.dumps(result, indent=2) + '\n')
-    except storage.failures() as error:
+    except storage.io_errors() as error:
         raise errors.UserError(
-            f'{folder / name} cannot be written: {storage.reason(error)}; {storage.mend(workdir)}'
+            f'{folder / name} cannot be written: {storage.reason(error)}; '
+            + storage.write_hint(workdir)
         ) from error
     say(f'written to {folder / name}')

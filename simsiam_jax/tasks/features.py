@@ -1,4 +1,4 @@
-"""Features of a frozen network: centre crops of every image of a source, in order."""
+"""Features of a frozen network: center crops of every image of a source, in order."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,9 +10,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from simsiam_jax import errors, terminal
-from simsiam_jax.data import host, device_cache
+from simsiam_jax.data import device_cache, host
 from simsiam_jax.data.sources import ArraySource
-from simsiam_jax.tasks.inputs import Source
+from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.training import mesh as mesh_lib
 
 # (variables, images [B, S, S, C], uint8 or in [0, 1]) -> features [B, D]
@@ -34,7 +34,7 @@ class Features(NamedTuple):
 
 
 class Extractor:
-    """Brings centre crops before a network.
+    """Brings center crops before a network.
 
     Args:
       mesh: its devices share every batch.
@@ -56,7 +56,7 @@ class Extractor:
         self._replicated = NamedSharding(mesh, P())
         self._gather = jax.jit(lambda x: x, out_shardings=self._replicated)
 
-    def batches(self, source: Source) -> Any:
+    def batches(self, source: ImageSet) -> Any:
         """Device batches (images, labels, indices), with progress; fillers have index -1."""
         if isinstance(source, ArraySource):
             batches = device_cache.eval_batches(source, channels=self._channels, **self._crops)
@@ -72,7 +72,7 @@ class Extractor:
         return jax.jit(encode, out_shardings=self._replicated)
 
     def __call__(
-        self, encode: Encode, variables: Any, source: Source, dtype: Any = np.float32
+        self, encode: Encode, variables: Any, source: ImageSet, dtype: Any = np.float32
     ) -> Features:
         """The features of all good images, on the host; `encode` comes from jit().
 

@@ -9,16 +9,16 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
-from simsiam_jax.data import host, device_cache, sources
-from simsiam_jax.data.order import Order
+from simsiam_jax.data import device_cache, host, sources
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
+from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.training import mesh as mesh_lib
 
-Source = sources.ArraySource | Reader
+ImageSet = sources.ArraySource | Reader
 
 
-def open_source(spec: str, data: ConfigDict) -> Source:
+def open_source(spec: str, data: ConfigDict) -> ImageSet:
     """The source: whole in memory, or read as it is used, as `data.backend` says.
 
     Raises:
@@ -40,7 +40,7 @@ def open_source(spec: str, data: ConfigDict) -> Source:
     return images or reader
 
 
-def measure_normalisation(source: Source, sample: int = 1000) -> dict[str, tuple[float, ...]]:
+def measure_normalization(source: ImageSet, sample: int = 1000) -> dict[str, tuple[float, ...]]:
     """mean and std by channel of values in [0, 1], over images spread evenly over the source."""
     indices = np.linspace(0, len(source) - 1, min(sample, len(source))).astype(int)
     count, total, squares = 0, np.zeros(1), np.zeros(1)
@@ -59,8 +59,8 @@ def measure_normalisation(source: Source, sample: int = 1000) -> dict[str, tuple
 
 
 def device_batches(
-    source: Source,
-    order: Order,
+    source: ImageSet,
+    sampler: IndexSampler,
     recipes: tuple[Recipe, ...],
     data: ConfigDict,
     mesh: Mesh,
@@ -70,14 +70,16 @@ def device_batches(
     `data` is the section of the configuration.
     """
     errors.check_choice('data.on_device', data.on_device, host.ON_DEVICE)
-    local = mesh_lib.process_slice(order.batch_size)
+    local = mesh_lib.process_slice(sampler.batch_size)
     if isinstance(source, sources.ArraySource):
         device_cache.check_images(source, data.channels)
         images, labels = mesh_lib.replicate((source.images, source.labels), mesh)
         with_images = device_cache.gatherer(images, labels, NamedSharding(mesh, P(mesh_lib.DATA)))
 
         def from_device(start: int, stop: int) -> Iterator[Any]:
-            batches = device_cache.train_batches(order, recipes, start=start, stop=stop, local=local)
+            batches = device_cache.train_batches(
+                sampler, recipes, start=start, stop=stop, local=local
+            )
             return map(with_images, mesh_lib.prefetch(batches, mesh))
 
         return from_device
@@ -85,7 +87,7 @@ def device_batches(
     def from_host(start: int, stop: int) -> Iterator[Any]:
         batches = host.train_batches(
             source,
-            order,
+            sampler,
             recipes,
             on_device=data.on_device,
             canvas=data.canvas,

@@ -1,6 +1,6 @@
 """kNN evaluation of frozen features: the weighted vote of section 4's monitor.
 
-Features are l2-normalised; the k nearest of the training set vote for their class with
+Features are l2-normalized; the k nearest of the training set vote for their class with
 weights exp(similarity / T); every image counts once, the last batch included.
 """
 
@@ -18,22 +18,22 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
+from simsiam_jax.checkpoints import checkpoint
 from simsiam_jax.data import jax_augment
 from simsiam_jax.data.recipe import Recipe
-from simsiam_jax.methods.losses import l2_normalise
+from simsiam_jax.methods.losses import l2_normalize
 from simsiam_jax.models.resnet import ResNet
-from simsiam_jax.tasks import inputs, eval_setup
+from simsiam_jax.tasks import eval_setup, inputs
 from simsiam_jax.tasks.features import Encode, Extractor
-from simsiam_jax.tasks.inputs import Source
+from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.terminal import say
-from simsiam_jax.checkpoints import checkpoint
 from simsiam_jax.training import mesh as mesh_lib
 
 DATA = mesh_lib.DATA
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class KnnScore:
     """Accuracy of one vote, shares of the queries."""
 
     k: int
@@ -43,13 +43,13 @@ class Score:
 
 
 class Knn:
-    """kNN accuracy on a labelled pair of sources, of several votes in one pass.
+    """kNN accuracy on a labeled pair of sources, of several votes in one pass.
 
     Args:
       train, test: the bank and the queries.
       extractor: makes the crops.
-      apply: (variables, normalised images) -> features, in evaluation mode.
-      mean, std: the network's normalisation.
+      apply: (variables, normalized images) -> features, in evaluation mode.
+      mean, std: the network's normalization.
       k, temperature: of the votes, every k with every temperature.
       bank_dtype: 'float16' halves the memory of the bank, at a similarity's error of 1e-3.
 
@@ -59,8 +59,8 @@ class Knn:
 
     def __init__(
         self,
-        train: Source,
-        test: Source,
+        train: ImageSet,
+        test: ImageSet,
         extractor: Extractor,
         apply: Encode,
         *,
@@ -82,23 +82,23 @@ class Knn:
         self._k, self._temperature = tuple(k), tuple(temperature)
         self._dtype = np.dtype(bank_dtype)
         self._encode = extractor.jit(
-            lambda variables, images: l2_normalise(
-                apply(variables, jax_augment.normalise(images, mean, std))
+            lambda variables, images: l2_normalize(
+                apply(variables, jax_augment.normalize(images, mean, std))
             )
         )
         self._flatten = extractor.jit(
-            lambda _, images: l2_normalise(images.reshape(len(images), -1))
+            lambda _, images: l2_normalize(images.reshape(len(images), -1))
         )
 
-    def __call__(self, variables: Any) -> list[Score]:
+    def __call__(self, variables: Any) -> list[KnnScore]:
         """Scores of the network's features."""
         return self._scores(self._encode, variables)
 
-    def pixels(self) -> list[Score]:
+    def pixels(self) -> list[KnnScore]:
         """Scores of the raw pixels as features."""
         return self._scores(self._flatten, None)
 
-    def _scores(self, encode: Encode, variables: Any) -> list[Score]:
+    def _scores(self, encode: Encode, variables: Any) -> list[KnnScore]:
         bank = self._extract(encode, variables, self.train, self._dtype)
         queries = self._extract(encode, variables, self.test)
         similarity, where = nearest(bank.x, queries.x, self._mesh, k=max(self._k))
@@ -110,7 +110,7 @@ class Knn:
                 ranked = vote(similarity[:, :k], votes[:, :k], temperature, classes=classes)
                 hits = np.asarray(ranked) == queries.labels[:, None]
                 scores.append(
-                    Score(k, temperature, float(hits[:, 0].mean()), float(hits.any(1).mean()))
+                    KnnScore(k, temperature, float(hits[:, 0].mean()), float(hits.any(1).mean()))
                 )
         return scores
 
@@ -123,7 +123,7 @@ def vote(
     *,
     classes: int,
 ) -> Int[Array, 'Q R']:
-    """The (at most five) classes with the most weight of every query's neighbours, best first."""
+    """The (at most five) classes with the most weight of every query's neighbors, best first."""
     # Relative to the nearest: no low temperature overflows.
     weights = jnp.exp((similarity - similarity[:, :1]) / temperature)
     rows = jnp.arange(len(labels))[:, None]
@@ -204,8 +204,8 @@ def _search(mesh: Mesh, k: int, block: int) -> Callable[..., tuple[Array, Array]
     return search
 
 
-def of_training(config: ConfigDict, backbone: ResNet, recipe: Recipe, mesh: Mesh) -> Knn | None:
-    """The evaluation within a pre-training, None where config.eval names no labelled sets.
+def make_monitor(config: ConfigDict, backbone: ResNet, recipe: Recipe, mesh: Mesh) -> Knn | None:
+    """The evaluation within a pre-training, None where config.eval names no labeled sets.
 
     Raises:
       UserError: only one of the two is named, or see Knn.

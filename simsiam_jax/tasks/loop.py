@@ -10,14 +10,14 @@ import optax
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
-from simsiam_jax.data.order import Order
-from simsiam_jax.data.reader import Reader
-from simsiam_jax.tasks import memory
-from simsiam_jax.tasks.inputs import Source
-from simsiam_jax.terminal import say
 from simsiam_jax.checkpoints import checkpoint
-from simsiam_jax.runtime import distributed, profile
+from simsiam_jax.data.reader import Reader
+from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.logs import progress, writers
+from simsiam_jax.runtime import distributed, profile
+from simsiam_jax.tasks import memory
+from simsiam_jax.tasks.inputs import ImageSet
+from simsiam_jax.terminal import say
 from simsiam_jax.training import step
 
 Step = Callable[[step.TrainState, Any], tuple[step.TrainState, dict[str, jax.Array]]]
@@ -29,14 +29,14 @@ def train(
     train_step: Step,
     *,
     batches: Callable[[int, int], Iterator[Any]],
-    order: Order,
-    source: Source,
+    sampler: IndexSampler,
+    source: ImageSet,
     rates: dict[str, optax.Schedule],
     checkpoints: checkpoint.Checkpoints,
-    log: writers.Writers,
+    log: writers.MetricWriter,
     evaluate: Callable[[step.TrainState], object] | None,
     block: int = 1,
-    watch: Callable[[int, step.TrainState, Any, dict[str, jax.Array]], object] | None = None,
+    callback: Callable[[int, step.TrainState, Any, dict[str, jax.Array]], object] | None = None,
 ) -> step.TrainState:
     """Trains from the state's step to the last epoch.
 
@@ -45,14 +45,14 @@ def train(
       batches: (start, stop) -> device batches of these steps.
       rates: name -> learning rate by step, for the log.
       evaluate: called every eval.every_epochs, the end left out.
-      watch: called after every step with its number, the state, its batch and its metrics.
+      callback: called after every step with its number, the state, its batch and its metrics.
       block: checkpoints are of its multiples only, the next one after their interval.
 
     Raises:
       UserError: the loss is no longer finite, or the end could not be saved.
       SystemExit: with 143 after SIGTERM or Ctrl-C, when all is saved.
     """
-    start, last = int(state.step), config.epochs * order.steps_per_epoch
+    start, last = int(state.step), config.epochs * sampler.steps_per_epoch
 
     def due(every: int) -> bool:
         return number % max(every, 1) == 0 or number == last
@@ -64,11 +64,11 @@ def train(
     program = train_step
     if config.debug_nans:
         train_step = _watched(train_step)
-    clock, waiting = progress.Clock(start, last, config.batch_size), False
+    clock, waiting = progress.Throughput(start, last, config.batch_size), False
     with (
         clock.line(),
-        distributed.Sigterm() as sigterm,
-        profile.Window(config.profile, log.workdir) as window,
+        distributed.PreemptionHandler() as sigterm,
+        profile.StepProfiler(config.profile, log.workdir) as window,
     ):
         for number, batch in enumerate(clock.timed(batches(start, last)), start + 1):
             window.at(number, state)
@@ -86,10 +86,10 @@ def train(
                         log.bad_images(source.bad)
                     if failure := checkpoints.failure():
                         say(f'warning: {failure}; training goes on, the next is tried when due')
-            if watch:
-                watch(number, state, batch, metrics)
-            leaving = sigterm.asked(number)
-            waiting = waiting or leaving or due(order.steps(config.checkpoint.every_epochs))
+            if callback:
+                callback(number, state, batch, metrics)
+            leaving = sigterm.should_stop(number)
+            waiting = waiting or leaving or due(sampler.steps(config.checkpoint.every_epochs))
             if waiting and (number % block == 0 or number == last):
                 waiting = False
                 with clock.pause(state):
@@ -105,7 +105,7 @@ def train(
                 saved = checkpoints.last_saved() or 0
                 say(f'asked to end: step {saved} is saved; the same command goes on from it')
                 raise SystemExit(143)
-            if evaluate and number < last and due(order.steps(config.eval.every_epochs)):
+            if evaluate and number < last and due(sampler.steps(config.eval.every_epochs)):
                 with clock.pause(state):
                     evaluate(state)
     return state

@@ -9,11 +9,11 @@ import optax
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors, terminal
-from simsiam_jax.tasks import diagnosis, pretrain
-from simsiam_jax.training import guard, optim, step
 from simsiam_jax.checkpoints import weights
+from simsiam_jax.tasks import diagnosis, pretrain_setup
+from simsiam_jax.training import guard, optim, step
 from simsiam_jax.training import mesh as mesh_lib
-from simsiam_jax.training.monitor import Measures
+from simsiam_jax.training.monitor import RepresentationMetrics
 from simsiam_jax.training.step import TrainState
 
 # Of the configuration's base rate; then one more beyond the best, where that is an outer one
@@ -26,7 +26,7 @@ NOT_FINITE = 'not finite'
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search has found.
 
     Attributes:
@@ -41,7 +41,7 @@ class Found:
 
 
 @dataclasses.dataclass(frozen=True)
-class Try:
+class Trial:
     """How a short training went.
 
     Attributes:
@@ -52,7 +52,7 @@ class Try:
 
     verdict: str
     loss: float
-    measures: Sequence[Measures]
+    measures: Sequence[RepresentationMetrics]
 
     @property
     def distance(self) -> float:
@@ -66,7 +66,7 @@ class Try:
         return statistics.fmean(m.alignment / max(2 * m.z_std**2, 1e-12) for m in late)
 
 
-def search(config: ConfigDict) -> Found:
+def search(config: ConfigDict) -> SearchResult:
     """Takes the first STEPS steps of the training at three or four base rates, without warm-up.
 
     Not a short training with all its cosine: rates do well in that which the whole one, staying
@@ -98,15 +98,15 @@ def search(config: ConfigDict) -> Found:
         reason = 'none of the rates tried is healthy, so this one stays: look for another cause'
     else:
         reason = 'of the rates tried the healthy one at which the views of an image come nearest'
-    return Found(base if best is None else best, reason, '\n'.join(rows))
+    return SearchResult(base if best is None else best, reason, '\n'.join(rows))
 
 
-def _best(tries: dict[float, Try]) -> float | None:
+def _best(tries: dict[float, Trial]) -> float | None:
     healthy = [rate for rate, seen in tries.items() if seen.verdict == guard.HEALTHY]
     return min(healthy, key=lambda rate: tries[rate].distance, default=None)
 
 
-def _row(rate: float, seen: Try) -> str:
+def _row(rate: float, seen: Trial) -> str:
     if seen.verdict == NOT_FINITE:
         return f'{rate:<9.4g}  {seen.verdict}'
     rank = f'{seen.measures[-1].rank:.1f} of {seen.measures[0].rank:.1f}'
@@ -117,27 +117,29 @@ class _Short:
     """The first steps of a configuration at any base rate, compiled once."""
 
     def __init__(self, config: ConfigDict):
-        parts = pretrain.build(config)
+        parts = pretrain_setup.build(config)
         self._parts = parts
-        whole = config.epochs * parts.order.steps_per_epoch
+        whole = config.epochs * parts.sampler.steps_per_epoch
         self._steps = min(STEPS, whole)
         given = config.optim.to_dict()
-        accumulate = given.pop('accumulate')
+        accumulate = given.pop('gradient_accumulation_steps')
         # A part of the state and not of the program: one program serves all rates.
         tx = optax.inject_hyperparams(
             lambda learning_rate: optim.make(
                 **given | {'learning_rate': learning_rate, 'warmup_epochs': 0, 'by_epoch': False},
                 batch_size=config.batch_size,
                 epochs=config.epochs,
-                steps_per_epoch=parts.order.steps_per_epoch,
+                steps_per_epoch=parts.sampler.steps_per_epoch,
             )[0]
         )(learning_rate=config.optim.learning_rate)
         shape = (parts.recipes[0].size, parts.recipes[0].size, config.data.channels)
         self._initial = step.init_state(parts.method, tx, config.seed, shape)
         if config.init_from:
-            self._initial, _ = weights.take(self._initial, weights.open_weights(config.init_from))
+            self._initial, _ = weights.load_into_state(
+                self._initial, weights.open_weights(config.init_from)
+            )
         self._train_step = step.make_train_step(
-            parts.method, tx, parts.mesh, parts.to_views, whole, accumulate=accumulate
+            parts.method, tx, parts.mesh, parts.to_views, whole, accumulation_steps=accumulate
         )
         self._guard = guard.Guard(
             parts.method,
@@ -146,9 +148,9 @@ class _Short:
             batch_size=config.batch_size,
             last=self._steps,
         )
-        self._duplicates = diagnosis.look_at(parts.source).duplicates
+        self._duplicates = diagnosis.sample_dataset(parts.source).duplicates
 
-    def __call__(self, rate: float) -> Try:
+    def __call__(self, rate: float) -> Trial:
         self._initial.opt_state.hyperparams['learning_rate'] = jnp.float32(rate)
         state = mesh_lib.replicate(self._initial, self._parts.mesh)
         before = self._measure(state)
@@ -161,15 +163,15 @@ class _Short:
             state, metrics = self._train_step(state, batch)
             if measures := self._guard.see(number, state, batch):
                 history.append(measures)
-                verdict = guard.judge(history, self._duplicates)
+                verdict = guard.diagnose(history, self._duplicates)
                 if verdict != guard.HEALTHY:
-                    return Try(verdict, float(metrics['loss']), history)
+                    return Trial(verdict, float(metrics['loss']), history)
             elif self._guard.due(number):  # not finite
                 break
         if (now := self._measure(state)) is None:
-            return Try(NOT_FINITE, float(metrics['loss']), history)
+            return Trial(NOT_FINITE, float(metrics['loss']), history)
         history.append(now)
-        return Try(guard.look(history), float(metrics['loss']), history)
+        return Trial(guard.classify(history), float(metrics['loss']), history)
 
-    def _measure(self, state: TrainState) -> Measures | None:
+    def _measure(self, state: TrainState) -> RepresentationMetrics | None:
         return self._guard.measure(state, self._parts.batches(0, self._guard.batches))

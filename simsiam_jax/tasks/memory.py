@@ -56,7 +56,9 @@ def table(config: ConfigDict, make: Callable[[ConfigDict], Any], state: Any, bat
     `make` gives the training step of a configuration; none is compiled.
     """
     changes: dict[str, dict[str, Any]] = {'as configured': {}}
-    changes |= {f'{key}={value}': {key: value} for key, (value, _) in turns(config).items()}
+    changes |= {
+        f'{key}={value}': {key: value} for key, (value, _) in memory_options(config).items()
+    }
     limit = device_limit()
     has = f'has {limit / _GIB:.2f} GiB' if limit else 'does not say what it has'
     rows = [f'memory, estimated from shapes; the device {has}']
@@ -85,7 +87,7 @@ def device_limit() -> int:
 
 
 @contextlib.contextmanager
-def explained(config: ConfigDict) -> Iterator[None]:
+def oom_as_user_error(config: ConfigDict) -> Iterator[None]:
     """Within it, running out of the devices' memory raises UserError with what may be turned."""
     try:
         yield
@@ -95,7 +97,7 @@ def explained(config: ConfigDict) -> Iterator[None]:
         raise errors.UserError(advice(config)) from error
 
 
-def turns(config: ConfigDict) -> dict[str, tuple[Any, str]]:
+def memory_options(config: ConfigDict) -> dict[str, tuple[Any, str]]:
     """Keys that make a step smaller, in the order to try them: key -> (value, what it costs)."""
     optim, model = config.get('optim', {}), config.get('model', {})
     found: dict[str, tuple[Any, str]] = {}
@@ -103,9 +105,9 @@ def turns(config: ConfigDict) -> dict[str, tuple[Any, str]]:
         found['model.dtype'] = ('bfloat16', 'now float32')
     if model.get('remat') is False:
         found['model.remat'] = (True, 'the same result, about a third more time')
-    twice = 2 * optim.get('accumulate', 0)
+    twice = 2 * optim.get('gradient_accumulation_steps', 0)
     if twice and config.batch_size % (twice * jax.device_count()) == 0:
-        found['optim.accumulate'] = (
+        found['optim.gradient_accumulation_steps'] = (
             twice,
             'the same update but for BN statistics, which are of each part',
         )
@@ -114,7 +116,7 @@ def turns(config: ConfigDict) -> dict[str, tuple[Any, str]]:
 
 def advice(config: ConfigDict) -> str:
     """A line with these keys."""
-    tried = [f'{key}={value} ({cost})' for key, (value, cost) in turns(config).items()]
+    tried = [f'{key}={value} ({cost})' for key, (value, cost) in memory_options(config).items()]
     section, prefix = (config, '') if 'batch_size' in config else (config.eval, 'eval.')
     tried.append(f'a smaller {prefix}batch_size (now {section.batch_size}), or more devices')
     limit = device_limit()

@@ -1,4 +1,4 @@
-"""A probe in minutes: classifiers on features of centre crops, which are computed once.
+"""A probe in minutes: classifiers on features of center crops, which are computed once.
 
 Many heads by SGD in one vmapped step, and logistic regression by L-BFGS; each kind is chosen
 on a held-out part of the training set, trained again on all of it, and tested once.
@@ -19,7 +19,7 @@ from simsiam_jax import errors
 from simsiam_jax.data import jax_augment, subset
 from simsiam_jax.tasks import eval_setup, selection
 from simsiam_jax.tasks.features import Encode, Features
-from simsiam_jax.tasks.selection import Score
+from simsiam_jax.tasks.selection import HeadScores
 from simsiam_jax.terminal import say
 from simsiam_jax.training import classifier, optim
 from simsiam_jax.training import mesh as mesh_lib
@@ -42,11 +42,11 @@ def run(config: ConfigDict, workdir: str) -> None:
     extract = setting.extractor(config.eval.batch_size)
 
     def network(variables: Any, images: jax.Array) -> Any:
-        images = jax_augment.normalise(images, config.augment.mean, config.augment.std)
+        images = jax_augment.normalize(images, config.augment.mean, config.augment.std)
         return encoder.module.apply(variables, images)
 
     def pixels(_: Any, images: jax.Array) -> jax.Array:
-        return jax_augment.normalise(images, (0.0,), (1.0,)).reshape(len(images), -1)
+        return jax_augment.normalize(images, (0.0,), (1.0,)).reshape(len(images), -1)
 
     size = (1, config.augment.size, config.augment.size, config.data.channels)
     inits: dict[str, tuple[Encode, Any]] = {'checkpoint': (network, lambda: encoder.variables)}
@@ -54,7 +54,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         fresh = functools.partial(
             jax.jit(encoder.module.init), jax.random.key(config.seed), jnp.zeros(size)
         )
-        inits = {'raw pixels': (pixels, dict), 'random initialisation': (network, fresh)} | inits
+        inits = {'raw pixels': (pixels, dict), 'random initialization': (network, fresh)} | inits
     results = {}
     for name, (encode, init) in inits.items():
         variables = mesh_lib.replicate(init(), setting.mesh)
@@ -136,7 +136,7 @@ def train_heads(
             heads, state = carry
 
             def loss(heads: Any) -> jax.Array:
-                return classifier.cross_entropy(heads, x[batch], labels[batch])[0].sum()
+                return classifier.head_cross_entropy(heads, x[batch], labels[batch])[0].sum()
 
             updates, state = tx.update(jax.grad(loss)(heads), state, heads)
             return (optax.apply_updates(heads, updates), state), None
@@ -151,7 +151,7 @@ def train_heads(
     return carry[0]
 
 
-def score(heads: dict[str, Any], data: Features) -> Score:
+def score(heads: dict[str, Any], data: Features) -> HeadScores:
     """Of every head."""
     measure = jax.jit(classifier.measure)
     totals = np.zeros(())
@@ -159,7 +159,7 @@ def score(heads: dict[str, Any], data: Features) -> Score:
         x, labels, _ = (array[start : start + 4096] for array in data)
         totals = totals + np.asarray(measure(heads, x, labels, np.ones(len(x), bool)), np.float64)
     top1, top5, loss = totals / len(data.x)
-    return Score(top1, top5, loss, len(data.x))
+    return HeadScores(top1, top5, loss, len(data.x))
 
 
 def _logistic(
@@ -182,7 +182,7 @@ def _logistic(
         return right[:, 0].mean(), right.any(1).mean(), loss.mean()
 
     top1, top5, loss = np.array([score(regression(c, fit), held_out) for c in strengths]).T
-    best = strengths[selection.choose(Score(top1, top5, loss, len(held_out.x)))]
+    best = strengths[selection.choose(HeadScores(top1, top5, loss, len(held_out.x)))]
     test_top1, test_top5, _ = score(regression(best, train), test)
     return {
         'top1': float(test_top1),

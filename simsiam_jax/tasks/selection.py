@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class HeadScores:
     """Of some classifiers over the same images.
 
     Attributes:
@@ -23,7 +23,7 @@ class Score:
     images: int
 
 
-def choose(score: Score) -> int:
+def choose(score: HeadScores) -> int:
     """The classifier with the lowest loss of those within a standard error of the best top-1.
 
     (The rule of Breiman et al., Classification and Regression Trees, 1984: differences below
@@ -35,7 +35,7 @@ def choose(score: Score) -> int:
     return int(np.where(score.top1 >= best - error, loss, np.inf).argmin())
 
 
-def table(score: Score, rates: Sequence[float], decays: Sequence[float]) -> str:
+def table(score: HeadScores, rates: Sequence[float], decays: Sequence[float]) -> str:
     """Top-1 by learning rate (rows) and weight decay (columns), the chosen one marked."""
     best = choose(score)
     cells = [f'{top1:>10.4f}{"*" if i == best else " "}' for i, top1 in enumerate(score.top1)]
@@ -51,7 +51,7 @@ def table(score: Score, rates: Sequence[float], decays: Sequence[float]) -> str:
 
 
 def rows(
-    score: Score, rates: Float[np.ndarray, 'heads'], decays: Float[np.ndarray, 'heads']
+    score: HeadScores, rates: Float[np.ndarray, 'heads'], decays: Float[np.ndarray, 'heads']
 ) -> list[dict[str, float]]:
     """The same for a file: one row a classifier."""
     columns = {

@@ -10,9 +10,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
+from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.tasks import memory
-from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.training.step import TrainState
 
 
@@ -28,7 +28,7 @@ def parameters(params: dict[str, Any]) -> str:
     return f'{sum(counts.values()):,} parameters: {parts}'
 
 
-def kept(method: str, tree: Any) -> str:
+def method_state(method: str, tree: Any) -> str:
     """One line: what a method keeps between steps beside its weights, and how much that is."""
     arrays = checkpoint_reader.flatten(tree).items()
     parts = ', '.join(f'{name} {x.dtype}{list(x.shape)}'.strip() for name, x in arrays)

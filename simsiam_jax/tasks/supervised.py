@@ -15,30 +15,25 @@ import optax
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
-from simsiam_jax.data import jax_augment, host, subset
-from simsiam_jax.data.order import Order
-from simsiam_jax.data.recipe import Recipe
-from simsiam_jax.models import resnet
-from simsiam_jax.tasks import inputs, eval_setup, loop, selection
-from simsiam_jax.tasks.inputs import Source
-from simsiam_jax.tasks.selection import Score
-from simsiam_jax.terminal import say
-from simsiam_jax.checkpoints import checkpoint
-from simsiam_jax.training import classifier, optim
-from simsiam_jax.logs import writers
+from simsiam_jax.checkpoints import checkpoint, same_run
 from simsiam_jax.checkpoints import encoder as encoder_lib
+from simsiam_jax.data import host, jax_augment, sources, subset
+from simsiam_jax.data.recipe import Recipe
+from simsiam_jax.data.sampler import IndexSampler
+from simsiam_jax.logs import writers
+from simsiam_jax.models import resnet
+from simsiam_jax.tasks import eval_setup, inputs, loop, selection
+from simsiam_jax.tasks.inputs import ImageSet
+from simsiam_jax.tasks.selection import HeadScores
+from simsiam_jax.terminal import say
+from simsiam_jax.training import classifier, optim
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState
 
 # What may change when a run goes on; the data it learns from may not.
 _FREE = (
-    'checkpoint',
-    'log',
-    'profile',
-    'debug_nans',
-    'eval.test',
-    'eval.batch_size',
-    'eval.every_epochs',
+    *(key for key in same_run.FREE if key != 'eval'),
+    *('eval.test', 'eval.batch_size', 'eval.every_epochs'),
 )
 
 
@@ -53,7 +48,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     """
     setting = eval_setup.prepare(config)
     mesh_lib.check_batch_size(
-        'batch_size', config.batch_size, setting.mesh, config.optim.accumulate
+        'batch_size', config.batch_size, setting.mesh, config.optim.gradient_accumulation_steps
     )
     frozen = config.task == 'linear'
     recipe = errors.build('augment', Recipe, config.augment.to_dict()).for_channels(
@@ -61,16 +56,16 @@ def run(config: ConfigDict, workdir: str) -> None:
     )
     rates, decays = classifier.grid(config.optim.learning_rates, config.optim.weight_decays)
     train, holdout = _hold_out(setting.train, config, len(rates))
-    order = Order(config.seed, len(train), config.batch_size)
+    sampler = IndexSampler(config.seed, len(train), config.batch_size)
     backbone = setting.encoder.module.clone(axis_name=mesh_lib.DATA)
-    tx, schedules = _optimiser(config, order, rates, decays, frozen=frozen)
+    tx, schedules = _optimizer(config, sampler, rates, decays, frozen=frozen)
     train_step = classifier.make_train_step(
         backbone,
         tx,
         setting.mesh,
         functools.partial(host.to_views, recipes=(recipe,)),
         frozen=frozen,
-        accumulate=config.optim.accumulate,
+        accumulation_steps=config.optim.gradient_accumulation_steps,
     )
     variables = _variables(config, setting.encoder, recipe)
     heads = classifier.init_heads(len(rates), backbone.features, len(train.classes), config.seed)
@@ -80,7 +75,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         batch_stats={'backbone': variables['batch_stats']},
         opt_state=tx.init({'head': heads} | ({} if frozen else {'backbone': variables['params']})),
         target=None,
-        memory=None,
+        method_state=None,
     )
     score = _Scorer(setting, backbone, recipe)
     score.check(setting.test)
@@ -93,16 +88,19 @@ def run(config: ConfigDict, workdir: str) -> None:
 
     with contextlib.ExitStack() as stack:
         kept = config.to_dict() | {'model': setting.encoder.config['model']}
-        checkpoints = checkpoint.Checkpoints(
-            workdir,
-            kept,
-            keep=config.checkpoint.keep,
-            keep_every=order.steps(config.checkpoint.keep_every),
-            free=_FREE,
+        checkpoints = stack.enter_context(
+            checkpoint.open(
+                workdir,
+                kept,
+                max_to_keep=config.checkpoint.max_to_keep,
+                keep_period=sampler.steps(config.checkpoint.keep_period),
+                images=sources.fingerprint(train),
+                free=_FREE,
+                place=('eval.train', 'data.tfds_data_dir'),
+            )
         )
-        stack.callback(checkpoints.close)
         log = stack.enter_context(writers.open_log(workdir, kept, checkpoints.latest_step or 0))
-        log.start(order.size, order.steps_per_epoch)
+        log.start(sampler.size, sampler.steps_per_epoch)
         state = mesh_lib.replicate(initial, setting.mesh)
         if checkpoints.latest_step:
             state = checkpoints.restore(state)
@@ -111,8 +109,8 @@ def run(config: ConfigDict, workdir: str) -> None:
             config,
             state,
             train_step,
-            batches=inputs.device_batches(train, order, (recipe,), config.data, setting.mesh),
-            order=order,
+            batches=inputs.device_batches(train, sampler, (recipe,), config.data, setting.mesh),
+            sampler=sampler,
             source=train,
             rates=schedules,
             checkpoints=checkpoints,
@@ -136,7 +134,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     eval_setup.write(workdir, 'result.json', result)
 
 
-def _hold_out(train: Source, config: ConfigDict, heads: int) -> tuple[Source, Source]:
+def _hold_out(train: ImageSet, config: ConfigDict, heads: int) -> tuple[ImageSet, ImageSet]:
     """What is learnt from, and what the best head is chosen by (may be empty)."""
     share = config.eval.holdout
     if not share and heads > 1:
@@ -157,62 +155,67 @@ def _variables(config: ConfigDict, encoder: encoder_lib.Encoder, recipe: Recipe)
     return jax.jit(encoder.module.init)(jax.random.key(config.seed), image)
 
 
-def _optimiser(
-    config: ConfigDict, order: Order, rates: np.ndarray, decays: np.ndarray, *, frozen: bool
+def _optimizer(
+    config: ConfigDict,
+    sampler: IndexSampler,
+    rates: np.ndarray,
+    decays: np.ndarray,
+    *,
+    frozen: bool,
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
     """Of the heads, and of the backbone where it is trained; with the rates for the log."""
-    errors.check_choice('optim.name', config.optim.name, optim.OPTIMISERS)
-    kind, momentum = optim.OPTIMISERS[config.optim.name], config.optim.momentum
+    errors.check_choice('optim.name', config.optim.name, optim.OPTIMIZERS)
+    kind, momentum = optim.OPTIMIZERS[config.optim.name], config.optim.momentum
     unit = optim.cosine_schedule(
         config.batch_size / 256,
         epochs=config.epochs,
-        steps_per_epoch=order.steps_per_epoch,
+        steps_per_epoch=sampler.steps_per_epoch,
         warmup_epochs=config.optim.warmup_epochs,
         by_epoch=config.optim.by_epoch,
     )
 
-    def optimiser(rate: Any, decay: Any) -> optax.GradientTransformation:
+    def optimizer(rate: Any, decay: Any) -> optax.GradientTransformation:
         return kind(lambda step: rate * unit(step), momentum, decay)
 
     def schedule(rate: float) -> optax.Schedule:
         return lambda step: rate * unit(step)
 
-    heads = classifier.each_head(optimiser, rates, decays)
+    heads = classifier.each_head(optimizer, rates, decays)
     schedules = {'lr': schedule(max(rates))}
     if frozen:
         return heads, schedules
     rate, decay = config.optim.backbone_learning_rate, config.optim.backbone_weight_decay
     labels = {'backbone': 'backbone', 'head': 'head'}
-    tx = optax.multi_transform({'backbone': optimiser(rate, decay), 'head': heads}, labels)
+    tx = optax.multi_transform({'backbone': optimizer(rate, decay), 'head': heads}, labels)
     return tx, schedules | {'lr_backbone': schedule(rate)}
 
 
 class _Scorer:
     """(state, source) -> the Score of every head, over exactly the source's good images."""
 
-    def __init__(self, setting: eval_setup.Setting, backbone: resnet.ResNet, recipe: Recipe):
+    def __init__(self, setting: eval_setup.EvalSetup, backbone: resnet.ResNet, recipe: Recipe):
         self._extract = setting.extractor(setting.config.eval.batch_size)
 
         def measure(state: TrainState, images: Any, labels: Any, indices: Any) -> Any:
             variables, here = checkpoint.encoder_variables(state), indices >= 0
-            images = jax_augment.normalise(images, recipe.mean, recipe.std)
+            images = jax_augment.normalize(images, recipe.mean, recipe.std)
             features: Any = backbone.apply(variables, images)
             return classifier.measure(state.params['head'], features, labels, here), here.sum()
 
         replicated = jax.sharding.NamedSharding(setting.mesh, jax.sharding.PartitionSpec())
         self._measure = jax.jit(measure, out_shardings=replicated)
 
-    def check(self, source: Source) -> None:
+    def check(self, source: ImageSet) -> None:
         """Raises now, not after the training, what a UserError is at the first images."""
         next(self._extract.batches(source))
 
-    def __call__(self, state: TrainState, source: Source) -> Score:
+    def __call__(self, state: TrainState, source: ImageSet) -> HeadScores:
         totals, images = np.zeros(()), 0
         for batch in self._extract.batches(source):
             sums, counted = jax.device_get(self._measure(state, *batch))
             totals, images = totals + sums.astype(np.float64), images + int(counted)
         top1, top5, loss = totals / images
-        return Score(top1, top5, loss, images)
+        return HeadScores(top1, top5, loss, images)
 
 
 def _check_unchanged(before: dict[str, Any], state: TrainState) -> None:

@@ -1,13 +1,13 @@
-"""Features of images, their neighbours, and a page to look at them.
+"""Features of images, their neighbors, and a page to look at them.
 
 python -m simsiam_jax.tools.embed --checkpoint=RUN --images=SOURCE --out=FILE
-    [--neighbours=K] [--html=PAGE]
+    [--neighbors=K] [--html=PAGE]
 
 RUN is the workdir of a run or a file of weights, SOURCE as config.data.source takes it
 (folder:DIR, files:LIST, tfds:NAME/split, digits). FILE is a .npz with `features` [N, D] float32,
-`names` and `labels` (and `classes`), or a .parquet with a row an image. With --neighbours also
-`neighbours` [N, K] and `similarities`, cosine, without the image itself. PAGE shows some images
-with their neighbours and a map of all in two dimensions (--map=pca or tsne).
+`names` and `labels` (and `classes`), or a .parquet with a row an image. With --neighbors also
+`neighbors` [N, K] and `similarities`, cosine, without the image itself. PAGE shows some images
+with their neighbors and a map of all in two dimensions (--map=pca or tsne).
 """
 
 import pathlib
@@ -16,28 +16,19 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from simsiam_jax import errors
-from simsiam_jax.methods.losses import l2_normalise
+from simsiam_jax import command_line, errors
+from simsiam_jax.methods.losses import l2_normalize
 from simsiam_jax.pages import embedding, page
-from simsiam_jax.tools import arguments
 from simsiam_jax.training import mesh as mesh_lib
 
 MAPS = ('pca', 'tsne')
 
 # What a page shows at most.
 _QUERIES, _POINTS = 24, 5000
-
-_CHECKPOINT: Any = flags.DEFINE_string('checkpoint', None, 'A workdir or a file of weights.')
-_IMAGES: Any = flags.DEFINE_string('images', None, 'A source of images.')
-_OUT: Any = flags.DEFINE_string('out', None, 'A .npz or .parquet file to write.')
-_NEIGHBOURS: Any = flags.DEFINE_integer('neighbours', 0, 'Of every image, in the file and page.')
-_HTML: Any = flags.DEFINE_string('html', None, 'A page to write.')
-_MAP: Any = flags.DEFINE_string('map', 'pca', 'How the page flattens the features: pca or tsne.')
-_BATCH: Any = flags.DEFINE_integer('batch_size', 256, 'Images at a time.')
 
 
 def save(path: str, columns: dict[str, Any], classes: tuple[str, ...]) -> None:
@@ -65,7 +56,7 @@ def save(path: str, columns: dict[str, Any], classes: tuple[str, ...]) -> None:
 def draw(
     embedded: embedding.Embedded, columns: dict[str, Any], *, title: str, map_name: str
 ) -> str:
-    """The page: some images, spread evenly, with their neighbours; and the map."""
+    """The page: some images, spread evenly, with their neighbors; and the map."""
     classes, features = embedded.source.classes, embedded.features
     count, sections = len(features.x), {}
     shown = np.unique(np.linspace(0, count - 1, min(_POINTS, count)).astype(int))
@@ -78,50 +69,51 @@ def draw(
         title=f'{len(shown)} of {count} images' if len(shown) < count else f'{count} images',
     )
     sections[f'Map of the features ({map_name})'] = page.plot(chart, first=True)
-    if 'neighbours' in columns:
+    if 'neighbors' in columns:
         sections['Images, left, and their nearest by cosine similarity'] = embedding.draw(
-            embedded, columns['neighbours'], columns['similarities'], queries=_QUERIES
+            embedded, columns['neighbors'], columns['similarities'], queries=_QUERIES
         )
     return page.page(title, sections)
 
 
 def flatten(x: np.ndarray, map_name: str) -> np.ndarray:
-    """Two dimensions of the l2-normalised features."""
-    x = np.asarray(l2_normalise(jnp.asarray(x)))
+    """Two dimensions of the l2-normalized features."""
+    x = np.asarray(l2_normalize(jnp.asarray(x)))
     if map_name == 'pca':
         return PCA(2, random_state=0).fit_transform(x)
-    # scikit-learn wants fewer neighbours than points.
+    # scikit-learn wants fewer neighbors than points.
     perplexity = min(30.0, (len(x) - 1) / 3)
     return TSNE(2, perplexity=perplexity, init='pca', random_state=0).fit_transform(x)
 
 
-def run(argv: list[str]) -> None:
+def run(_: command_line.Arguments) -> None:
+    given = flags.FLAGS
     logging.set_verbosity(logging.WARNING)
     mesh_lib.use_compilation_cache()
-    out, html = _OUT.value, _HTML.value
+    out, html = given.out, given.html
     try:
-        errors.check_choice('--map', _MAP.value, MAPS)
+        errors.check_choice('--map', given.map, MAPS)
         if not out.endswith(('.npz', '.parquet')):
             raise errors.UserError(f'--out is {out}; expected a name ending in .npz or .parquet')
         for path in filter(None, (out, html)):
             if not pathlib.Path(path).absolute().parent.is_dir():
                 raise errors.UserError(f'{path} cannot be written: there is no such folder')
-        embedded = embedding.embed(_CHECKPOINT.value, _IMAGES.value, _BATCH.value)
+        embedded = embedding.embed(given.checkpoint, given.images, given.batch_size)
         features = embedded.features
         columns: dict[str, Any] = {
             'names': embedded.names,
             'labels': features.labels,
             'features': features.x,
         }
-        if _NEIGHBOURS.value:
-            columns['neighbours'], columns['similarities'] = embedding.neighbours(
-                features, _NEIGHBOURS.value
+        if given.neighbors:
+            columns['neighbors'], columns['similarities'] = embedding.neighbors(
+                features, given.neighbors
             )
         save(out, columns, embedded.source.classes)
         print(f'{out}: {len(features.x)} images, features of {features.x.shape[1]}')
         if html:
-            title = f'{_IMAGES.value} as {_CHECKPOINT.value} sees it'
-            text = draw(embedded, columns, title=title, map_name=_MAP.value)
+            title = f'{given.images} as {given.checkpoint} sees it'
+            text = draw(embedded, columns, title=title, map_name=given.map)
             pathlib.Path(html).write_text(text)
             print(f'{html}: open it in a browser')
     except errors.UserError as error:
@@ -130,5 +122,17 @@ def run(argv: list[str]) -> None:
         sys.exit(f'error: {html} cannot be written: {error.strerror}')
 
 
+def main() -> None:
+    flags.DEFINE_string('checkpoint', None, 'Workdir of a run, or file of weights.')
+    flags.DEFINE_string('images', None, 'Source of images, as config.data.source.')
+    flags.DEFINE_string('out', None, 'File to write: .npz or .parquet.')
+    flags.DEFINE_integer('neighbors', 0, 'Neighbors of each image, in the file and on the page.')
+    flags.DEFINE_alias('neighbours', 'neighbors')
+    flags.DEFINE_string('html', None, 'Page to write.')
+    flags.DEFINE_string('map', 'pca', 'Projection of the features on the page: pca or tsne.')
+    flags.DEFINE_integer('batch_size', 256, 'Images in a batch.')
+    command_line.start(run, 'checkpoint', 'images', 'out')
+
+
 if __name__ == '__main__':
-    app.run(run, flags_parser=arguments.parser('checkpoint', 'images', 'out'))
+    main()

@@ -1,1 +1,1 @@
-"""How a step runs: mesh, step, optimiser, checkpoints, measures, logs."""
+"""How a step runs: mesh, step, optimizer, checkpoints, measures, logs."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 
-def in_parts(compute: Callable[..., Any], parts: int) -> Callable[..., Any]:
+def accumulate_gradients(compute: Callable[..., Any], parts: int) -> Callable[..., Any]:
     """As `compute`, over so many equal parts of a device's share of the batch.
 
     The mean of the parts' losses, metrics and gradients is that of the batch where the loss is a

@@ -1,7 +1,7 @@
-"""Alternating optimisation (SimSiam, section 5.2): targets of k steps at once, then k steps.
+"""Alternating optimization (SimSiam, section 5.2): targets of k steps at once, then k steps.
 
 The hypothesis is that SimSiam alternates between assigning every image its representation and
-training towards it, as expectation-maximisation does; SimSiam itself is k = 1.
+training towards it, as expectation-maximization does; SimSiam itself is k = 1.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.training import mesh as mesh_lib
-from simsiam_jax.training.step import TrainState, forward
+from simsiam_jax.training.step import TrainState, forward_views
 
 # (state, batch) -> (state, metrics), with trace() and lower() as compiled functions have them
 TrainStep = Any
@@ -55,7 +55,7 @@ class Alternating:
         def targets(state: TrainState, batch: Any) -> list[Array]:
             # In training mode, as SimSiam's: with the statistics of the batch, kept by nobody.
             views = to_views(batch)[:2]
-            outputs, _ = forward(method.network, state.params, state.batch_stats, views)
+            outputs, _ = forward_views(method.network, state.params, state.batch_stats, views)
             return [output.z for output in outputs]
 
         self._targets = jax.jit(

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from simsiam_jax.models.resnet import ResNet
-from simsiam_jax.training.accumulate import in_parts
+from simsiam_jax.training.accumulate import accumulate_gradients
 from simsiam_jax.training.mesh import DATA
 from simsiam_jax.training.step import TrainState
 
@@ -36,7 +36,7 @@ def logits(
     return jnp.einsum('bd,hdc->hbc', features, heads['kernel']) + heads['bias'][:, None]
 
 
-def cross_entropy(
+def head_cross_entropy(
     heads: dict[str, Any], features: Float[Array, 'B D'], labels: Int[Array, 'B']
 ) -> tuple[Float[Array, 'heads'], Float[Array, 'heads']]:
     """(mean loss, share of right classes) of every head."""
@@ -52,7 +52,7 @@ def each_head(
     learning_rates: Float[np.ndarray, 'heads'],
     weight_decays: Float[np.ndarray, 'heads'],
 ) -> optax.GradientTransformation:
-    """One optimiser a head, `make(learning rate, weight decay)`, vmapped over the heads."""
+    """One optimizer a head, `make(learning rate, weight decay)`, vmapped over the heads."""
     rates = jnp.array(learning_rates, jnp.float32)
     decays = jnp.array(weight_decays, jnp.float32)
 
@@ -75,7 +75,7 @@ def make_train_step(
     to_views: Callable[[Any], Views],
     *,
     frozen: bool,
-    accumulate: int = 1,
+    accumulation_steps: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """(state, batch) -> (state, metrics), compiled over the mesh; the state is donated.
 
@@ -84,7 +84,7 @@ def make_train_step(
 
     Args:
       tx: of {'head'} where the backbone is frozen, else of all params.
-      to_views: a device's share of the batch -> one normalised view; 'label' gives the classes.
+      to_views: a device's share of the batch -> one normalized view; 'label' gives the classes.
       frozen: the backbone is in evaluation mode and keeps its weights and statistics.
       accumulate: so many parts of the batch are computed one after the other; see in_parts.
     """
@@ -99,12 +99,12 @@ def make_train_step(
         else:
             features, changed = backbone.apply(variables, view, train=True, mutable='batch_stats')
             stats = changed['batch_stats']
-        losses, top1 = cross_entropy(params['head'], features, batch['label'])
+        losses, top1 = head_cross_entropy(params['head'], features, batch['label'])
         changes = {'batch_stats': {'backbone': stats}}
         # Heads have no share in each other.
         return losses.sum(), (changes, {'loss': losses, 'top1': top1})
 
-    compute = in_parts(jax.value_and_grad(loss_fn, has_aux=True), accumulate)
+    compute = accumulate_gradients(jax.value_and_grad(loss_fn, has_aux=True), accumulation_steps)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         trained = {'head': state.params['head']} if frozen else state.params

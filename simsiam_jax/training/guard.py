@@ -15,8 +15,8 @@ from simsiam_jax.methods.contract import Method
 from simsiam_jax.runtime import distributed
 from simsiam_jax.training import monitor
 from simsiam_jax.training.mesh import DATA
-from simsiam_jax.training.monitor import Measures
-from simsiam_jax.training.step import TrainState, forward
+from simsiam_jax.training.monitor import RepresentationMetrics
+from simsiam_jax.training.step import TrainState, forward_views
 
 HEALTHY = 'healthy'
 PARTIAL = 'partial collapse'  # few directions are left
@@ -31,7 +31,7 @@ SAME_VIEWS, DUPLICATES = 0.1, 0.5
 WINDOW = 3
 
 
-def look(history: Sequence[Measures]) -> str:
+def classify(history: Sequence[RepresentationMetrics]) -> str:
     """What the last of some measurements looks like; the first is from before training.
 
     Thresholds are shares of the widest possible spread or of what the network had before, so that
@@ -51,7 +51,7 @@ def look(history: Sequence[Measures]) -> str:
     return HEALTHY
 
 
-def judge(history: Sequence[Measures], duplicates: float = 0.0) -> str:
+def diagnose(history: Sequence[RepresentationMetrics], duplicates: float = 0.0) -> str:
     """HEALTHY, or what the last WINDOW measurements show; of different signs the last.
 
     Args:
@@ -62,7 +62,7 @@ def judge(history: Sequence[Measures], duplicates: float = 0.0) -> str:
         return HEALTHY
     if duplicates > DUPLICATES:
         return TRIVIAL
-    looks = [look(history[: len(history) - i]) for i in range(WINDOW)]
+    looks = [classify(history[: len(history) - i]) for i in range(WINDOW)]
     return HEALTHY if HEALTHY in looks else looks[0]
 
 
@@ -95,12 +95,12 @@ class Guard:
         def measure(state: TrainState, batch: Any) -> dict[str, Array]:
             # In training mode, as the loss sees it: with the statistics of the batch.
             views = to_views(batch)[:2]
-            outputs, _ = forward(
+            outputs, _ = forward_views(
                 method.network,
                 state.params,
                 state.batch_stats,
                 views,
-                method.pass_online,
+                method.online_forward,
                 state.step,
             )
             return monitor.moments(views, outputs, DATA)
@@ -120,13 +120,13 @@ class Guard:
         power, rest = divmod(number, 10 * self.batches)
         return rest == 0 and power > 0 and power & (power - 1) == 0
 
-    def see(self, number: int, state: TrainState, batch: Any) -> Measures | None:
+    def see(self, number: int, state: TrainState, batch: Any) -> RepresentationMetrics | None:
         """To be called after every step, with its batch: the measures where they are due."""
         if any(self.due(number + later) for later in range(self.batches)):
             self._add(state, batch)
         return self._take() if self.due(number) else None
 
-    def measure(self, state: TrainState, batches: Iterable[Any]) -> Measures | None:
+    def measure(self, state: TrainState, batches: Iterable[Any]) -> RepresentationMetrics | None:
         """Of one state; `batches` are self.batches."""
         for batch in batches:
             self._add(state, batch)
@@ -138,15 +138,15 @@ class Guard:
             moments = jax.tree.map(jnp.add, self._moments, moments)
         self._moments, self._count = moments, self._count + 1
 
-    def _take(self) -> Measures | None:
+    def _take(self) -> RepresentationMetrics | None:
         """None where a run that was resumed has not seen enough, or what is seen is not finite."""
         moments, count = jax.device_get(self._moments), self._count
         self._moments, self._count = None, 0
         if count < self.batches:
             return None
         mean = jax.tree.map(lambda x: x / count, moments)
-        # Hosts may differ in the last bit; the judgement may not.
-        values = distributed.from_first(
+        # Hosts may differ in the last bit; the judgment may not.
+        values = distributed.broadcast_from_process_0(
             dataclasses.asdict(monitor.summary(mean)) if monitor.is_finite(mean) else None
         )
-        return Measures(**values) if values else None
+        return RepresentationMetrics(**values) if values else None

@@ -39,12 +39,14 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 def check_batch_size(key: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
     """Raises UserError unless every device gets the same, non-empty share of each part of it."""
     if parts < 1:
-        raise errors.UserError(f'optim.accumulate is {parts}; expected 1 or more')
+        raise errors.UserError(f'optim.gradient_accumulation_steps is {parts}; expected 1 or more')
     unit = mesh.size * parts
     if batch_size < 1 or batch_size % unit:
         lower = batch_size // unit * unit
         fits = f'{lower} or {lower + unit}' if lower else f'{unit}'
-        over = f'{mesh.size} devices' + (f' and optim.accumulate={parts} parts' * (parts > 1))
+        over = f'{mesh.size} devices' + (
+            f' and optim.gradient_accumulation_steps={parts} parts' * (parts > 1)
+        )
         raise errors.UserError(
             f'{key} is {batch_size}, which does not divide over {over}; use {fits}'
         )

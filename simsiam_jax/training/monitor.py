@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from simsiam_jax.methods import collectives
-from simsiam_jax.methods.losses import inner_products, l2_normalise
+from simsiam_jax.methods.losses import inner_products, l2_normalize
 from simsiam_jax.models.network import Outputs
 
 
@@ -20,7 +20,7 @@ def z_std(z: Float[Array, 'B D'], axis_name: str | None = None) -> Float[Array, 
     1 for embeddings spread evenly over the sphere, 0 for collapsed ones (SimSiam, Figure 2,
     there without the factor). With `axis_name`, over the batch of all devices.
     """
-    z = l2_normalise(z)
+    z = l2_normalize(z)
     mean = z.mean(0)
     if axis_name is not None:
         mean = jax.lax.pmean(mean, axis_name)
@@ -38,7 +38,7 @@ def moments(views: Sequence[Array], outputs: Sequence[Outputs], axis_name: str) 
       outputs: what the network makes of them.
     """
     features = jnp.concatenate([output.feature for output in outputs]).astype(jnp.float32)
-    z1, z2 = (l2_normalise(output.z) for output in outputs)
+    z1, z2 = (l2_normalize(output.z) for output in outputs)
     row = collectives.first_row(len(z1), axis_name) + jnp.arange(len(z1))
     everybody = collectives.gather(z1, axis_name)
     others = jnp.arange(len(everybody)) != row[:, None]
@@ -58,7 +58,7 @@ def moments(views: Sequence[Array], outputs: Sequence[Outputs], axis_name: str) 
 
 
 @dataclasses.dataclass(frozen=True)
-class Measures:
+class RepresentationMetrics:
     """Of a network, over some batches.
 
     Attributes:
@@ -86,12 +86,12 @@ class Measures:
     view_distance: float
 
 
-def summary(mean: dict[str, Any]) -> Measures:
+def summary(mean: dict[str, Any]) -> RepresentationMetrics:
     """The measures, from the mean of moments() over batches; these must be finite."""
     mean = jax.tree.map(lambda x: np.asarray(x, np.float64), mean)
     squares = np.diag(mean['second'])
     deviation = np.sqrt(np.maximum(squares - mean['mean'] ** 2, 0))
-    return Measures(
+    return RepresentationMetrics(
         rank=effective_rank(mean['second']),
         z_std=float(mean['z_std']),
         alignment=float(mean['alignment']),

@@ -16,15 +16,16 @@ def cosine_schedule(
     epochs: int,
     steps_per_epoch: int,
     warmup_epochs: int = 0,
-    warmup_start: float = 0.0,
-    final: float = 0.0,
+    warmup_start_fraction: float = 0.0,
+    final_lr_fraction: float = 0.0,
     by_epoch: bool = False,
 ) -> optax.Schedule:
     """Linear warm-up, then cosine to the end of the last epoch.
 
     Args:
       base: the rate at its highest.
-      warmup_start, final: shares of it where the warm-up starts and where the cosine ends.
+      warmup_start_fraction: Share of it at the start of the warm-up.
+      final_lr_fraction: Share of it at the end of the cosine.
       by_epoch: the cosine changes once an epoch, as in the official code; else every step.
     """
     if not 0 <= warmup_epochs < epochs:
@@ -33,12 +34,12 @@ def cosine_schedule(
         )
     unit = steps_per_epoch if by_epoch else 1
     cosine = optax.cosine_decay_schedule(
-        base, (epochs - warmup_epochs) * steps_per_epoch // unit, final
+        base, (epochs - warmup_epochs) * steps_per_epoch // unit, final_lr_fraction
     )
     warmup = warmup_epochs * steps_per_epoch
     return optax.join_schedules(
         [
-            optax.linear_schedule(warmup_start * base, base, max(warmup, 1)),
+            optax.linear_schedule(warmup_start_fraction * base, base, max(warmup, 1)),
             lambda step: cosine(step // unit),
         ],
         [warmup],
@@ -99,10 +100,10 @@ def make(
     weight_decay: float = 1e-4,
     exclude_bn_bias: bool = False,
     warmup_epochs: int = 0,
-    warmup_start: float = 0.0,
-    final: float = 0.0,
+    warmup_start_fraction: float = 0.0,
+    final_lr_fraction: float = 0.0,
     by_epoch: bool = True,
-    predictor: str = 'constant',
+    predictor_schedule: str = 'constant',
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
     """SGD on all parameters, BN and biases included (SimSiam, section 3), and its rates by name.
 
@@ -110,35 +111,37 @@ def make(
       name: 'sgd' or 'lars'.
       learning_rate: base rate, times batch_size/256.
       exclude_bn_bias: BN and biases are neither decayed nor scaled by LARS.
-      warmup_start, final, by_epoch: see cosine_schedule.
-      predictor: its rate (Table 1): 'constant' at its start, 'decayed' as all others, or 'fixed'
-        at 0, which leaves it as it was initialised.
+      warmup_start_fraction, final_lr_fraction, by_epoch: see cosine_schedule.
+      predictor_schedule: Rate of the predictor (Table 1): 'constant' at the base rate, 'decayed'
+        as all others, or 'fixed' at 0, which leaves it as it was initialized.
     """
-    errors.check_choice('optim.name', name, OPTIMISERS)
+    errors.check_choice('optim.name', name, OPTIMIZERS)
     base = learning_rate * batch_size / 256
     schedule = cosine_schedule(
         base,
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         warmup_epochs=warmup_epochs,
-        warmup_start=warmup_start,
-        final=final,
+        warmup_start_fraction=warmup_start_fraction,
+        final_lr_fraction=final_lr_fraction,
         by_epoch=by_epoch,
     )
 
-    def optimiser(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-        return OPTIMISERS[name](rate, momentum, weight_decay, exclude_bn_bias=exclude_bn_bias)
+    def optimizer(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+        return OPTIMIZERS[name](rate, momentum, weight_decay, exclude_bn_bias=exclude_bn_bias)
 
-    errors.check_choice('optim.predictor', predictor, ('constant', 'decayed', 'fixed'))
-    if predictor == 'decayed':
-        return optimiser(schedule), {'lr': schedule}
-    own = {'constant': optimiser(base), 'fixed': optax.set_to_zero()}[predictor]
-    tx = optax.multi_transform({'predictor': own, 'rest': optimiser(schedule)}, _labels)
-    rate = base if predictor == 'constant' else 0.0
+    errors.check_choice(
+        'optim.predictor_schedule', predictor_schedule, ('constant', 'decayed', 'fixed')
+    )
+    if predictor_schedule == 'decayed':
+        return optimizer(schedule), {'lr': schedule}
+    own = {'constant': optimizer(base), 'fixed': optax.set_to_zero()}[predictor_schedule]
+    tx = optax.multi_transform({'predictor': own, 'rest': optimizer(schedule)}, _labels)
+    rate = base if predictor_schedule == 'constant' else 0.0
     return tx, {'lr': schedule, 'lr_predictor': optax.constant_schedule(rate)}
 
 
-OPTIMISERS = {'sgd': torch_sgd, 'lars': lars}
+OPTIMIZERS = {'sgd': torch_sgd, 'lars': lars}
 
 
 def _matrices(params: Any) -> Any:

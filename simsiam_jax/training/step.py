@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from simsiam_jax.methods.contract import Method, Pass, straight
+from simsiam_jax.methods.contract import ForwardFn, Method, forward
 from simsiam_jax.models.network import Outputs
 from simsiam_jax.training import monitor
-from simsiam_jax.training.accumulate import in_parts
+from simsiam_jax.training.accumulate import accumulate_gradients
 from simsiam_jax.training.mesh import DATA
 
 Views = list[Array]
@@ -29,7 +29,7 @@ class TrainState:
     Attributes:
       step: int32, the steps taken.
       target: the momentum network's {'params', 'batch_stats'}; None where the method has none.
-      memory: the method's own state.
+      method_state: the method's own state.
     """
 
     step: Any
@@ -37,7 +37,7 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     target: Any
-    memory: Any
+    method_state: Any
 
 
 def init_state(
@@ -47,7 +47,7 @@ def init_state(
 
     def init(key: Array) -> TrainState:
         variables = method.network.init(key, jnp.zeros((1, *view_shape)))
-        params = method.constrain(variables['params'])
+        params = method.project_params(variables['params'])
         batch_stats = variables.get('batch_stats', {})
         target = None if method.momentum is None else {'params': params, 'batch_stats': batch_stats}
         return TrainState(
@@ -56,7 +56,7 @@ def init_state(
             batch_stats=batch_stats,
             opt_state=tx.init(params),
             target=target,
-            memory=method.init_memory(jax.random.fold_in(key, 1)),
+            method_state=method.init_method_state(jax.random.fold_in(key, 1)),
         )
 
     key = jax.random.key(seed)
@@ -67,12 +67,12 @@ def init_state(
     return jax.jit(init, compiler_options=options)(key)
 
 
-def forward(
+def forward_views(
     network: nn.Module,
     params: Any,
     batch_stats: Any,
     views: Sequence[Array],
-    through: Pass = straight,
+    forward_fn: ForwardFn = forward,
     step: Array | int = 0,
 ) -> tuple[list[Outputs], Any]:
     """Outputs of each view and the running BN statistics after all of them.
@@ -83,7 +83,7 @@ def forward(
     for i, view in enumerate(views):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), i)
         variables = {'params': params, 'batch_stats': batch_stats}
-        output, batch_stats = through(network, variables, view, key)
+        output, batch_stats = forward_fn(network, variables, view, key)
         outputs.append(output)
     return outputs, batch_stats
 
@@ -95,7 +95,7 @@ def make_train_step(
     to_views: Callable[[Any], Views] = list,
     total_steps: float | int = math.inf,
     *,
-    accumulate: int = 1,
+    accumulation_steps: int = 1,
     cached_targets: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """(state, batch) -> (state, metrics), compiled over the mesh; the state is donated.
@@ -111,29 +111,29 @@ def make_train_step(
 
     def loss_fn(params: Any, state: TrainState, batch: Any) -> tuple[Array, Any]:
         views = to_views(batch)
-        online, batch_stats = forward(
-            method.network, params, state.batch_stats, views, method.pass_online, state.step
+        online, batch_stats = forward_views(
+            method.network, params, state.batch_stats, views, method.online_forward, state.step
         )
         target, kept = online[:2], state.target
         if method.momentum is not None:
-            target, stats = forward(
+            target, stats = forward_views(
                 method.network,
                 kept['params'],
                 kept['batch_stats'],
                 views[:2],
-                method.pass_target,
+                method.target_forward,
                 state.step,
             )
             kept = kept | {'batch_stats': stats}
         if cached_targets:
             target = [Outputs(feature=None, z=z, p=None) for z in batch['target']]
-        index = (batch['index'],) if method.by_image else ()
-        loss, memory, metrics = method.loss(online, target, state.memory, *index)
+        index = (batch['index'],) if method.uses_indices else ()
+        loss, method_state, metrics = method.loss(online, target, state.method_state, *index)
         z_std = sum(monitor.z_std(view.z, DATA) for view in online) / len(online)
-        changes = {'batch_stats': batch_stats, 'target': kept, 'memory': memory}
+        changes = {'batch_stats': batch_stats, 'target': kept, 'method_state': method_state}
         return loss, (changes, metrics | {'z_std': z_std})
 
-    compute = in_parts(jax.value_and_grad(loss_fn, has_aux=True), accumulate)
+    compute = accumulate_gradients(jax.value_and_grad(loss_fn, has_aux=True), accumulation_steps)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         # Each device differentiates its own loss in its own copy of the parameters; the mean
@@ -143,14 +143,19 @@ def make_train_step(
         loss, metrics, grads = jax.lax.pmean((loss, metrics, grads), DATA)
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = method.constrain(optax.apply_updates(state.params, updates))
+        params = method.project_params(optax.apply_updates(state.params, updates))
         target = changes['target']
         if method.momentum is not None:
             m = method.momentum(state.step / total_steps)
             average = optax.incremental_update(params, target['params'], 1 - m)
             target = target | {'params': average}
         state = TrainState(
-            state.step + 1, params, changes['batch_stats'], opt_state, target, changes['memory']
+            state.step + 1,
+            params,
+            changes['batch_stats'],
+            opt_state,
+            target,
+            changes['method_state'],
         )
         return state, metrics | {'loss': loss}
 

@@ -23,8 +23,8 @@ import numpy as np
 import storage as storage_lib
 
 import simsiam_jax
-from simsiam_jax.runtime import storage
 from simsiam_jax.checkpoints import checkpoint_reader
+from simsiam_jax.runtime import storage
 
 WORKDIR = f'gs://{storage_lib.BUCKET}/run'
 LONG = ('--config.epochs=20', '--config.log.tensorboard=True')
@@ -154,6 +154,6 @@ if __name__ == '__main__':
         folder = pathlib.Path(scratch)
         with storage_lib.serve(folder) as (bucket, variables):
             os.environ.update(variables)
-            storage.need_client(storage.folder(WORKDIR))
+            storage.require_client(storage.folder(WORKDIR))
             run(int(sys.argv[1]) if len(sys.argv) > 1 else 3, folder, bucket)
             read(folder)

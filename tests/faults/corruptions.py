@@ -42,11 +42,10 @@ def state_at(step: int) -> TrainState:
 
 
 def save(workdir: pathlib.Path | str) -> None:
-    checkpoints = checkpoint.Checkpoints(str(workdir), CONFIG, keep=len(STEPS))
-    for step in STEPS:
-        checkpoints.save(state_at(step))
-    failure = checkpoints.failure(wait=True)
-    checkpoints.close()
+    with checkpoint.open(str(workdir), CONFIG, max_to_keep=len(STEPS)) as checkpoints:
+        for step in STEPS:
+            checkpoints.save(state_at(step))
+        failure = checkpoints.failure(wait=True)
     if failure:
         raise RuntimeError(failure)
 
@@ -87,12 +86,11 @@ def outcome(workdir: pathlib.Path) -> str:
     try:
         encoder = checkpoint_reader.load(workdir, 'encoder')
         same(encoder.tree, checkpoint.encoder_variables(state_at(encoder.step)))
-        checkpoints = checkpoint.Checkpoints(str(workdir), CONFIG, keep=len(STEPS))
-        state = checkpoints.restore(state_at(0))
-        same(state, state_at(int(state.step)))
-        checkpoints.save(state_at(STEPS[-1]))  # a run comes to the damaged step again
-        failure = checkpoints.failure(wait=True)
-        checkpoints.close()
+        with checkpoint.open(str(workdir), CONFIG, max_to_keep=len(STEPS)) as checkpoints:
+            state = checkpoints.restore(state_at(0))
+            same(state, state_at(int(state.step)))
+            checkpoints.save(state_at(STEPS[-1]))  # a run comes to the damaged step again
+            failure = checkpoints.failure(wait=True)
         same(checkpoint_reader.load(workdir, 'state').tree, vars(state_at(STEPS[-1])))
         if failure:
             raise RuntimeError(failure)

@@ -25,7 +25,9 @@ def run(disk: pathlib.Path, logs: pathlib.Path) -> list[str]:
     workdir, filler, log = disk / 'run', disk / 'filler', logs / 'rank0.log'
     started = kills.start(workdir, 1, logs=logs)
     deadline = time.monotonic() + kills.LIMIT
-    while not (workdir / checkpoint_reader.FOLDER).exists() or not checkpoint_reader.list_steps(workdir / checkpoint_reader.FOLDER):
+    while not (workdir / checkpoint_reader.FOLDER).exists() or not checkpoint_reader.list_steps(
+        workdir / checkpoint_reader.FOLDER
+    ):
         if started[0].poll() is not None or time.monotonic() > deadline:
             raise AssertionError(log.read_text())
         time.sleep(0.05)

@@ -38,7 +38,7 @@ LARGE = [
 ADVISED = [
     '--config.model.dtype=bfloat16',
     '--config.model.remat=True',
-    '--config.optim.accumulate=8',
+    '--config.optim.gradient_accumulation_steps=8',
 ]
 VARIANTS = {'default': '', 'deterministic': '--xla_gpu_deterministic_ops=true'}
 

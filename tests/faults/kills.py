@@ -122,7 +122,12 @@ def run(kills: int, processes: int, folder: pathlib.Path, *flags: str) -> collec
         if 0 in codes or 1 in codes:
             raise AssertionError(f'{codes}: {(workdir / "rank0.log").read_text()}')
         counts[kind] += 1
-        print(kind, codes, checkpoint_reader.list_steps(workdir / checkpoint_reader.FOLDER), flush=True)
+        print(
+            kind,
+            codes,
+            checkpoint_reader.list_steps(workdir / checkpoint_reader.FOLDER),
+            flush=True,
+        )
     if any(end(start(workdir, processes, *flags))):
         raise AssertionError((workdir / 'rank0.log').read_text())
     if names := differing(folder / 'whole', workdir):

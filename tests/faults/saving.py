@@ -13,11 +13,11 @@ import time
 import jax
 import numpy as np
 
+from simsiam_jax.checkpoints import checkpoint
 from simsiam_jax.methods import simsiam
 from simsiam_jax.models import resnet
-from simsiam_jax.checkpoints import checkpoint
-from simsiam_jax.training import optim, step
 from simsiam_jax.training import mesh as mesh_lib
+from simsiam_jax.training import optim, step
 
 BATCH, SIZE = 64, 32
 
@@ -30,20 +30,19 @@ def main(folder: str, saves: int = 4) -> None:
     views = np.random.default_rng(0).standard_normal((2, BATCH, SIZE, SIZE, 3), np.float32)
     batch, train_step = mesh_lib.shard(list(views), mesh), step.make_train_step(method, tx, mesh)
     state = jax.block_until_ready(train_step(state, batch)[0])  # compiled by now
-    checkpoints = checkpoint.Checkpoints(folder, {}, keep=2)
-    size = sum(x.nbytes for x in jax.tree.leaves(state)) / 2**20
-    print(f'{size:.0f} MiB on each of {mesh.size} devices, batch {BATCH} of {SIZE} pixels')
-    for _ in range(saves):
+    with checkpoint.open(folder, {}, max_to_keep=2) as checkpoints:
+        size = sum(x.nbytes for x in jax.tree.leaves(state)) / 2**20
+        print(f'{size:.0f} MiB on each of {mesh.size} devices, batch {BATCH} of {SIZE} pixels')
+        for _ in range(saves):
+            begin = time.perf_counter()
+            state = jax.block_until_ready(train_step(state, batch)[0])
+            stepped = time.perf_counter()
+            checkpoints.save(state)
+            saved = time.perf_counter()
+            print(f'a step {stepped - begin:.2f} s, held up by a save {saved - stepped:.2f} s')
         begin = time.perf_counter()
-        state = jax.block_until_ready(train_step(state, batch)[0])
-        stepped = time.perf_counter()
-        checkpoints.save(state)
-        saved = time.perf_counter()
-        print(f'a step {stepped - begin:.2f} s, held up by a save {saved - stepped:.2f} s')
-    begin = time.perf_counter()
-    failure = checkpoints.failure(wait=True)
-    print(f'the last is on the disk after {time.perf_counter() - begin:.2f} s more {failure}')
-    checkpoints.close()
+        failure = checkpoints.failure(wait=True)
+        print(f'the last is on the disk after {time.perf_counter() - begin:.2f} s more {failure}')
 
 
 if __name__ == '__main__':

@@ -46,7 +46,7 @@ submit() { # NAME [flags]: the job's number; its log is NAME.log, its workdir NA
 }
 field() { scontrol --oneliner show job "$1" | grep -oP "\b$2=\K\S+"; }
 ends() { # JOB STATE RESTARTS CODE
-  until [[ $(field "$1" JobState) =~ COMPLETED|FAILED|CANCELLED|TIMEOUT ]]; do sleep 1; done
+  until [[ $(field "$1" JobState) =~ COMPLETED|FAILED|CANCELED|TIMEOUT ]]; do sleep 1; done
   local found
   found="$(field "$1" JobState) $(field "$1" Restarts) $(field "$1" ExitCode)"
   [[ $found == "$2 $3 $4:0" ]] || fail "job $1 ends with $found"

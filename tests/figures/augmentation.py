@@ -5,7 +5,7 @@ Needs torch, torchvision and scikit-learn (for its photograph):
     python tests/figures/augmentation.py
 
 Operations run on float tensors: torchvision's PIL ones round after each. Values in [0, 1] are
-stored as uint16 (65535 is 1), which costs 0.002/255; the normalised chains as float32.
+stored as uint16 (65535 is 1), which costs 0.002/255; the normalized chains as float32.
 """
 
 import pathlib
@@ -25,9 +25,9 @@ SHIFTS = (-0.5, -0.1, 0.04, 0.1, 0.3)
 SIGMAS = (0.1, 0.7, 2.0)
 # top, left, height, width: one pixel to one, smaller, larger, taller, whole.
 BOXES = ((20, 30, 24, 24), (9, 4, 50, 66), (31, 47, 13, 11), (2, 70, 57, 9), (0, 0, 60, 80))
-RESIZES = (24, 28, 31)  # of the shorter side, before a centre crop
+RESIZES = (24, 28, 31)  # of the shorter side, before a center crop
 ANGLES = (15.0, -40.0)  # degrees; torchvision's positive angle turns counter-clockwise
-CHAINS = (  # box, brightness, contrast, saturation, hue, order, gray, sigma, solarise, flip
+CHAINS = (  # box, brightness, contrast, saturation, hue, order, gray, sigma, solarize, flip
     ((9, 4, 40, 52), (1.3, 0.7, 1.35, -0.08), (0, 1, 2, 3), False, 0.9, False, True),
     ((5, 11, 51, 43), (0.65, 1.38, 0.7, 0.1), (3, 1, 0, 2), False, 1.7, True, False),
     ((17, 2, 19, 25), (1.2, 1.25, 0.8, 0.05), (2, 0, 3, 1), True, 0.4, True, True),
@@ -39,13 +39,13 @@ SHAPES = ((375, 500), (120, 600), (600, 60))
 
 
 def photograph() -> np.ndarray:
-    """The flower at 60x80, uint8: saturated colours and, made small, much detail."""
+    """The flower at 60x80, uint8: saturated colors and, made small, much detail."""
     image = PIL.Image.fromarray(load_sample_image('flower.jpg')).crop((0, 0, 560, 420))
     return np.array(image.resize((80, 60), PIL.Image.Resampling.BOX))
 
 
 def chain(image: torch.Tensor, case: tuple) -> torch.Tensor:
-    box, factors, order, gray, sigma, solarise, flip = case
+    box, factors, order, gray, sigma, solarize, flip = case
     x = F.resized_crop(image, *box, [SIZE, SIZE], antialias=True)
     operations = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
     for turn in order:
@@ -53,7 +53,7 @@ def chain(image: torch.Tensor, case: tuple) -> torch.Tensor:
     if gray:
         x = F.rgb_to_grayscale(x, num_output_channels=3)
     x = F.gaussian_blur(x, [13, 13], [sigma, sigma])
-    if solarise:
+    if solarize:
         x = F.solarize(x, 0.5)
     if flip:
         x = F.hflip(x)
@@ -88,10 +88,10 @@ def main() -> None:
         'saturation': [F.adjust_saturation(part, f) for f in FACTORS],
         'hue': [F.adjust_hue(part, s) for s in SHIFTS],
         'gray': [F.rgb_to_grayscale(part)],
-        'solarise': [F.solarize(part, 0.5)],
+        'solarize': [F.solarize(part, 0.5)],
         'blur': [F.gaussian_blur(part, [13, 13], [s, s]) for s in SIGMAS],
         'crop': [F.resized_crop(image, *b, [SIZE, SIZE], antialias=True) for b in BOXES],
-        'centre': [
+        'center': [
             F.center_crop(F.resize(image, r, antialias=True), [SIZE, SIZE]) for r in RESIZES
         ],
         # Without `fill`: with one, torchvision darkens the border a second time.

@@ -3,7 +3,7 @@
     python tests/figures/lars.py    # PyTorch 2.13.0, CPU, float32
 
 The scaling as apex describes its LARC with clip=False: the decayed gradient times
-trust |w| / (|g| + wd |w| + eps), where neither norm is zero; the optimiser's own decay is off.
+trust |w| / (|g| + wd |w| + eps), where neither norm is zero; the optimizer's own decay is off.
 """
 
 import pathlib
@@ -19,18 +19,18 @@ def train(weight_decay: float) -> dict[str, np.ndarray]:
     # A matrix, a bias that starts at zero, and one whose first gradient is zero.
     params = [torch.randn(5, 4, generator=generator), torch.zeros(5), torch.ones(3)]
     start = [p.numpy().copy() for p in params]
-    optimiser = torch.optim.SGD(params, lr=1.0, momentum=MOMENTUM)
+    optimizer = torch.optim.SGD(params, lr=1.0, momentum=MOMENTUM)
     grads = [[torch.randn(p.shape, generator=generator) for p in params] for _ in range(STEPS)]
     grads[0][2].zero_()
     for step in range(STEPS):
-        optimiser.param_groups[0]['lr'] = 50.0 * (1 - step / STEPS)
+        optimizer.param_groups[0]['lr'] = 50.0 * (1 - step / STEPS)
         for p, g in zip(params, grads[step], strict=True):
             p_norm, g_norm = p.norm(), g.norm()
             p.grad = g.clone()
             if p_norm != 0 and g_norm != 0:
                 rate = TRUST * p_norm / (g_norm + p_norm * weight_decay + EPS)
                 p.grad = (g + weight_decay * p) * rate
-        optimiser.step()
+        optimizer.step()
     arrays = {f'start{i}': p for i, p in enumerate(start)}
     arrays |= {f'grad{i}': np.stack([g[i].numpy() for g in grads]) for i in range(3)}
     return arrays | {f'end{i}': p.numpy() for i, p in enumerate(params)}

@@ -144,7 +144,7 @@ def make_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def make_views(seed: int, step: int, size: int) -> list[np.ndarray]:
-    """Two views [B, H, W, C] of bytes that no NumPy version changes: noise on a flat colour."""
+    """Two views [B, H, W, C] of bytes that no NumPy version changes: noise on a flat color."""
     raw = np.random.PCG64([seed, step]).random_raw(2 * BATCH * size * size * 3 // 8)
     x = raw.astype('<u8').view(np.uint8).reshape(2, BATCH, size, size, 3).astype(np.float32)
     x = x / 128 - 1

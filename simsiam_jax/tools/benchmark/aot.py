@@ -95,15 +95,15 @@ def report(result: Compiled) -> str:
         f'memory a chip: {result.memory / GIB:.3g} GiB of {device.memory / GIB:.0f}'
         + (f', of which JAX takes {device.usable:.0%}' if device.usable < 1 else ''),
     ]
-    by_hand = {way: work.by_hand(way) for way in cost_model.WAYS}
-    flops = sum(kernel.flops for kernel in by_hand['fused'])
+    analytic_kernels = {way: work.analytic_kernels(way) for way in cost_model.FUSION_LEVELS}
+    flops = sum(kernel.flops for kernel in analytic_kernels['fused'])
     lines.append(f'by hand: {flops / 1e12:.3g} TFLOP a chip and step')
-    for way, kernels in by_hand.items():
+    for way, kernels in analytic_kernels.items():
         lines.append(
             f'  {way:9}{sum(k.bytes for k in kernels) / 1e9:8.4g} GB  '
             + _rate(cost_model.seconds(kernels, device), batch)
         )
-    for name, sums in work.reduced().items():
+    for name, sums in work.allreduce_bytes().items():
         lines.append(f'  summed over the chips, {name}: {sum(sums) / 2**20:.2f} MiB in {len(sums)}')
     if not (counts := result.counts):
         return '\n'.join([*lines, 'does not fit: there is no program'])
@@ -143,7 +143,7 @@ def largest_batch(result: Compiled, *, images: int, image_size: int) -> tuple[in
     What grows with the batch is guessed from the first result; None where not even 8 fit.
     """
     work, device = result.work, _device(result.work)
-    unit = 8 * work.config.optim.accumulate
+    unit = 8 * work.config.optim.gradient_accumulation_steps
     state = jax.eval_shape(work.init)
     # The gradients are as large as the parameters.
     fixed = memory.size_of((state, state.params))

@@ -3,8 +3,8 @@
 A step is counted as kernels, each of so many operations and bytes, in three ways of making them:
 
   separate: every BN, addition and ReLU is a kernel of its own
-  fused: BN's statistics are one pass, normalisation, shortcut and ReLU another; backward likewise
-  ideal: statistics and sums in the convolution before, normalisation in the convolution after
+  fused: BN's statistics are one pass, normalization, shortcut and ReLU another; backward likewise
+  ideal: statistics and sums in the convolution before, normalization in the convolution after
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from simsiam_jax.models import resnet
 from simsiam_jax.tools.benchmark.hardware import Device
 
-WAYS = ('separate', 'fused', 'ideal')
+FUSION_LEVELS = ('separate', 'fused', 'ideal')
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class KernelCost:
     """One pass over memory: operations, bytes."""
 
     flops: int
@@ -96,7 +96,7 @@ def layers(network: nn.Module, size: int, channels: int) -> list[Layer]:
 
 def kernels(
     layers: Sequence[Layer], images: int, way: str, width: int, *, backward: bool = True
-) -> list[Kernel]:
+) -> list[KernelCost]:
     """The kernels of a view of so many images.
 
     Args:
@@ -110,7 +110,7 @@ def kernels(
         if layer.kind == 'product':
             # Forward, the input's gradient, the weights' gradient.
             times = 1 + backward * (1 if layer.first else 2)
-            made += [Kernel(2 * layer.macs * images, x + y + layer.weights * width)] * times
+            made += [KernelCost(2 * layer.macs * images, x + y + layer.weights * width)] * times
             continue
         passes: list[int] = []
         if layer.kind == 'norm' and ideal:
@@ -118,7 +118,7 @@ def kernels(
             # in the two that read it.
             passes = [y, 2 * y] if backward else []
         elif layer.kind == 'norm':
-            # Statistics: y. Normalisation: y to its result. Sums: the gradient and y. Gradient:
+            # Statistics: y. Normalization: y to its result. Sums: the gradient and y. Gradient:
             # the same to dy.
             passes = [y, 2 * y] + [2 * y, 3 * y] * backward
             if way == 'separate' and layer.relu:
@@ -131,12 +131,12 @@ def kernels(
                 passes = [3 * y if ideal else y] + [2 * y] * (backward and not ideal)
         else:
             passes = [x + y] + [2 * x + y] * backward
-        made += [Kernel(0, moved) for moved in passes]
+        made += [KernelCost(0, moved) for moved in passes]
     return made
 
 
 def statistics_bytes(layers: Sequence[Layer], *, backward: bool = True) -> list[int]:
-    """What the devices sum for a view's synchronised BN: two float32 a channel, each way."""
+    """What the devices sum for a view's synchronized BN: two float32 a channel, each way."""
     sizes = [2 * 4 * layer.weights for layer in layers if layer.kind == 'norm']
     return sizes * (1 + backward)
 
@@ -146,6 +146,6 @@ def update_bytes(parameters: int) -> int:
     return 5 * 4 * parameters
 
 
-def seconds(kernels: Sequence[Kernel], device: Device) -> float:
+def seconds(kernels: Sequence[KernelCost], device: Device) -> float:
     """The least time: each kernel takes as long as its arithmetic or its bytes."""
     return sum(max(k.flops / device.flops, k.bytes / device.bandwidth) for k in kernels)

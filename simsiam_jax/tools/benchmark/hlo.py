@@ -25,7 +25,7 @@ _SLICES = {'slice', 'dynamic-slice', 'gather'}
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class HloKernel:
     """A top-level instruction.
 
     Attributes:
@@ -83,7 +83,7 @@ class Counts:
       donated: parameters whose memory a result takes over.
     """
 
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[HloKernel, ...]
     float32: tuple[Array, ...]
     scatters: tuple[Array, ...]
     moves: tuple[Array, ...]
@@ -104,7 +104,7 @@ class Counts:
 def count(text: str) -> Counts:
     """The figures of a program."""
     computations, entry = hlo_text.parse(text)
-    kernels: list[Kernel] = []
+    kernels: list[HloKernel] = []
     float32: list[Array] = []
     collectives: list[Collective] = []
     for computation, x, runs in _run(computations, entry, 1):
@@ -112,7 +112,9 @@ def count(text: str) -> Counts:
         inside = computations[x.called('calls')[0]] if x.op == 'fusion' else {}
         flops = sum(_flops(inside, y) for y in inside.values()) or _flops(computation, x)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', x.attributes)
-        kernels.append(Kernel(x.origin, x.op, moved, flops, int(cycles[1]) if cycles else 0, runs))
+        kernels.append(
+            HloKernel(x.origin, x.op, moved, flops, int(cycles[1]) if cycles else 0, runs)
+        )
         float32 += [
             Array(x.op, match[0], size(match[0]), x.origin)
             for match in hlo_text.ARRAY.finditer(x.type)

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
-from simsiam_jax.tasks import memory, pretrain
+from simsiam_jax.tasks import memory, pretrain_setup
 from simsiam_jax.tools.benchmark import aot, cost_model, hardware, hlo, workload
 from simsiam_jax.training import mesh as mesh_lib
 
@@ -38,14 +38,14 @@ class Speed:
     def row(self) -> str:
         """As HEADER; shares are of the device's table, '-' where it has none."""
         batch, taken = self.work.config.batch_size, statistics.median(self.seconds)
-        by_hand = self.work.by_hand('fused')
-        flops = sum(kernel.flops for kernel in by_hand)
+        analytic_kernels = self.work.analytic_kernels('fused')
+        flops = sum(kernel.flops for kernel in analytic_kernels)
         device = hardware.find(self.work.mesh.devices.flat[0].device_kind)
         shares = ['-'] * 3
         if device:
             shares = [
                 f'{flops / device.flops / taken:.1%}',
-                f'{cost_model.seconds(by_hand, device) / taken:.1%}',
+                f'{cost_model.seconds(analytic_kernels, device) / taken:.1%}',
                 f'{aot.seconds(self.counts, device) / taken:.1%}',
             ]
         spread = (max(self.seconds) - min(self.seconds)) / taken
@@ -83,7 +83,7 @@ def measure(
     print(''.join(f'  {name}' for name in HEADER))
     for batch_size in batch_sizes or [config.batch_size]:
         config.batch_size = batch_size
-        with memory.explained(config):
+        with memory.oom_as_user_error(config):
             work = workload.build(
                 config, mesh_lib.make_mesh(), images=images, image_size=image_size
             )
@@ -119,10 +119,10 @@ def measure_step(work: workload.Workload, rounds: int, *, at_least: float = 0.5)
 
 def with_input(config: ConfigDict, steps: int) -> tuple[float, float]:
     """(images a second, share of the time spent waiting for them) of the run that main starts."""
-    parts = pretrain.build(config)
-    train_step = pretrain.build_step(config, parts)
+    parts = pretrain_setup.build(config)
+    train_step = pretrain_setup.build_step(config, parts)
     warm = 3
-    if (last := config.epochs * parts.order.steps_per_epoch) <= warm:
+    if (last := config.epochs * parts.sampler.steps_per_epoch) <= warm:
         raise errors.UserError(f'the run has {last} steps; expected more than {warm} to measure')
     steps = min(steps, last - warm)
     state, batches = mesh_lib.replicate(parts.init(), parts.mesh), parts.batches(0, warm + steps)

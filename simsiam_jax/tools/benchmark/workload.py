@@ -11,13 +11,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from simsiam_jax import config as config_lib
-from simsiam_jax import errors
+from simsiam_jax import config_keys, errors
 from simsiam_jax.data import host
-from simsiam_jax.data.order import Order
-from simsiam_jax.data.recipe import Recipe, plan
+from simsiam_jax.data.recipe import Recipe, sample_batch_params
+from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.methods.contract import Method
-from simsiam_jax.tasks import pretrain
+from simsiam_jax.tasks import pretrain_setup
 from simsiam_jax.tools.benchmark import cost_model
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training import step
@@ -38,7 +37,7 @@ class Workload:
     mesh: Mesh
     method: Method
     recipes: tuple[Recipe, ...]
-    order: Order
+    order: IndexSampler
     image_size: int
     init: Callable[[], step.TrainState]
     train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, Any]]
@@ -46,7 +45,7 @@ class Workload:
     def batch(self, pixels: Callable[[tuple[int, ...]], np.ndarray]) -> dict[str, Any]:
         """A global batch for host.to_views, its images made by `pixels` from their shape."""
         data, size = self.config.data, self.config.batch_size
-        index, views = plan(self.order, self.recipes, 0, slice(0, size))
+        index, views = sample_batch_params(self.order, self.recipes, 0, slice(0, size))
         batch: dict[str, Any] = {'index': index, 'label': np.zeros(size, np.int64)}
         errors.check_choice('data.on_device', data.on_device, host.ON_DEVICE)
         if self.image_size or data.on_device == 'all':
@@ -56,7 +55,7 @@ class Workload:
                 batch['size'] = np.full((size, 2), side, np.float32)
             return batch | {'views': views}
         batch['crops'] = [pixels((size, r.size, r.size, data.channels)) for r in self.recipes]
-        return batch | ({'views': views} if data.on_device == 'colour' else {})
+        return batch | ({'views': views} if data.on_device == 'color' else {})
 
     def abstract(self) -> tuple[Any, Any]:
         """Shapes of the state, the same on every device, and of a batch, divided among them."""
@@ -75,22 +74,26 @@ class Workload:
             tree,
         )
 
-    def by_hand(self, way: str) -> list[cost_model.Kernel]:
+    def analytic_kernels(self, way: str) -> list[cost_model.KernelCost]:
         """By hand, of a device's share of a step: the views of the network, and the update."""
         images = self.config.batch_size // self.mesh.size
         width = 2 if self.config.model.dtype == 'bfloat16' else 4
         made = []
         for layers, backward in self._passes():
             made += cost_model.kernels(layers, images, way, width, backward=backward)
-        return [*made, cost_model.Kernel(0, cost_model.update_bytes(self.parameters))]
+        return [*made, cost_model.KernelCost(0, cost_model.update_bytes(self.parameters))]
 
-    def reduced(self) -> dict[str, list[int]]:
+    def allreduce_bytes(self) -> dict[str, list[int]]:
         """By hand, the bytes of every sum over the devices in a step; the loss's own left out.
 
         Parts of an accumulated batch have statistics of their own; a method whose BN is of groups
         of images has none between devices.
         """
-        parts = self.config.optim.accumulate if self.method.network.backbone.axis_name else 0
+        parts = (
+            self.config.optim.gradient_accumulation_steps
+            if self.method.network.backbone.axis_name
+            else 0
+        )
         norms: list[int] = []
         for layers, backward in self._passes():
             norms += cost_model.statistics_bytes(layers, backward=backward) * parts
@@ -103,7 +106,9 @@ class Workload:
     def _passes(self) -> Iterator[tuple[list[cost_model.Layer], bool]]:
         """Layers of every view's way through the network, and whether gradients come back."""
         channels, sizes = self.config.data.channels, [recipe.size for recipe in self.recipes]
-        layers = {size: cost_model.layers(self.method.network, size, channels) for size in set(sizes)}
+        layers = {
+            size: cost_model.layers(self.method.network, size, channels) for size in set(sizes)
+        }
         for i, size in enumerate(sizes):
             yield layers[size], True
             if i < 2 and self.method.momentum is not None:
@@ -118,23 +123,25 @@ def build(
     Raises:
       UserError: a key is unknown, or a value impossible.
     """
-    config_lib.check(config)
-    mesh_lib.check_batch_size('batch_size', config.batch_size, mesh, config.optim.accumulate)
+    config_keys.check(config)
+    mesh_lib.check_batch_size(
+        'batch_size', config.batch_size, mesh, config.optim.gradient_accumulation_steps
+    )
     if config.alternate.steps != 1:
         raise errors.UserError(
             f'config.alternate.steps is {config.alternate.steps}; only its single step can be '
             'measured, set it to 1'
         )
-    method, recipes = pretrain.build_method(config), pretrain.build_recipes(config)
-    order = Order(config.seed, images, config.batch_size)
-    tx, _ = pretrain.build_optimiser(config, order.steps_per_epoch)
+    method, recipes = pretrain_setup.build_method(config), pretrain_setup.build_recipes(config)
+    order = IndexSampler(config.seed, images, config.batch_size)
+    tx, _ = pretrain_setup.build_optimizer(config, order.steps_per_epoch)
     train_step = step.make_train_step(
         method,
         tx,
         mesh,
         functools.partial(host.to_views, recipes=recipes),
         config.epochs * order.steps_per_epoch,
-        accumulate=config.optim.accumulate,
+        accumulation_steps=config.optim.gradient_accumulation_steps,
     )
     shape = (recipes[0].size, recipes[0].size, config.data.channels)
     init = functools.partial(step.init_state, method, tx, config.seed, shape)

@@ -1,44 +1,17 @@
-"""Weights from one format to another, compared before they are written.
-
-python -m simsiam_jax.tools.convert --source=SOURCE --target=TARGET --format=FORMAT
-
-SOURCE is the workdir of a run or a file: .pth, .pth.tar, .safetensors of a ResNet as torchvision,
-timm, SimSiam's or MoCo's official code save it, or a .msgpack of FORMAT flax. FORMAT:
-
-  torchvision  state dict of torchvision.models.resnetNN, all but fc: .pth or .safetensors
-  timm         a folder that timm.create_model('local-dir:TARGET') loads
-  detectron2   .pkl for the ResNets of Detectron2
-  simsiam      .pth.tar as SimSiam's official code saves it: backbone, projector, predictor
-  state_dict   as torchvision, of any stem, width and number of channels
-  flax         the backbone as .msgpack, or for other names as a folder of Orbax
-  workdir      a workdir that pre-training starts from
-
-Where torch is installed the networks of both sides run on the same random images before
-anything is written; outputs that differ by more than LIMIT of their scale end the conversion.
-"""
-
-import sys
-from typing import Any
+"""Converts weights and compares the networks of both sides before writing."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
 
 from simsiam_jax import errors
-from simsiam_jax.models import pytorch, pytorch_heads, resnet
-from simsiam_jax.tools import arguments
-from simsiam_jax.tools.convert import formats, torch_forward
 from simsiam_jax.checkpoints import weight_files
 from simsiam_jax.checkpoints.weights import Weights, open_weights, part
+from simsiam_jax.models import pytorch, pytorch_heads, resnet
+from simsiam_jax.tools.convert import formats, torch_forward
 
 LIMIT = 1e-4
-
-_SOURCE: Any = flags.DEFINE_string('source', None, 'A workdir or a file.')
-_TARGET: Any = flags.DEFINE_string('target', None, 'What to write.')
-_FORMAT: Any = flags.DEFINE_string('format', None, 'One of the formats above.')
-_STEP: Any = flags.DEFINE_integer('step', None, 'Of the checkpoint; default: the latest.')
 
 
 def jax_outputs(weights: Weights, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -105,15 +78,3 @@ def convert(source: str, target: str, format_: str, step: int | None = None) -> 
     name, augment = weights.config['model']['name'], weights.config['augment']
     images = ', '.join(f'{key} {augment[key]}' for key in ('size', 'mean', 'std'))
     return f'{compared}\n{target} holds {held} of {source}: {name}, for images of {images}'
-
-
-def run(argv: list[str]) -> None:
-    logging.set_verbosity(logging.ERROR)
-    try:
-        print(convert(_SOURCE.value, _TARGET.value, _FORMAT.value, _STEP.value))
-    except errors.UserError as error:
-        sys.exit(f'error: {error}')
-
-
-if __name__ == '__main__':
-    app.run(run, flags_parser=arguments.parser('source', 'target', 'format'))

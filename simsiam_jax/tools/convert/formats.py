@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from simsiam_jax import errors
-from simsiam_jax.models import pytorch, pytorch_heads, resnet
 from simsiam_jax.checkpoints import checkpoint, checkpoint_reader, weight_files
-from simsiam_jax.training.step import TrainState
 from simsiam_jax.checkpoints.weights import Weights, part
+from simsiam_jax.models import pytorch, pytorch_heads, resnet
+from simsiam_jax.training.step import TrainState
 
 Parts = dict[str, pytorch.Arrays]
 
@@ -141,10 +141,11 @@ def write_workdir(weights: Weights, parts: Parts, target: str) -> None:
     _check_new(pathlib.Path(target) / checkpoint_reader.FOLDER)
     params, batch_stats = jax.tree.map(jnp.asarray, (weights.params, weights.batch_stats))
     step = jnp.zeros((), jnp.int32)
-    state = TrainState(step, params, batch_stats, opt_state={}, target=None, memory=None)
-    checkpoints = checkpoint.Checkpoints(target, weights.config, keep=1)
-    checkpoints.save(state)
-    checkpoints.close()
+    state = TrainState(step, params, batch_stats, opt_state={}, target=None, method_state=None)
+    with checkpoint.open(target, weights.config, max_to_keep=1) as checkpoints:
+        checkpoints.save(state)
+        if failure := checkpoints.failure(wait=True):
+            raise errors.UserError(failure)
 
 
 def _check_new(folder: pathlib.Path) -> None:

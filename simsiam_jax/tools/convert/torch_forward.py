@@ -11,7 +11,7 @@ from simsiam_jax.models import pytorch
 def outputs(
     torch: ModuleType, parts: dict[str, pytorch.Arrays], images: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """feature, and where there are heads z and p, of normalised images [B, H, W, C]; float32.
+    """feature, and where there are heads z and p, of normalized images [B, H, W, C]; float32.
 
     Args:
       parts: arrays under PyTorch's names (models/pytorch.py); BN uses the running statistics.

@@ -16,7 +16,7 @@ Written by simsiam_jax.tools.doctor from {origin}. Not a setting of the paper.
     python -m simsiam_jax.main --config={path} --workdir=DIR
 
 Look at DIR/views.png first. What no look at pixels tells: where a mirrored image is another thing
-(digits, letters), set config.augment.flip = 0.0; where colour or brightness is what tells images
+(digits, letters), set config.augment.flip = 0.0; where color or brightness is what tells images
 apart, lower config.augment.jitter.
 """
 

@@ -2,7 +2,6 @@
 
 import datetime
 import glob
-import json
 import os
 import pathlib
 import shutil
@@ -10,25 +9,27 @@ import zlib
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from simsiam_jax import errors, lazy_tf
+from simsiam_jax import errors, lazy_tf, migration
+from simsiam_jax.checkpoints import checkpoint_reader, same_run
 from simsiam_jax.data import sources
 from simsiam_jax.data.reader import Reader
-from simsiam_jax.tasks import memory, pretrain
+from simsiam_jax.runtime import lock, versions
+from simsiam_jax.tasks import memory
+from simsiam_jax.tasks.pretrain_setup import PretrainSetup
 from simsiam_jax.tools.doctor import estimates
 from simsiam_jax.tools.doctor.image_checks import Finding
-from simsiam_jax.checkpoints import checkpoint, checkpoint_reader
-from simsiam_jax.runtime import lock, versions
 
 _GIB = 2**30
 # Share of a device's memory above which an estimate says little.
 TIGHT = 0.85
 
 
-def of_machine() -> list[Finding]:
+def check_devices() -> list[Finding]:
     """Findings on the devices and on TensorFlow beside them."""
     count, kind = jax.device_count(), jax.devices()[0].device_kind
     processes = jax.process_count()
@@ -47,7 +48,7 @@ def of_machine() -> list[Finding]:
     return [Finding('warns', f'{text}: no GPU and no TPU; small networks only')]
 
 
-def of_hosts(source: sources.Source | sources.ArraySource | None) -> list[Finding]:
+def check_hosts(source: sources.Source | sources.ArraySource | None) -> list[Finding]:
     """Whether all processes have the same versions and the same images; to be called by all."""
     if jax.process_count() == 1:
         return []
@@ -58,7 +59,7 @@ def of_hosts(source: sources.Source | sources.ArraySource | None) -> list[Findin
 
 def facts_of(source: sources.Source | sources.ArraySource | None) -> dict[str, str]:
     """What must be alike on all hosts, by name; None: the images are not there."""
-    here = versions.of_this_process()['versions']
+    here = versions.describe_process()['versions']
     facts = {name: here.get(name, '') for name in ('python', *versions.PACKAGES)}
     facts['number of images'] = str(len(source)) if source else 'none'
     names = []
@@ -81,8 +82,8 @@ def compare(names: list[str], everyone: Int[np.ndarray, 'P N']) -> list[Finding]
     return found or [Finding('fine', f'{len(everyone)} processes agree on versions and images')]
 
 
-def of_run(
-    config: ConfigDict, parts: pretrain.Run, workdir: str | None, seconds: float
+def check_run(
+    config: ConfigDict, parts: PretrainSetup, workdir: str | None, seconds: float
 ) -> list[Finding]:
     """Findings on a run that can be built: memory, speed, input, disk.
 
@@ -100,7 +101,7 @@ def of_run(
             found.append(Finding('stops', str(error)))
     else:
         found.append(Finding('fine', 'the images are kept on the device: no input to wait for'))
-    found += of_workdir(config, parts, workdir)
+    found += check_workdir(config, parts, workdir)
     return found
 
 
@@ -116,8 +117,8 @@ def _memory(config: ConfigDict) -> Finding:
     return Finding('fine', f'{text} (estimated from shapes)')
 
 
-def _time(config: ConfigDict, parts: pretrain.Run, rate: float) -> Finding:
-    seconds = config.epochs * parts.order.steps_per_epoch * config.batch_size / rate
+def _time(config: ConfigDict, parts: PretrainSetup, rate: float) -> Finding:
+    seconds = config.epochs * parts.sampler.steps_per_epoch * config.batch_size / rate
     text = (
         f'the step takes about {_number(rate)} images/s (estimated from one block): '
         f'{config.epochs} epochs in about {datetime.timedelta(minutes=round(seconds / 60))}'
@@ -151,13 +152,13 @@ def _feed(config: ConfigDict, fed: float, eaten: float) -> Finding:
     return Finding('warns', f'{text}: the input is the limit; {", or ".join(turns)}')
 
 
-def of_workdir(config: ConfigDict, parts: pretrain.Run, workdir: str | None) -> list[Finding]:
+def check_workdir(config: ConfigDict, parts: PretrainSetup, workdir: str | None) -> list[Finding]:
     """Findings on the disk, on other runs there and on what a run there would go on from."""
     state = jax.eval_shape(parts.init)
     each = memory.size_of(state) + memory.size_of(state.params['backbone'])
-    kept = config.checkpoint.keep + 1  # the oldest goes when the newest is whole
-    if config.checkpoint.keep_every:
-        kept += int(config.epochs / config.checkpoint.keep_every)
+    kept = config.checkpoint.max_to_keep + 1  # the oldest goes when the newest is whole
+    if config.checkpoint.keep_period:
+        kept += int(config.epochs / config.checkpoint.keep_period)
     text = f'checkpoints: {kept} x {each / _GIB:.2g} GiB'
     if workdir is None:
         return [Finding('fine', f'{text}; with --workdir the disk is looked at')]
@@ -173,7 +174,7 @@ def of_workdir(config: ConfigDict, parts: pretrain.Run, workdir: str | None) -> 
         text += ': no room for one; make room, or give another --workdir'
         found.append(Finding('stops', text))
     elif free < kept * each:
-        found.append(Finding('warns', f'{text}: make room, or lower config.checkpoint.keep'))
+        found.append(Finding('warns', f'{text}: make room, or lower config.checkpoint.max_to_keep'))
     else:
         found.append(Finding('fine', text))
     if (folder / lock.NAME).exists():
@@ -182,17 +183,18 @@ def of_workdir(config: ConfigDict, parts: pretrain.Run, workdir: str | None) -> 
     # Not checkpoint_reader.list_steps, which every process would have to call.
     steps = [int(p.name) for p in (folder / checkpoint_reader.FOLDER).glob('*') if p.name.isdigit()]
     if max(steps, default=0):
-        found.append(_going_on(config, folder, max(steps)))
+        found.append(_resumes(config, parts, folder, max(steps)))
     return found
 
 
-def _going_on(config: ConfigDict, folder: pathlib.Path, step: int) -> Finding:
-    kept = json.loads((folder / 'config.json').read_text())
-    given = json.loads(json.dumps(config.to_dict()))
-    if changed := checkpoint.changed_keys(given, kept, checkpoint.FREE):
-        return Finding(
-            'stops',
-            f'{folder} holds a run of another configuration: {", ".join(changed)}; give another '
-            '--workdir',
-        )
-    return Finding('fine', f'{folder} holds this run at step {step}: it would go on from there')
+def _resumes(config: ConfigDict, parts: PretrainSetup, folder: pathlib.Path, step: int) -> Finding:
+    try:
+        stored = checkpoint_reader.read_run(folder, step)
+    except Exception as error:  # damage may raise anything; the run itself then uses an older step
+        return Finding('warns', f'step {step} in {folder} cannot be read: {errors.reason(error)}')
+    given = same_run.RunIdentity(
+        migration.complete(config.to_dict()), sources.fingerprint(parts.source)
+    )
+    if problem := same_run.refusal(epath.Path(folder), given, stored):
+        return Finding('stops', problem)
+    return Finding('fine', f'{folder} contains this run at step {step}: it would resume from there')

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simsiam_jax.models import resnet
-from simsiam_jax.tasks import inputs, memory, pretrain
+from simsiam_jax.tasks import inputs, memory, pretrain_setup
 from simsiam_jax.tools.benchmark import cost_model, workload
 from simsiam_jax.training import mesh as mesh_lib
 
@@ -33,7 +33,7 @@ def device_memory() -> int:
     return memory.device_limit() or whole // jax.local_device_count()
 
 
-def step_rate(config: ConfigDict, parts: pretrain.Run) -> float:
+def step_rate(config: ConfigDict, parts: pretrain_setup.PretrainSetup) -> float:
     """Images a second that all devices take, estimated.
 
     Measured on the first block of the backbone, forward and backward, and scaled by operations:
@@ -80,7 +80,7 @@ def on_cpu() -> bool:
     return jax.default_backend() == 'cpu'
 
 
-def feed_rate(config: ConfigDict, parts: pretrain.Run, seconds: float) -> float:
+def feed_rate(config: ConfigDict, parts: pretrain_setup.PretrainSetup, seconds: float) -> float:
     """Images a second that this host makes ready of a source that is read as it is used.
 
     Args:
@@ -88,7 +88,7 @@ def feed_rate(config: ConfigDict, parts: pretrain.Run, seconds: float) -> float:
     """
     devices, most = parts.mesh.size, min(64, config.batch_size)
     batch = devices * max(1, int(min(0.5 / max(seconds, 1e-4), most)) // devices)
-    order = dataclasses.replace(parts.order, batch_size=batch)
+    order = dataclasses.replace(parts.sampler, batch_size=batch)
     make = inputs.device_batches(parts.source, order, parts.recipes, config.data, parts.mesh)
     batches = make(0, _WARM_UP + 8)
     for _ in range(_WARM_UP):

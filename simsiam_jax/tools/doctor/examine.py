@@ -1,43 +1,26 @@
-"""What will go wrong with a run, and what fits it, in under a minute before it starts.
-
-python -m simsiam_jax.tools.doctor --config=configs/folder.py --config.data.source=folder:DIR \
-    [--workdir=DIR] [--write=configs/mine.py] [--probe]
-
-looks at the images, at the configuration and at this machine, trains nothing, and prints a line
-for each thing it found, the worst first, then what to change in the configuration and why.
---write makes a configuration of that. --probe takes some hundred steps at several learning rates
-and the best of them, in minutes. Ends with 0 where the run would start (with --write: the one
-written), else 1.
-"""
+"""Checks a run before it starts: images, configuration, machine; and what fits them."""
 
 import copy
-import sys
 from typing import Any
 
 import jax
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from simsiam_jax import config as config_lib
-from simsiam_jax import errors, main
+from simsiam_jax import config_keys, errors
 from simsiam_jax.data import sources, tfds_source
-from simsiam_jax.data.survey import Survey, survey
-from simsiam_jax.tasks import pretrain, lr_finder
+from simsiam_jax.data.survey import DatasetSurvey, survey
+from simsiam_jax.runtime import distributed
+from simsiam_jax.tasks import lr_finder, pretrain_setup
 from simsiam_jax.terminal import say
 from simsiam_jax.tools.doctor import (
-    image_checks,
-    estimates,
-    environment_checks,
-    recommend,
     config_writer,
+    environment_checks,
+    estimates,
+    image_checks,
+    recommend,
 )
 from simsiam_jax.tools.doctor.image_checks import Finding
 from simsiam_jax.tools.doctor.recommend import Advice
-from simsiam_jax.runtime import distributed
-from simsiam_jax.training import mesh
-
-_WRITE: Any = flags.DEFINE_string('write', '', 'A file for the configuration that fits.')
-_PROBE: Any = flags.DEFINE_boolean('probe', False, 'Train shortly, for the learning rate.')
 
 
 def examine(
@@ -60,10 +43,10 @@ def examine(
     Raises:
       UserError: the file cannot be written.
     """
-    found, advice = environment_checks.of_machine(), []
+    found, advice = environment_checks.check_devices(), []
     source = looked = None
     try:
-        config_lib.check(config)
+        config_keys.check(config)
         if config.task != 'pretrain':
             raise errors.UserError(
                 f'config.task is {config.task!r}; the doctor looks at pre-training only'
@@ -74,7 +57,7 @@ def examine(
             found.append(Finding('warns', text))
     except errors.UserError as error:
         found.append(Finding('stops', str(error)))
-    found += environment_checks.of_hosts(source)
+    found += environment_checks.check_hosts(source)
     if source is not None:
         looked = survey(source)
         copies, pairs = looked.copies()
@@ -83,7 +66,7 @@ def examine(
         if probe and looked.looks:
             advice = _probed(config, advice)
         judged = recommend.apply(config, advice) if write else config
-        found += image_checks.of_images(looked, copies, pairs, judged)
+        found += image_checks.check_images(looked, copies, pairs, judged)
         if looked.looks:
             found += _judge(judged, looked, workdir)
     would = _tell(image_checks.by_severity(found))
@@ -103,16 +86,18 @@ def _tell(found: list[Finding]) -> bool:
             print(finding, flush=True)
         elif finding.level == 'stops':
             print(f'process {jax.process_index()}: {finding}', flush=True)
-    return distributed.all_agree(all(finding.level != 'stops' for finding in found))
+    return distributed.all_processes(all(finding.level != 'stops' for finding in found))
 
 
-def _advise(looked: Survey, distinct: int, config: ConfigDict) -> list[Advice]:
+def _advise(looked: DatasetSurvey, distinct: int, config: ConfigDict) -> list[Advice]:
     """What fits the images, and then the devices' memory."""
-    unit = jax.device_count() * max(1, config.optim.accumulate)  # every device's part the same
+    unit = jax.device_count() * max(
+        1, config.optim.gradient_accumulation_steps
+    )  # every device's part the same
     advice = recommend.recommend(
         looked, distinct, config, devices=unit, accelerator=not estimates.on_cpu()
     )
-    planned = _normalised(recommend.apply(config, advice))
+    planned = _normalized(recommend.apply(config, advice))
     batch, has = planned.batch_size, estimates.device_memory()
     try:
         while estimates.step_memory(
@@ -130,7 +115,7 @@ def _advise(looked: Survey, distinct: int, config: ConfigDict) -> list[Advice]:
     return [*advice, Advice('batch_size', planned.batch_size, reason)]
 
 
-def _normalised(config: ConfigDict) -> ConfigDict:
+def _normalized(config: ConfigDict) -> ConfigDict:
     """A copy with some mean and std where they would be measured, which takes its time."""
     config = copy.deepcopy(config)
     if config.data.normalize == 'auto':
@@ -156,16 +141,16 @@ def _probed(config: ConfigDict, advice: list[Advice]) -> list[Advice]:
     return [*kept, Advice('optim.learning_rate', best.rate, best.reason)]
 
 
-def _judge(config: ConfigDict, looked: Survey, workdir: str | None) -> list[Finding]:
+def _judge(config: ConfigDict, looked: DatasetSurvey, workdir: str | None) -> list[Finding]:
     """Findings on the run that `config` is, which is built but not started."""
     if found := image_checks.unreadable(looked, config):
         return found
-    config = _normalised(config)
+    config = _normalized(config)
     try:
-        parts = pretrain.build(config)
+        parts = pretrain_setup.build(config)
     except errors.UserError as error:
         return [Finding('stops', str(error))]
-    return environment_checks.of_run(config, parts, workdir, looked.seconds)
+    return environment_checks.check_run(config, parts, workdir, looked.seconds)
 
 
 def _show(advice: list[Advice]) -> None:
@@ -184,29 +169,3 @@ def _show(advice: list[Advice]) -> None:
 def _shell(value: Any) -> str:
     """As config_flags reads it from a shell."""
     return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def run(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected argument {argv[1]!r}; overrides are --config.KEY=VALUE')
-    logging.set_verbosity(logging.FATAL)
-    mesh.use_compilation_cache()
-    workdir = flags.FLAGS.workdir
-    origin = config_flags.get_config_filename(flags.FLAGS['config'])
-    try:
-        distributed.start(main.peers())
-        with distributed.ending(main.AGAIN):
-            would = examine(
-                main.CONFIG.value,
-                workdir,
-                write=_WRITE.value,
-                probe=_PROBE.value,
-                origin=origin,
-            )
-    except errors.UserError as error:
-        sys.exit(f'error: {error}')
-    sys.exit(0 if would else 1)
-
-
-if __name__ == '__main__':
-    app.run(run, flags_parser=lambda argv: main.parse(argv, required=['config']))

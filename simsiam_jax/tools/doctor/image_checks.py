@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from ml_collections import ConfigDict
 
-from simsiam_jax.data.survey import Survey
+from simsiam_jax.data.survey import DatasetSurvey
 from simsiam_jax.tools.doctor import recommend
 
 # The run would not start, or would end; it would go but not well; as it should be.
@@ -31,8 +31,8 @@ def by_severity(findings: list[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
-def of_images(
-    survey: Survey, copies: int, pairs: list[tuple[str, str]], config: ConfigDict
+def check_images(
+    survey: DatasetSurvey, copies: int, pairs: list[tuple[str, str]], config: ConfigDict
 ) -> list[Finding]:
     """Findings on the images of a survey; `copies` and `pairs` are its copies()."""
     seen = 'all' if survey.whole else f'{survey.seen:,} looked at'
@@ -46,7 +46,7 @@ def of_images(
     return by_severity(found)
 
 
-def _files(survey: Survey, seen: str) -> Finding:
+def _files(survey: DatasetSurvey, seen: str) -> Finding:
     examples = '; '.join(f'{name}: {reason}' for name, reason in list(survey.bad.items())[:3])
     more = f' and {len(survey.bad) - 3} more' if len(survey.bad) > 3 else ''
     if not survey.looks:
@@ -57,11 +57,11 @@ def _files(survey: Survey, seen: str) -> Finding:
     return Finding(
         'warns',
         f'{count}, {len(survey.bad):,} ({survey.bad_fraction:.1%}) cannot be read ({examples}'
-        f'{more}); their neighbours take their place: mend them or take them out',
+        f'{more}); their neighbors take their place: mend them or take them out',
     )
 
 
-def unreadable(survey: Survey, config: ConfigDict) -> list[Finding]:
+def unreadable(survey: DatasetSurvey, config: ConfigDict) -> list[Finding]:
     """Where more images cannot be read with config.data.channels than the run allows."""
     channels = config.data.channels
 
@@ -84,7 +84,7 @@ def unreadable(survey: Survey, config: ConfigDict) -> list[Finding]:
     ]
 
 
-def _shapes(survey: Survey, config: ConfigDict) -> list[Finding]:
+def _shapes(survey: DatasetSurvey, config: ConfigDict) -> list[Finding]:
     sides = survey.sides()
     low, high = sides.min(0), sides.max(0)
     median = np.median(sides, 0).astype(int)
@@ -105,7 +105,7 @@ def _shapes(survey: Survey, config: ConfigDict) -> list[Finding]:
     return found
 
 
-def _depth(survey: Survey) -> list[Finding]:
+def _depth(survey: DatasetSurvey) -> list[Finding]:
     deep = [look for look in survey.looks if look.bits > 8]
     if not deep:
         return []
@@ -123,7 +123,9 @@ def _depth(survey: Survey) -> list[Finding]:
     return [Finding('fine', f'{len(deep):,} images of {bits} bits become 8 bits, full range')]
 
 
-def _number(survey: Survey, copies: int, pairs: list[tuple[str, str]], seen: str) -> list[Finding]:
+def _number(
+    survey: DatasetSurvey, copies: int, pairs: list[tuple[str, str]], seen: str
+) -> list[Finding]:
     found = []
     share = copies / len(survey.looks)
     if copies:
@@ -147,7 +149,7 @@ def _number(survey: Survey, copies: int, pairs: list[tuple[str, str]], seen: str
     if blank:
         found.append(
             Finding(
-                'warns', f'{blank:,} of {seen} are of one colour, nothing to learn; take them out'
+                'warns', f'{blank:,} of {seen} are of one color, nothing to learn; take them out'
             )
         )
     different = distinct(survey, copies)
@@ -163,12 +165,12 @@ def _number(survey: Survey, copies: int, pairs: list[tuple[str, str]], seen: str
     return found
 
 
-def distinct(survey: Survey, copies: int) -> int:
+def distinct(survey: DatasetSurvey, copies: int) -> int:
     """Different images that the source holds, at most: a sample shows fewer of the copies."""
     return max(1, round(survey.count * (len(survey.looks) - copies) / max(survey.seen, 1)))
 
 
-def _crops(survey: Survey, config: ConfigDict) -> list[Finding]:
+def _crops(survey: DatasetSurvey, config: ConfigDict) -> list[Finding]:
     scale, size = survey.shrinkage(config.augment.size, config.augment.crop_scale), config.augment
     low, middle, high = scale[[len(scale) // 20, len(scale) // 2, -len(scale) // 20 - 1]]
     enlarged = (scale < 1).mean()

@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from simsiam_jax.data.survey import Survey
+from simsiam_jax.data.survey import DatasetSurvey
 
 # Sides in pixels. Below TINY the CIFAR recipe's four stages have nothing left to halve; to SMALL
 # the CIFAR stem keeps the resolution that ImageNet's would quarter; LARGE is the paper's view.
@@ -32,11 +32,11 @@ class Advice:
 
 
 def recommend(
-    survey: Survey, distinct: int, config: ConfigDict, *, devices: int, accelerator: bool
+    survey: DatasetSurvey, distinct: int, config: ConfigDict, *, devices: int, accelerator: bool
 ) -> list[Advice]:
     """What to change in `config`, a pre-training; nothing where it fits.
 
-    The network, the heads and the optimiser are left alone where the method is not simsiam.
+    The network, the heads and the optimizer are left alone where the method is not simsiam.
 
     Args:
       survey: of the images, some of which can be read.
@@ -73,7 +73,7 @@ def _same(a: Any, b: Any) -> bool:
     return tuple(a) == tuple(b) if isinstance(a, tuple) and b is not None else a == b
 
 
-def channels_of(survey: Survey) -> int:
+def channels_of(survey: DatasetSurvey) -> int:
     """What config.data.channels should be."""
     kinds = survey.channels()
     if set(kinds) <= {1, 3}:
@@ -81,9 +81,9 @@ def channels_of(survey: Survey) -> int:
     return next(iter(kinds))
 
 
-def _data(survey: Survey, config: ConfigDict) -> list[Advice]:
+def _data(survey: DatasetSurvey, config: ConfigDict) -> list[Advice]:
     channels, advice = channels_of(survey), []
-    what = {1: 'every image is gray', 3: 'the images have colours'}
+    what = {1: 'every image is gray', 3: 'the images have colors'}
     advice.append(
         Advice(
             'data.channels', channels, what.get(channels, f'the images have {channels} channels')
@@ -98,8 +98,8 @@ def _data(survey: Survey, config: ConfigDict) -> list[Advice]:
                 f'{bad:.1%} cannot be read; better: mend them or take them out',
             )
         )
-    if config.data.normalize == 'given' and not _normalises(survey, channels, config):
-        found = survey.normalisation(next(iter(survey.channels())))
+    if config.data.normalize == 'given' and not _normalizes(survey, channels, config):
+        found = survey.normalization(next(iter(survey.channels())))
         advice.append(
             Advice(
                 'data.normalize',
@@ -110,7 +110,7 @@ def _data(survey: Survey, config: ConfigDict) -> list[Advice]:
     return advice
 
 
-def _normalises(survey: Survey, channels: int, config: ConfigDict) -> bool:
+def _normalizes(survey: DatasetSurvey, channels: int, config: ConfigDict) -> bool:
     """Whether the given mean and std bring the images to about 0 and 1."""
     augment = config.augment
     if len(augment.mean) not in (1, channels) or len(augment.std) not in (1, channels):
@@ -119,7 +119,7 @@ def _normalises(survey: Survey, channels: int, config: ConfigDict) -> bool:
         return True  # corners are filled with 0, which a mean of 0 keeps apart from no image
     if channels not in survey.channels():
         return False
-    found = survey.normalisation(channels)
+    found = survey.normalization(channels)
     mean = (np.array(found['mean']) - augment.mean) / augment.std
     std = np.array(found['std']) / augment.std
     return bool(np.abs(mean).max() < 0.5 and std.min() > 0.5 and std.max() < 2)
@@ -141,7 +141,7 @@ def _augment(size: int, channels: int, config: ConfigDict) -> list[Advice]:
     advice = []
     if channels != 3:
         for key in ('saturation', 'hue', 'gray'):
-            advice.append(Advice(f'augment.{key}', 0.0, 'only RGB images have colours to change'))
+            advice.append(Advice(f'augment.{key}', 0.0, 'only RGB images have colors to change'))
     low, high = config.augment.crop_scale
     least = min(1.0, math.ceil(10 * (_CROP / size) ** 2) / 10)
     if low < least:
@@ -191,7 +191,7 @@ def _network(size: int, distinct: int, config: ConfigDict, accelerator: bool) ->
                 Advice('model.width_multiplier', 0.25, why),
                 Advice('model.zero_init_residual', False, why),
                 Advice('method.dim', 128, why),
-                Advice('method.predictor_width', 32, why),
+                Advice('method.predictor_hidden_dim', 32, why),
             ]
     elif (size <= SMALL or distinct <= _SMALL_SET) and distinct < _LARGE_SET:
         if config.model.name not in ('resnet18', 'resnet34'):

@@ -1,43 +1,21 @@
-"""Runs the rows of a file of ablations and writes the table and the plots.
-
-python -m simsiam_jax.tools.ledger --config=configs/ablations.py --workdir=DIR
-    [--rows=all] [--data=digits] [--seeds=3] [--epochs=40]
-
-A run is done once: DIR/ROW/SEED/result.json says so, and the same command goes on where it
-stopped. Rows that are the same configuration share their runs. DIR/ledger.md holds the table, and
-beside it lie the plots.
-"""
+"""Runs ablations one after the other, each once, and collects their results."""
 
 import contextlib
 import datetime
-import functools
 import json
 import math
 import pathlib
-import runpy
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.pages import runs
 from simsiam_jax.tasks import memory, pretrain, probe
-from simsiam_jax.tools import arguments
-from simsiam_jax.tools.ledger import ablation_report
-from simsiam_jax.training import mesh
-
-_CONFIG: Any = flags.DEFINE_string('config', 'configs/ablations.py', 'A file of ablations.')
-_WORKDIR: Any = flags.DEFINE_string('workdir', None, 'Where runs, table and plots go.')
-_ROWS: Any = flags.DEFINE_string('rows', 'all', "Names with commas between them, or 'all'.")
-_DATA: Any = flags.DEFINE_string('data', 'digits', 'What the rows are run on.')
-_SEEDS: Any = flags.DEFINE_integer('seeds', 3, 'Runs of every row.')
-_EPOCHS: Any = flags.DEFINE_integer('epochs', 40, 'Of every run.')
 
 Result = dict[str, float]
 
@@ -59,7 +37,7 @@ def run_once(config: ConfigDict, folder: pathlib.Path) -> Result:
     folder.mkdir(parents=True)
     begin = time.perf_counter()
     with (folder / 'log.txt').open('w') as log, contextlib.redirect_stdout(log):
-        with memory.explained(config):
+        with memory.oom_as_user_error(config):
             pretrain.run(config, str(folder))
         curves = runs.curves(folder)
         last = {key: values[-1][1] for key, values in curves.items()}
@@ -125,35 +103,3 @@ def chosen(rows: dict[str, Any], names: str) -> list[str]:
     for name in names.split(','):
         errors.check_choice('a row of --rows', name, rows)
     return names.split(',')
-
-
-def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.ERROR)
-    mesh.use_compilation_cache()
-    path = pathlib.Path(_CONFIG.value)
-    try:
-        if not path.is_file():
-            raise errors.UserError(f'--config is {path}, which is no file')
-        file = runpy.run_path(str(path))
-        if 'ROWS' not in file:
-            raise errors.UserError(f'{path} has no ROWS; expected configs/ablations.py')
-        names = chosen(file['ROWS'], _ROWS.value)
-        configs = {
-            name: functools.partial(file['get_config'], f'{name},{_DATA.value}') for name in names
-        }
-        workdir = pathlib.Path(_WORKDIR.value)
-        results = run_all(configs, workdir, _SEEDS.value, _EPOCHS.value)
-        rows = {name: file['ROWS'][name] for name in names}
-        text = ablation_report.table(rows, results, _DATA.value)
-        (workdir / 'ledger.md').write_text(text)
-        ablation_report.plots(workdir, results)
-        print(text)
-    except errors.UserError as error:
-        sys.exit(f'error: {error}')
-    except (KeyboardInterrupt, SystemExit):  # in a run, or between two
-        print('stopped: what is done is kept, the same command goes on from there', file=sys.stderr)
-        sys.exit(143)
-
-
-if __name__ == '__main__':
-    app.run(main, flags_parser=arguments.parser('workdir'))

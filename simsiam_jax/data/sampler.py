@@ -10,7 +10,7 @@ from simsiam_jax import errors
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class IndexSampler:
     """Which images make which batch.
 
     Every epoch is a new permutation of all images; the images left over after its last whole

@@ -1,0 +1,114 @@
+"""What may change between two starts of a run."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+# Keys that change neither the images that a run sees nor its mathematics: they may change between
+# two starts of the run.
+FREE = (
+    *('dry_run', 'guard', 'eval', 'checkpoint', 'log', 'profile', 'debug_nans'),
+    *('model.remat', 'model.kernels'),
+    *('data.max_bad_fraction', 'data.on_device', 'data.canvas'),
+    *('data.backend', 'data.resident_limit'),
+)
+
+# Keys that change how views are rounded.
+_ROUNDING = ('data.on_device', 'data.canvas', 'data.backend', 'data.resident_limit')
+
+# Keys that say where the images are: they may change as long as the images are the same.
+PLACE = ('data.source', 'data.tfds_data_dir')
+
+
+@dataclasses.dataclass(frozen=True)
+class RunIdentity:
+    """What makes a run the same run.
+
+    Attributes:
+      config: Complete configuration, as JSON has it.
+      images: Number and digest of the training images; {} if unknown.
+    """
+
+    config: dict[str, Any]
+    images: dict[str, Any]
+
+
+def refusal(
+    folder: epath.Path,
+    given: RunIdentity,
+    stored: RunIdentity,
+    *,
+    free: Sequence[str] = FREE,
+    place: Sequence[str] = PLACE,
+) -> str:
+    """Returns why `given` cannot resume the run in the folder; '' if it can.
+
+    Args:
+      folder: Workdir.
+      given: The run to start.
+      stored: The run in the workdir.
+      free: Keys and sections that may differ.
+      place: Keys that may differ if the images do not.
+    """
+    same_images = bool(given.images) and given.images == stored.images
+    allowed = (*free, *(place if same_images else ()))
+    changed = changed_keys(given.config, stored.config, allowed)
+    if not changed:
+        return ''
+    text = f'{folder} contains a run with a different configuration: {", ".join(changed)}'
+    if changed_keys(given.config, stored.config, within=place) and not same_images:
+        text += '. Its images differ' if stored.images else '. It has no list of its images'
+    if given.config.get('epochs') != stored.config.get('epochs'):
+        text += f'. To train longer, use a new --workdir with --config.init_from={folder}'
+    return f'{text}. Revert these changes or use a new --workdir'
+
+
+def notes(given: RunIdentity, stored: RunIdentity, *, place: Sequence[str] = PLACE) -> list[str]:
+    """Returns what is worth a line of the changes that are allowed."""
+    lines = []
+    if moved := changed_keys(given.config, stored.config, within=place):
+        count = given.images['count']
+        lines.append(f'{", ".join(moved)}: the {count:,} images have the same names, resuming')
+    if rounding := changed_keys(given.config, stored.config, within=_ROUNDING):
+        lines.append(
+            f'{", ".join(rounding)}: views are rounded differently from here on, so the run no '
+            'longer repeats bit for bit'
+        )
+    return lines
+
+
+def changed_keys(
+    given: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    free: Sequence[str] = (),
+    *,
+    within: Sequence[str] = (),
+    prefix: str = '',
+) -> list[str]:
+    """Returns names, old and new values of the keys that differ.
+
+    Of a section with a different `name`, such as another method, only the name is returned: its
+    other keys do not compare.
+
+    Args:
+      given: Configuration of this start.
+      stored: Configuration of the checkpoint.
+      free: Keys and sections to leave out.
+      within: The only keys to compare; () compares all.
+      prefix: Path of the section.
+    """
+    differences = []
+    keys = sorted(set(given) | set(stored))
+    if given.get('name') != stored.get('name'):
+        keys = ['name']
+    for key in keys:
+        new, old = given.get(key), stored.get(key)
+        if new == old or prefix + key in free:
+            continue
+        if isinstance(new, Mapping) and isinstance(old, Mapping):
+            differences += changed_keys(new, old, free, within=within, prefix=f'{prefix}{key}.')
+        elif not within or prefix + key in within:
+            differences.append(f'{prefix}{key} ({old!r} -> {new!r})')
+    return differences

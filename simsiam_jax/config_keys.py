@@ -1,0 +1,72 @@
+"""Keys of configurations: which there are, and what to say of those that there are not."""
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from simsiam_jax import config as config_lib
+from simsiam_jax import errors
+
+
+def check(config: Any, known: Any = None) -> None:
+    """Checks that the configuration has exactly the keys that its task reads.
+
+    `second_view` is left to the constructor of recipes, and `method` to the method's own unless
+    `known` has its keys.
+
+    Args:
+      config: Configuration of any task.
+      known: Keys to check against; None uses the defaults of the task.
+
+    Raises:
+      UserError: A key is unknown or missing.
+    """
+    if known is None:
+        errors.check_choice('config.task', config['task'], config_lib.DEFAULTS)
+        known = config_lib.DEFAULTS[config['task']]()
+    others = {'second_view'}
+    if config.get('method', {}).get('name') != known.get('method', {}).get('name'):
+        others.add('method')
+    given, expected = keys(config), keys(known)
+    for key in given:
+        if key not in expected and key.partition('.')[0] not in others:
+            raise unknown_key(key, expected)
+    for key in expected:
+        if key not in given and key.partition('.')[0] not in {*others, 'method'}:
+            raise errors.UserError(f'key config.{key} is missing')
+
+
+def keys(config: Any) -> list[str]:
+    """Returns the names of all keys, SECTION.KEY within sections."""
+    names: list[str] = []
+    for name, value in config.items():
+        is_section = isinstance(value, (Mapping, ConfigDict))
+        names += [f'{name}.{key}' for key in value] if is_section else [name]
+    return names
+
+
+def unknown_key(key: str, known: Collection[str]) -> errors.UserError:
+    """Returns the error for an unknown key, with the most similar known key of any section."""
+    section, _, name = key.rpartition('.')
+    scores = {
+        other: _similarity(name, other.rpartition('.')[2])
+        + (0.1 if other.rpartition('.')[0] == section else 0)
+        for other in known
+    }
+    best = max(scores, key=lambda other: scores[other])
+    if scores[best] >= 0.6:
+        return errors.UserError(f'unknown key config.{key}; did you mean config.{best}?')
+    near = [other for other in known if other.rpartition('.')[0] == section]
+    return errors.UserError(f'unknown key config.{key}; known: {", ".join(sorted(near or known))}')
+
+
+def _similarity(given: str, known: str) -> float:
+    """From 0 to 1, where 1 is equal; initials (lr) and whole words (image_size, size) count."""
+    words, known_words = given.split('_'), known.split('_')
+    if len(known_words) > 1 and given == ''.join(word[0] for word in known_words):
+        return 0.9
+    if set(known_words) <= set(words) or set(words) <= set(known_words):
+        return 0.8
+    return difflib.SequenceMatcher(None, given, known).ratio()
