@@ -1,4 +1,7 @@
-"""Every key of a run, with its default: SimSiam's ImageNet baseline, and its evaluations."""
+"""Every key of a run, with its default: SimSiam's ImageNet baseline, and its evaluations.
+
+Comments give effect and unit; choices are listed as `a | b | c`.
+"""
 
 from typing import Any
 
@@ -18,191 +21,197 @@ class _Config(ConfigDict):
         return super().__getitem__(key)
 
 
+def inherited(kind: type) -> Any:
+    """Returns the None of a key of this type that an evaluation inherits from its checkpoint."""
+    return placeholder(kind)
+
+
 def default() -> ConfigDict:
-    """The configuration that configs/*.py change."""
+    """Returns the configuration of task pretrain, which configs/*.py change.
+
+    Learning rates are base rates, times batch_size/256.
+    """
     config = _Config()
-    config.task = 'pretrain'
-    config.seed = 0
-    config.batch_size = 512  # global, all devices of all hosts
-    config.epochs = 100
-    config.init_from = ''  # weights to start from: a run's workdir, .pth, .safetensors, .msgpack
-    config.guard = 'warn'  # where the training collapses (training/guard.py); or stop, off
-    config.dry_run = False  # build, print shapes, parameters and memory, stop
-    config.profile = ''  # START:STOP, steps to trace into WORKDIR/profile
-    config.debug_nans = False  # check every step; a traceback to the operation that gives NaN
+    config.task = 'pretrain'  # pretrain | linear | finetune | probe | knn
+    config.seed = 0  # of the initialization, the order of images and their augmentation
+    config.batch_size = 512  # images in a step, over all devices of all hosts
+    config.epochs = 100  # passes over the training images
+    config.init_from = ''  # initial weights: workdir | .pth | .safetensors | .msgpack; '' disables
+    config.guard = 'warn'  # action on a collapse (training/guard.py): warn | stop | off
+    config.dry_run = False  # build, print shapes, parameters and memory, then exit
+    config.profile = ''  # steps START:STOP to trace into WORKDIR/profile; '' disables
+    config.debug_nans = False  # check every step; the traceback shows the operation that gives NaN
 
     config.data = ConfigDict()
-    config.data.source = 'tfds:imagenet2012/train'
-    config.data.tfds_data_dir = ''  # '': TFDS's own default
-    config.data.channels = 3
-    config.data.on_device = 'color'  # what is left to the device: none, color, all (data/host.py)
-    config.data.canvas = 512  # with 'all': images are sent in squares of so many pixels
-    config.data.backend = 'auto'  # host: tf.data; resident: whole on the device; auto: if it fits
-    config.data.resident_limit = 2**28  # bytes of all images, which must be equal in size
-    config.data.normalize = 'given'  # augment.mean and std; 'auto': measured on a sample
-    config.data.max_bad_fraction = 0.01  # of the images may be unreadable
+    config.data.source = 'tfds:imagenet2012/train'  # or folder:DIR | files:LIST | digits
+    config.data.tfds_data_dir = ''  # folder of TFDS's datasets; '' uses TFDS's own default
+    config.data.channels = 3  # channels of the images
+    config.data.on_device = 'color'  # augmentations on the accelerator: none | color | all
+    config.data.canvas = 512  # side of the images sent with on_device=all, pixels
+    config.data.backend = 'auto'  # host (tf.data) | resident (on the device) | auto (if it fits)
+    config.data.resident_limit = 2**28  # most bytes of all images, equal in size, for resident
+    config.data.normalize = 'given'  # given (augment.mean and std) | auto (measured on a sample)
+    config.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
 
-    config.augment = ConfigDict()  # data/recipe.py says what each is
-    config.augment.size = 224
-    config.augment.crop_scale = (0.2, 1.0)
-    config.augment.crop_ratio = (3 / 4, 4 / 3)
-    config.augment.rotation = 0.0
-    config.augment.jitter = 0.8
-    config.augment.brightness = 0.4
-    config.augment.contrast = 0.4
-    config.augment.saturation = 0.4
-    config.augment.hue = 0.1
-    config.augment.gray = 0.2
-    config.augment.blur = 0.5
-    config.augment.blur_sigma = (0.1, 2.0)
-    config.augment.solarize = 0.0
-    config.augment.flip = 0.5
-    config.augment.mean = (0.485, 0.456, 0.406)
-    config.augment.std = (0.229, 0.224, 0.225)
+    config.augment = ConfigDict()  # augmentation of the views; data/recipe.py
+    config.augment.size = 224  # side of a view, pixels
+    config.augment.crop_scale = (0.2, 1.0)  # range of the crop's share of the image's area
+    config.augment.crop_ratio = (3 / 4, 4 / 3)  # range of the crop's width/height
+    config.augment.rotation = 0.0  # largest angle before the crop, degrees; 0 disables
+    config.augment.jitter = 0.8  # probability of the four color operations; 0 disables
+    config.augment.brightness = 0.4  # x: factor from U[max(0, 1 - x), 1 + x]; 0 disables
+    config.augment.contrast = 0.4  # x: factor from U[max(0, 1 - x), 1 + x]; 0 disables
+    config.augment.saturation = 0.4  # x: factor from U[max(0, 1 - x), 1 + x]; 0 disables
+    config.augment.hue = 0.1  # x: shift from U[-x, x], turns; 0 disables
+    config.augment.gray = 0.2  # probability of grayscale; 0 disables
+    config.augment.blur = 0.5  # probability of a Gaussian blur; 0 disables
+    config.augment.blur_sigma = (0.1, 2.0)  # range of the blur's sigma, pixels
+    config.augment.solarize = 0.0  # probability of solarization (BYOL); 0 disables
+    config.augment.flip = 0.5  # probability of a horizontal flip; 0 disables
+    config.augment.mean = (0.485, 0.456, 0.406)  # by channel, of values in [0, 1]
+    config.augment.std = (0.229, 0.224, 0.225)  # by channel, of values in [0, 1]
 
-    config.second_view = ConfigDict()  # keys of augment that are others in the second view
+    config.second_view = ConfigDict()  # keys of augment that differ in the second view
 
-    config.local_crops = ConfigDict()  # multi-crop: views beside the two, as augment but for these
-    config.local_crops.number = 0
-    config.local_crops.size = 96
-    config.local_crops.crop_scale = (0.05, 0.14)
+    config.local_crops = ConfigDict()  # multi-crop: more views; other keys as in augment
+    config.local_crops.number = 0  # views beside the two large ones; 0 disables
+    config.local_crops.size = 96  # side of a local crop, pixels
+    config.local_crops.crop_scale = (0.05, 0.14)  # range of the crop's share of the image's area
 
-    config.model = ConfigDict()  # models/resnet.py
-    config.model.name = 'resnet50'
-    config.model.stem = 'imagenet'
-    config.model.width_multiplier = 1.0
-    config.model.stages = ()  # (): the name's own
-    config.model.zero_init_residual = True
-    config.model.dtype = 'bfloat16'
-    config.model.kernels = 'auto'  # models/kernels.py: plain, or fused for GPUs
-    config.model.remat = False  # compute residual blocks again in the backward pass: less memory
+    config.model = ConfigDict()  # backbone; models/resnet.py
+    config.model.name = 'resnet50'  # resnet18 | resnet34 | resnet50 | resnet101 | resnet152
+    config.model.stem = 'imagenet'  # imagenet (7x7, max-pool) | cifar (3x3)
+    config.model.width_multiplier = 1.0  # factor on the channels of all stages
+    config.model.stages = ()  # blocks of each stage; () uses the numbers of model.name
+    config.model.zero_init_residual = True  # the last BN scale of every block starts at 0
+    config.model.dtype = 'bfloat16'  # of the computation: bfloat16 | float32
+    config.model.kernels = 'auto'  # models/kernels.py: plain | fused (for GPUs) | auto
+    config.model.remat = False  # recompute residual blocks in the backward pass: less memory
 
-    config.method = ConfigDict()  # methods/NAME.py
-    config.method.name = 'simsiam'
-    config.method.dim = 2048
-    config.method.projector_layers = 3
-    config.method.projector_hidden_dim = 0  # 0: dim
-    config.method.projector_hidden_bn = True
-    config.method.projector_output_bn = True
-    config.method.projector_output_affine = False
-    config.method.predictor_hidden_dim = 512
-    config.method.predictor_hidden_bn = True
-    config.method.predictor_output_bn = False
-    config.method.predictor = True
-    config.method.stop_gradient = True
-    config.method.similarity = 'cosine'  # or cross_entropy
-    config.method.pairs = 'symmetric'  # or asymmetric, two_asymmetric
-    config.method.momentum = 0.0  # of the target; 0: there is none
+    config.method = ConfigDict()  # arguments of methods/NAME.py, here of simsiam
+    config.method.name = 'simsiam'  # simsiam | simclr | moco_v2 | byol | swav | moving_average
+    config.method.dim = 2048  # width of z and p
+    config.method.projector_layers = 3  # fully connected layers of the projector
+    config.method.projector_hidden_dim = 0  # width of the projector's hidden layers; 0 uses dim
+    config.method.projector_hidden_bn = True  # BN in the projector's hidden layers
+    config.method.projector_output_bn = True  # BN on z
+    config.method.projector_output_affine = False  # scale and bias in the BN on z
+    config.method.predictor_hidden_dim = 512  # width of the predictor's hidden layer
+    config.method.predictor_hidden_bn = True  # BN in the predictor's hidden layer
+    config.method.predictor_output_bn = False  # BN on p
+    config.method.predictor = True  # False: p is z, which collapses
+    config.method.stop_gradient = True  # no gradient through the target; False collapses
+    config.method.similarity = 'cosine'  # cosine | cross_entropy
+    config.method.pairs = 'symmetric'  # terms of the loss: symmetric | asymmetric | two_asymmetric
+    config.method.momentum = 0.0  # EMA momentum of the target network; 0 disables
 
     config.optim = ConfigDict()  # training/optim.py
-    config.optim.name = 'sgd'  # or lars
-    config.optim.learning_rate = 0.05  # times batch_size/256
-    config.optim.momentum = 0.9
-    config.optim.weight_decay = 1e-4
-    config.optim.exclude_bn_bias = False  # from the weight decay, and from LARS's scaling
-    config.optim.warmup_epochs = 0  # 10 for batch 1024 and above
-    config.optim.warmup_start_fraction = 0.0  # share of the rate that the warm-up starts from
-    config.optim.final_lr_fraction = 0.0  # share of the rate that the cosine ends at
-    config.optim.by_epoch = True
-    config.optim.predictor_schedule = 'constant'  # its rate: constant, decayed, fixed (at 0)
-    config.optim.gradient_accumulation_steps = (
-        1  # the batch in so many parts, one after the other: less memory
-    )
+    config.optim.name = 'sgd'  # sgd | lars
+    config.optim.learning_rate = 0.05  # base rate
+    config.optim.momentum = 0.9  # of the gradient; 0 disables
+    config.optim.weight_decay = 1e-4  # factor of the weights in the gradient; 0 disables
+    config.optim.exclude_bn_bias = False  # no weight decay and no LARS scaling of BN and biases
+    config.optim.warmup_epochs = 0  # linear warm-up, 10 for batch 1024 and above; 0 disables
+    config.optim.warmup_start_fraction = 0.0  # share of the rate at the start of the warm-up
+    config.optim.final_lr_fraction = 0.0  # share of the rate at the end of the cosine
+    config.optim.by_epoch = True  # the cosine changes every epoch; False: every step
+    config.optim.predictor_schedule = 'constant'  # its rate: constant | decayed | fixed (at 0)
+    config.optim.gradient_accumulation_steps = 1  # parts of a batch; more lowers memory use
 
     config.alternate = ConfigDict()  # training/alternation.py
-    config.alternate.steps = 1  # with targets of the same weights; 1: SimSiam, 0: an epoch
-    config.alternate.dtype = 'float32'  # of the targets on the host, or bfloat16
+    config.alternate.steps = 1  # steps on targets of the same weights; 1 is SimSiam, 0 an epoch
+    config.alternate.dtype = 'float32'  # of the targets on the host: float32 | bfloat16
 
-    config.eval = ConfigDict()  # the kNN monitor
-    config.eval.train = 'tfds:imagenet2012/train'  # '': no monitor
-    config.eval.test = 'tfds:imagenet2012/validation'
-    config.eval.every_epochs = 10
-    config.eval.batch_size = 512
-    config.eval.resize = 256  # the shorter side before the center crop; 0: no resize, no crop
-    config.eval.k = 200
-    config.eval.temperature = 0.2
-    config.eval.baselines = False  # also raw pixels and the network at initialization
+    config.eval = ConfigDict()  # kNN during training
+    config.eval.train = 'tfds:imagenet2012/train'  # labeled images of the bank; '' disables both
+    config.eval.test = 'tfds:imagenet2012/validation'  # labeled images to classify
+    config.eval.every_epochs = 10  # epochs between evaluations
+    config.eval.batch_size = 512  # images, over all devices
+    config.eval.resize = 256  # shorter side before the center crop, pixels; 0 disables both
+    config.eval.k = 200  # neighbors
+    config.eval.temperature = 0.2  # of the neighbors' votes
+    config.eval.baselines = False  # evaluate raw pixels and the random initialization too
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every_epochs = 1.0  # may be a part of one
-    config.checkpoint.max_to_keep = 2
-    config.checkpoint.keep_period = 0.0  # also those of every so many epochs for good; 0: none
+    config.checkpoint.every_epochs = 1.0  # epochs between checkpoints; fractions are allowed
+    config.checkpoint.max_to_keep = 2  # latest checkpoints to keep
+    config.checkpoint.keep_period = 0.0  # epochs between checkpoints kept for good; 0 disables
 
     config.log = ConfigDict()
-    config.log.every_steps = 50
-    config.log.tensorboard = True
-    config.log.report = True  # draw WORKDIR/report.html at the end
-    config.log.wandb = ''  # a project of Weights & Biases; '': none
-    config.log.mlflow = ''  # an experiment of MLflow; '': none
+    config.log.every_steps = 50  # steps between points of the curves
+    config.log.tensorboard = True  # write TensorBoard events
+    config.log.report = True  # write WORKDIR/report.html at the end
+    config.log.wandb = ''  # project of Weights & Biases; '' disables
+    config.log.mlflow = ''  # experiment of MLflow; '' disables
     return config
 
 
-def _judged(task: str) -> ConfigDict:
-    """What all evaluations have. Keys that are None are as the checkpoint was trained."""
+def _evaluation(task: str) -> ConfigDict:
+    """Returns the keys of all evaluations; None inherits from the checkpoint."""
     config = ConfigDict()
     config.task = task
-    config.init_from = ''  # the workdir of a run, or a file of weights
-    config.seed = 0
+    config.init_from = ''  # checkpoint to evaluate: workdir | .pth | .safetensors | .msgpack
+    config.seed = 0  # of the heads, the order of images and the parts of the training set
     config.label_fraction = 1.0  # share of the training set's labels to use, class-balanced
 
     config.data = ConfigDict()
-    config.data.tfds_data_dir = placeholder(str)
-    config.data.channels = placeholder(int)
-    config.data.backend = 'auto'
-    config.data.resident_limit = 2**28
-    config.data.max_bad_fraction = 0.01
+    config.data.tfds_data_dir = inherited(str)  # folder of TFDS's datasets; None inherits
+    config.data.channels = inherited(int)  # channels of the images; None inherits
+    config.data.backend = 'auto'  # host (tf.data) | resident (on the device) | auto (if it fits)
+    config.data.resident_limit = 2**28  # most bytes of all images, equal in size, for resident
+    config.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
 
     config.augment = ConfigDict()
-    config.augment.size = placeholder(int)
-    config.augment.mean = placeholder(tuple)
-    config.augment.std = placeholder(tuple)
+    config.augment.size = inherited(int)  # side of an image, pixels; None inherits
+    config.augment.mean = inherited(tuple)  # by channel, of values in [0, 1]; None inherits
+    config.augment.std = inherited(tuple)  # by channel, of values in [0, 1]; None inherits
 
     config.eval = ConfigDict()
-    config.eval.train = placeholder(str)  # labeled images
-    config.eval.test = placeholder(str)
-    config.eval.resize = placeholder(int)
-    config.eval.batch_size = 512
+    config.eval.train = inherited(str)  # labeled images to learn from; None inherits
+    config.eval.test = inherited(str)  # labeled images to test on; None inherits
+    config.eval.resize = inherited(int)  # shorter side, pixels; 0 disables; None inherits
+    config.eval.batch_size = 512  # images, over all devices
     return config
 
 
 def knn() -> ConfigDict:
-    """The configuration of task knn."""
-    config = _judged('knn')
-    config.eval.k = (10, 20, 100, 200)
-    config.eval.temperature = (0.07, 0.1, 0.2)
-    config.eval.bank_dtype = 'float16'
+    """Returns the configuration of task knn."""
+    config = _evaluation('knn')
+    config.eval.k = (10, 20, 100, 200)  # neighbors; each with each temperature
+    config.eval.temperature = (0.07, 0.1, 0.2)  # of the neighbors' votes
+    config.eval.bank_dtype = 'float16'  # of the features kept: float16 | float32 (exact)
     return config
 
 
 def probe() -> ConfigDict:
-    """The configuration of task probe: classifiers on cached features."""
-    config = _judged('probe')
-    config.batch_size = 256
-    config.epochs = 100
-    config.eval.holdout = 0.2  # of the training set, to choose by
-    config.eval.baselines = True  # also raw pixels and the network at initialization
+    """Returns the configuration of task probe: classifiers on cached features."""
+    config = _evaluation('probe')
+    config.batch_size = 256  # features in a step
+    config.epochs = 100  # passes over the features
+    config.eval.holdout = 0.2  # share of the training set held out to choose the head
+    config.eval.baselines = True  # evaluate raw pixels and the random initialization too
 
-    config.optim = ConfigDict()  # the heads: every rate (times batch_size/256) with every decay
-    config.optim.learning_rates = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-    config.optim.weight_decays = (0.0, 1e-5, 1e-4)
-    config.optim.momentum = 0.9
+    config.optim = ConfigDict()  # a head for each learning rate with each weight decay
+    config.optim.learning_rates = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # base; () disables
+    config.optim.weight_decays = (0.0, 1e-5, 1e-4)  # factors of the weights in the gradient
+    config.optim.momentum = 0.9  # of the gradient; 0 disables
 
-    config.logistic = ConfigDict()  # by L-BFGS
-    config.logistic.strengths = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # C of scikit-learn; (): none
-    config.logistic.limit = 2**27  # features of all training images, above it is left out
+    config.logistic = ConfigDict()  # logistic regression by L-BFGS; strengths () disables
+    config.logistic.strengths = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C
+    config.logistic.limit = 2**27  # most values of all training features; above it is skipped
     return config
 
 
 def supervised() -> ConfigDict:
-    """The configuration of tasks linear and finetune: a classifier trained on images."""
-    config = _judged('linear')
-    config.from_scratch = False  # the architecture of init_from with fresh weights: the baseline
-    config.batch_size = 4096
-    config.epochs = 90
-    config.data.on_device = 'color'
-    config.data.canvas = 512
-    config.eval.holdout = 0.0  # share of the training set to watch and choose by
-    config.eval.every_epochs = 10  # where there is one
+    """Returns the configuration of tasks linear and finetune: a classifier trained on images."""
+    config = _evaluation('linear')
+    config.from_scratch = False  # fresh weights in init_from's architecture: the baseline
+    config.batch_size = 4096  # images in a step, over all devices of all hosts
+    config.epochs = 90  # passes over the training images
+    config.data.on_device = 'color'  # augmentations on the accelerator: none | color | all
+    config.data.canvas = 512  # side of the images sent with on_device=all, pixels
+    config.eval.holdout = 0.0  # share of the training set held out to choose the head; 0 disables
+    config.eval.every_epochs = 10  # epochs between evaluations on the held-out images
 
     ours = default()
     ours.augment.update({'size': None, 'mean': None, 'std': None})
@@ -210,18 +219,16 @@ def supervised() -> ConfigDict:
     config.augment.crop_scale = (0.08, 1.0)
     config.augment.jitter = config.augment.gray = config.augment.blur = 0.0
 
-    config.optim = ConfigDict()
-    config.optim.name = 'lars'
-    config.optim.learning_rates = (0.1,)  # times batch_size/256; a head for each with each decay
-    config.optim.weight_decays = (0.0,)
-    config.optim.backbone_learning_rate = 0.0  # of finetune; linear leaves the backbone alone
-    config.optim.backbone_weight_decay = 0.0
-    config.optim.momentum = 0.9
-    config.optim.warmup_epochs = 0
-    config.optim.by_epoch = True
-    config.optim.gradient_accumulation_steps = (
-        1  # the batch in so many parts, one after the other: less memory
-    )
+    config.optim = ConfigDict()  # a head for each learning rate with each weight decay
+    config.optim.name = 'lars'  # sgd | lars
+    config.optim.learning_rates = (0.1,)  # base rates of the heads
+    config.optim.weight_decays = (0.0,)  # factors of the weights in the gradient
+    config.optim.backbone_learning_rate = 0.0  # base rate of the backbone in finetune; 0 disables
+    config.optim.backbone_weight_decay = 0.0  # factor of its weights in the gradient; 0 disables
+    config.optim.momentum = 0.9  # of the gradient; 0 disables
+    config.optim.warmup_epochs = 0  # linear warm-up; 0 disables
+    config.optim.by_epoch = True  # the cosine changes every epoch; False: every step
+    config.optim.gradient_accumulation_steps = 1  # parts of a batch; more lowers memory use
 
     config.profile, config.debug_nans = ours.profile, ours.debug_nans
     config.checkpoint = ours.checkpoint
