@@ -1,15 +1,15 @@
-"""Every ablation of the paper, one row each; the baseline is ImageNet's, 68.1 % (the paper's).
+"""Every ablation of the paper, one row each; the ImageNet baseline has 68.1% (paper).
 
     python -m simsiam_jax.main --config=configs/ablations.py:no_stop_gradient --workdir=DIR
     python -m simsiam_jax.main --config=configs/ablations.py:alternate_10,digits --workdir=DIR
 
-ROWS names them all, with the paper's table and its figure (ImageNet, 100 epochs, linear top-1).
-`ROW,digits` and `ROW,cifar10` put the same change on small data: there outputs are as much
-narrower as the base's are (digits' base has 128 instead of 2048), and batches count as shares.
+ROWS lists their names, with the paper's table and result (ImageNet, 100 epochs, linear top-1).
+`ROW,digits` and `ROW,cifar10` apply the same change to small data. Widths shrink by the ratio of
+the bases (128 on digits instead of 2048), and batch sizes by a share of ImageNet's.
 
     python -m simsiam_jax.tools.ledger --config=configs/ablations.py --data=digits --workdir=DIR
 
-runs them one after the other and writes the table.
+runs all rows in turn and writes the table.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ class Row:
     """An ablation.
 
     Attributes:
-      where: table or section of the paper.
-      paper: its figure, linear top-1 in % on ImageNet.
-      change: keys that are others than in the baseline.
-      method: the baseline's.
-      dim: width of z, of the baseline's 2048; the predictor's hidden layer is a quarter.
-      batch: images in a batch, of the baseline's 512; warm-up as in the paper.
+      where: Table or section of the paper.
+      paper: Result of the paper, linear top-1 in % on ImageNet.
+      change: Keys that differ from the baseline, with their values.
+      method: Method of the baseline.
+      dim: Width of z where the baseline has 2048; the predictor's hidden layer is a quarter.
+      batch: Batch size where the baseline has 512; warm-up as in the paper.
     """
 
     where: str
@@ -95,7 +95,7 @@ ROWS: dict[str, Row] = {
     'swav_no_stop_gradient': Row('Sec. 6.2', 'NaN', {'method.stop_gradient': False}, method='swav'),
 }
 
-# The base, the data's number of images and its share of the widths and batches of ImageNet's.
+# Data -> base configuration, number of images, and the factors on ImageNet's widths and batches.
 BASES = {
     'imagenet': ('imagenet.py', 1281167, 1.0, 1.0),
     'cifar10': ('cifar10.py', 50000, 1.0, 1.0),

@@ -1,13 +1,13 @@
-"""SimSiam on CIFAR-10, the paper's appendix D: linear top-1 91.8 %, kNN about 90 % (the paper's).
+"""SimSiam on CIFAR-10 (appendix D): linear top-1 91.8%, kNN about 90% (paper).
 
 CIFAR ResNet-18 (3x3 stem, no max-pool), 32 pixels, no blur, a projector of 2 layers, batch 512,
 base rate 0.03, weight decay 5e-4, 800 epochs.
 
     python -m simsiam_jax.main --config=configs/cifar10.py --workdir=DIR
 
-`cifar10.py:simclr` is the paper's comparison, linear top-1 91.1 %, with the temperature of 0.5
-that SimCLR has on CIFAR-10. `cifar10.py:moco_v2`, `:byol` and `:swav` are not from the paper:
-the same data and optimizer, with a queue, prototypes and heads for a small set.
+`cifar10.py:simclr` is the paper's comparison, linear top-1 91.1%, with temperature 0.5 as SimCLR
+uses on CIFAR-10. `cifar10.py:moco_v2`, `:byol` and `:swav` are not from the paper: they keep data
+and optimizer, with a queue, prototypes and heads for a small dataset.
 """
 
 from ml_collections import ConfigDict

@@ -1,17 +1,17 @@
-"""SimSiam on a folder of your own images, labels not needed.
+"""SimSiam on a folder of your own images, without labels.
 
-The paper's recipe at batch 256, which one GPU holds, with ResNet-50 and 224 pixels. Not a setting
-of the paper: it trained on ImageNet only.
+The paper's recipe with ResNet-50 and 224 pixels at batch 256, which fits on one GPU. The paper
+trains on ImageNet only.
 
     python -m simsiam_jax.main --config=configs/folder.py --workdir=DIR \
         --config.data.source=folder:/data/images
 
-JPEG, PNG, BMP, GIF, WebP, TIFF and .npy; mean and std are measured on a sample. Grayscale
-images: --config.data.channels=1, multi-channel ones (TIFF, .npy) their number. Few images want
-more epochs, small ones a smaller --config.augment.size and --config.model.stem=cifar. With
-labeled folders (one subfolder a class) kNN accuracy is measured along the way:
+Reads JPEG, PNG, BMP, GIF, WebP, TIFF and .npy; mean and std are measured on a sample. For grayscale
+images set --config.data.channels=1, for multi-channel images (TIFF, .npy) their number of channels.
+A small dataset needs more epochs; small images need a smaller --config.augment.size and
+--config.model.stem=cifar. Labeled folders (one subfolder per class) add kNN evaluation:
 --config.eval.train=folder:/data/labeled/train --config.eval.test=folder:/data/labeled/test.
-`python -m simsiam_jax.tools.doctor` with the same arguments says what of this fits your images.
+`python -m simsiam_jax.tools.doctor` with the same arguments recommends settings for your images.
 """
 
 from ml_collections import ConfigDict

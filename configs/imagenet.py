@@ -1,17 +1,17 @@
-"""ImageNet as the paper has it: SimSiam's baseline, linear top-1 68.1 % after 100 epochs (paper).
+"""SimSiam's ImageNet baseline: linear top-1 68.1% after 100 epochs (paper).
 
-ResNet-50, 224 pixels, batch 512, base rate 0.05, the predictor's rate constant.
+ResNet-50, 224 pixels, batch 512, base rate 0.05, constant rate for the predictor.
 
     python -m simsiam_jax.main --config=configs/imagenet.py --workdir=DIR
 
-reads TFDS's imagenet2012 in array_record files. Words after a colon, with commas between them,
-change it: a number of epochs, a method, and a folder with train/ and val/ of one subfolder a
-class, as PyTorch users have it:
+reads TFDS's imagenet2012 in array_record files. Comma-separated words after a colon change the
+number of epochs, the method, and the images: a folder with train/ and val/, each with one subfolder
+per class, as in PyTorch:
 
     python -m simsiam_jax.main --config=configs/imagenet.py:byol,200ep,folder:/data/imagenet \
         --workdir=DIR
 
-The methods are the paper's reproductions (Table 4, linear top-1 in %, the paper's figures):
+The methods are the paper's reproductions (Table 4, linear top-1 in %, results of the paper):
 
     method    batch  100ep  200ep  400ep  800ep
     simsiam     256   68.1   70.0   70.8   71.3   (--config.batch_size=256)
@@ -20,8 +20,8 @@ The methods are the paper's reproductions (Table 4, linear top-1 in %, the paper
     byol       4096   66.5   70.6   73.2   74.3
     swav       4096   66.5   69.1   70.7   71.8
 
-For SimSiam with a batch of 1024 and above the paper warms up: --config.optim.warmup_epochs=10.
-SwAV's own multi-crop, which any method takes, adds six views of 96 pixels:
+For SimSiam at batch 1024 and above the paper uses warm-up: --config.optim.warmup_epochs=10.
+SwAV's multi-crop works with any method and adds six views of 96 pixels:
 --config.augment.crop_scale=0.14,1.0 --config.local_crops.number=6.
 """
 
@@ -46,7 +46,7 @@ def get_config(variant: str = '') -> ConfigDict:
             method = word
         else:
             raise errors.UserError(
-                f'configs/imagenet.py knows no variant {word!r}; known: 200ep (any number), '
+                f'configs/imagenet.py has no variant {word!r}; known: 200ep (any number), '
                 f'folder:DIR, {", ".join(METHODS)}'
             )
     method_defaults.set_method(config, method)
@@ -55,7 +55,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def simsiam(config: ConfigDict) -> None:
-    """The baseline."""
+    """Keeps the baseline."""
 
 
 def moco_v2(config: ConfigDict) -> None:
@@ -64,7 +64,7 @@ def moco_v2(config: ConfigDict) -> None:
 
 
 def large_batch(config: ConfigDict) -> None:
-    """What SimCLR, BYOL and SwAV have in common; their crops start from 0.08."""
+    """Sets what SimCLR, BYOL and SwAV share; their crops start from 0.08 of the area."""
     config.batch_size = 4096
     config.optim.name = 'lars'
     config.optim.learning_rate = 0.3
@@ -86,7 +86,7 @@ def simclr(config: ConfigDict) -> None:
 
 
 def byol(config: ConfigDict) -> None:
-    """Three schedules: 100 epochs, 200 to 400, 800."""
+    """Sets one of three schedules: for 100 epochs, 200 to 400, or 800."""
     large_batch(config)
     if config.epochs < 200:
         config.optim.learning_rate = 0.45
@@ -101,7 +101,7 @@ def byol(config: ConfigDict) -> None:
 
 
 def swav(config: ConfigDict) -> None:
-    """Rate 4.8 at batch 4096, warmed up from 0.3, to 0.0048; SwAV's own jitter."""
+    """Sets rate 4.8 at batch 4096, warmed up from 0.3, down to 0.0048, and SwAV's own jitter."""
     large_batch(config)
     strong_jitter(config)
     config.optim.exclude_bn_bias = False

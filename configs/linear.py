@@ -1,19 +1,21 @@
-"""Linear evaluation of a checkpoint: the paper's protocol, frozen backbone, 90 epochs.
+"""Linear evaluation of a checkpoint by the paper's protocol: frozen backbone, 90 epochs.
 
     python -m simsiam_jax.main --config=configs/linear.py --workdir=DIR --config.init_from=RUN
 
-`linear.py:lars` (the same) is LARS at batch 4096, base rate 0.1 as in the official code; the
-paper says 0.02: --config.optim.learning_rates='(0.02,)'. Paper: 68.1 % after the baseline of
-configs/imagenet.py. `linear.py:sgd`: SGD at batch 256, rate 30, about a point lower.
+`linear.py:lars` (the default) is LARS at batch 4096 with base rate 0.1, as in the official code.
+The paper states 0.02: --config.optim.learning_rates='(0.02,)'. Result of the paper: 68.1% after
+the baseline of configs/imagenet.py. `linear.py:sgd` is SGD at batch 256, rate 30, about a point
+lower.
 
-`linear.py:sweep` trains many heads at once, rates times weight decays, and chooses on a tenth of
-the training set, which is held out; the test set is used once, at the end. Not from the paper.
+`linear.py:sweep` trains many heads at once, one for each rate and weight decay, and selects the
+best on a held-out tenth of the training set. The test set is used once, at the end. Not from
+the paper.
 
-`linear.py:cached` computes the features of center crops once and probes them in memory, beside
-raw pixels and the random network: minutes instead of hours. Not from the paper.
+`linear.py:cached` computes the features of center crops once and trains probes on them in memory.
+It also probes raw pixels and the random network, in minutes instead of hours. Not from the paper.
 
-The image sets, their size and normalization are those of the pre-training where they are not
-given: --config.eval.train=folder:DIR/train --config.eval.test=folder:DIR/val.
+The image sets, their size and normalization are inherited from pre-training unless given:
+--config.eval.train=folder:DIR/train --config.eval.test=folder:DIR/val.
 """
 
 from ml_collections import ConfigDict
@@ -36,6 +38,6 @@ def get_config(variant: str = 'lars') -> ConfigDict:
         config.eval.holdout = 0.1
     elif variant not in ('lars', 'sgd'):
         raise errors.UserError(
-            f'configs/linear.py knows no variant {variant!r}; known: lars, sgd, sweep, cached'
+            f'configs/linear.py has no variant {variant!r}; known: lars, sgd, sweep, cached'
         )
     return config

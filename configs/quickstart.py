@@ -1,12 +1,12 @@
 """SimSiam on scikit-learn's handwritten digits: real images, no download, two CPU cores.
 
-1,797 images of 8x8 pixels, a fifth held out for kNN (k 20). A residual net of three blocks
-learns in about a minute; kNN on its features is above raw pixels and above itself at
-random initialization. Not from the paper.
+1,797 images of 8x8 pixels, a fifth of them held out for kNN (k 20). A ResNet of three blocks learns
+in about a minute. kNN on its features beats kNN on raw pixels and on its random initialization.
+Not from the paper.
 
     python -m simsiam_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-and `quickstart.py:METHOD` with simclr, moco_v2, byol or swav.
+`quickstart.py:METHOD` trains simclr, moco_v2, byol or swav.
 """
 
 from ml_collections import ConfigDict
@@ -29,15 +29,15 @@ def get_config(method: str = 'simsiam') -> ConfigDict:
     config.augment.rotation = 15.0
     config.augment.saturation = config.augment.hue = config.augment.gray = 0.0
     config.augment.blur = 0.0
-    config.augment.flip = 0.0  # a mirrored digit is another sign
-    config.augment.mean = (0.0,)  # the background stays 0, as the padding is
+    config.augment.flip = 0.0  # a mirrored digit is a different sign
+    config.augment.mean = (0.0,)  # the background stays 0, like the padding
     config.augment.std = (0.38,)
 
     config.model.name = 'resnet18'
     config.model.stem = 'cifar'
     config.model.width_multiplier = 0.25
     config.model.stages = (1, 1, 1)
-    config.model.zero_init_residual = False  # so small a net learns better with its blocks on
+    config.model.zero_init_residual = False  # a net this small learns better with active blocks
     config.model.dtype = 'float32'
 
     config.optim.learning_rate = 0.8

@@ -1,4 +1,4 @@
-"""The methods that the paper compares SimSiam with: every key of config.method, its settings."""
+"""The methods that the paper compares SimSiam with: every key of config.method and its value."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import errors
 
-METHODS: dict[str, dict[str, Any]] = {  # methods/NAME.py say what each is
+METHODS: dict[str, dict[str, Any]] = {  # methods/NAME.py documents the keys
     'simclr': {
         'dim': 128,
         'projector_hidden_dim': 2048,
@@ -50,16 +50,20 @@ METHODS: dict[str, dict[str, Any]] = {  # methods/NAME.py say what each is
 
 
 def set_method(config: ConfigDict, name: str) -> None:
-    """Makes config.method that of a method; 'simsiam' leaves it as it is.
+    """Sets config.method to the defaults of a method; 'simsiam' keeps it unchanged.
+
+    Args:
+      config: Configuration of task pretrain, changed in place.
+      name: 'simsiam' or one of METHODS.
 
     Raises:
-      UserError: there is no such method.
+      UserError: The method is unknown.
     """
     if name == 'simsiam':
         return
     if name not in METHODS:
         raise errors.UserError(
-            f'there is no method {name!r}; {errors.suggestion(name, ["simsiam", *METHODS])}'
+            f'unknown method {name!r}; {errors.suggestion(name, ["simsiam", *METHODS])}'
         )
     config.method = ConfigDict({'name': name, **METHODS[name]})
-    config.optim.predictor_schedule = 'decayed'  # the constant one is SimSiam's alone
+    config.optim.predictor_schedule = 'decayed'  # only SimSiam keeps it constant

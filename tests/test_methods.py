@@ -368,5 +368,5 @@ def test_configurations_show_every_argument_as_the_paper_has_it(name: str) -> No
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(errors.UserError, match=r"no method 'moco'; did you mean moco_v2\?"):
+    with pytest.raises(errors.UserError, match=r"unknown method 'moco'; did you mean moco_v2\?"):
         method_defaults.set_method(ConfigDict(), 'moco')
