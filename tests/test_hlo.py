@@ -1,4 +1,6 @@
-"""Counting what compiled programs do."""
+"""Tests of tools/benchmark/hlo.py and hlo_text.py."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from simsiam_jax.tools.benchmark import hlo
 
-BY_HAND = """\
+PROGRAM = """\
 HloModule jit_f, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias), {1}: (2, {}, \
 may-alias) }, entry_computation_layout={(f32[4,8]{1,0})->f32[]}, num_partitions=8
 
@@ -61,10 +63,10 @@ backend_config={"known_trip_count":{"n":"3"}}
 """
 
 
-def test_by_hand() -> None:
-    counts = hlo.count(BY_HAND)
-    # The fusion reads a row of x, all of y and i, and writes a row and all of y; the loop turns
-    # three times.
+def test_count_of_written_program_equals_hand_count() -> None:
+    counts = hlo.count(PROGRAM)
+    # The fusion reads a row of x, all of y and i, and writes a row and all of y. The loop has three
+    # iterations.
     fusion, reduced = (32 + 32 + 4) + (32 + 32), 128 + 128
     copied, gathered, scattered = 128, 128 + 256, 128 + 4 + 128
     assert counts.bytes == 3 * (fusion + reduced) + copied + gathered + scattered
@@ -82,14 +84,14 @@ def test_by_hand() -> None:
     assert (counts.float32[0].op, counts.float32[0].bytes) == ('all-gather', 256)
 
 
-def test_compiled_program() -> None:
+def test_count_of_compiled_program_finds_donation_and_all_reduces() -> None:
     mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
 
     def step(w: jax.Array, x: jax.Array) -> jax.Array:
-        def turn(w: jax.Array, _: None) -> tuple[jax.Array, None]:
+        def update(w: jax.Array, _: None) -> tuple[jax.Array, None]:
             return w - jax.lax.psum(x.T @ jnp.tanh(x @ w), 'data'), None
 
-        return jax.lax.scan(turn, w, None, length=5)[0]
+        return jax.lax.scan(update, w, None, length=5)[0]
 
     sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P('data')), out_specs=P())
     w, x = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 64), (256, 64)))
@@ -98,11 +100,50 @@ def test_compiled_program() -> None:
     assert (kept.donated, donated.donated) == (frozenset(), {0})
     assert [(c.op, c.devices, c.count) for c in donated.collectives] == [('all-reduce', 8, 5)]
     assert donated.collectives[0].bytes == 5 * 64 * 64 * 4
-    # At least the two products of every turn, on 32 of the 256 rows a device.
+    # At least the two products of every iteration, on the 32 of 256 rows of a device.
     assert donated.bytes >= 5 * 4 * (2 * 64 * 64 + 4 * 32 * 64)
     assert donated.float32[0].bytes == 64 * 64 * 4
 
 
-def test_other_text_is_refused() -> None:
+def totals(function: Callable, *shapes: tuple[int, ...]) -> tuple[list[float], list[float]]:
+    """Returns (flops, bytes) as hlo counts them and as XLA's cost_analysis() does."""
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    compiled = jax.jit(function).lower(*arrays).compile()
+    counts, costs = hlo.count(compiled.as_text()), compiled.cost_analysis()
+    flops = sum(kernel.flops * kernel.runs for kernel in counts.kernels)
+    return [flops, counts.bytes], [costs['flops'], costs['bytes accessed']]
+
+
+def test_count_equals_cost_analysis_for_matrix_products() -> None:
+    ours, xlas = totals(lambda a, b: jnp.tanh(a @ b), (64, 32), (32, 16))
+    product, tanh = 64 * 32 + 32 * 16 + 64 * 16, 2 * 64 * 16
+    assert ours == xlas == [2 * 64 * 32 * 16, 4 * (product + tanh)]
+
+
+def test_count_multiplies_loop_by_its_iterations_unlike_cost_analysis() -> None:
+    def loop(length: int) -> Callable:
+        return lambda w, x: jax.lax.scan(lambda w, _: (x @ w, None), w, None, length)[0]
+
+    short, xlas_short = totals(loop(2), (64, 64), (64, 64))
+    long, xlas_long = totals(loop(50), (64, 64), (64, 64))
+    assert xlas_long == xlas_short
+    assert (short[0], long[0]) == (2 * 2 * 64**3, 50 * 2 * 64**3)
+    assert long[1] - short[1] >= 48 * 4 * 3 * 64**2
+    assert xlas_short[0] == pytest.approx(2 * 64**3, rel=1e-3)
+
+
+def test_count_takes_gathered_rows_unlike_cost_analysis() -> None:
+    (_, ours), (_, xlas) = totals(lambda x: 2 * x[jnp.array([3, 5, 9])], (1000, 64))
+    assert ours < 4 * 3 * 3 * 64  # rows read, rows written, and indices
+    assert xlas > 4 * 1000 * 64
+
+
+def test_count_leaves_out_elementwise_flops_unlike_cost_analysis() -> None:
+    ours, xlas = totals(lambda x: 3 * x + x, (1000, 64))
+    assert (ours[0], xlas[0]) == (0, 2 * 1000 * 64)
+    assert ours[1] == xlas[1] == 4 * 2 * 1000 * 64
+
+
+def test_count_refuses_text_without_program() -> None:
     with pytest.raises(ValueError, match=r'compiled\.as_text'):
         hlo.count('nothing')

@@ -1,8 +1,17 @@
-"""What a compiled program does, counted from its text (`compiled.as_text()`), for any device.
+"""Counts a compiled program's kernels, bytes and collectives from its text, for any device.
 
 Bytes are those that kernels read from and write to memory: the operands and results of every
-top-level instruction, of which tuples, bitcasts, parameters and constants move nothing. A loop
-counts as often as it turns; of an array that is sliced or updated in place, the slice counts.
+top-level instruction. Tuples, bitcasts, parameters and constants move nothing. Of an array that is
+sliced or updated in place, only the slice counts.
+
+`compiled.cost_analysis()` is not enough, as tests/test_hlo.py shows with jax 0.10 on CPUs:
+
+  - It counts the body of a loop once; here it counts once for each iteration.
+  - It counts an array whole if a fusion gathers rows of it; here the rows count.
+  - It adds element-wise operations to the flops; here only matrix products and convolutions count.
+  - It gives totals only: no kernels, collectives, copies, scatters, or donated arguments.
+
+On matrix products without a loop both agree exactly.
 """
 
 import dataclasses
@@ -29,11 +38,11 @@ class HloKernel:
     """A top-level instruction.
 
     Attributes:
-      name: its origin in the model where the compiler kept it, its own name otherwise.
-      bytes: read and written by one run.
-      flops: of its convolutions and matrix products, in one run.
-      cycles: as the compiler estimates them; TPUs alone.
-      runs: in one run of the program.
+      name: Origin in the model if the compiler kept it, otherwise the instruction's own name.
+      bytes: Bytes read and written by one run.
+      flops: Operations of its convolutions and matrix products in one run.
+      cycles: Cycles as the compiler estimates them; TPUs only.
+      runs: Number of runs in one run of the program.
     """
 
     name: str
@@ -46,12 +55,12 @@ class HloKernel:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Communication of one kind between so many devices, in one run of the program.
+    """All communication of one kind between `devices` devices in one run of the program.
 
     Attributes:
-      count: of the operations; those that the compiler made into one are one.
-      bytes: on each device, of all of them: what is reduced or sent, or of a gather the result.
-      pairs: of these operations are begun and awaited apart, so that others can run meanwhile.
+      count: Number of operations; operations that the compiler combined count as one.
+      bytes: Bytes on each device, of all operations: the operands, or the result of a gather.
+      pairs: Number of asynchronous operations, which run beside other kernels.
     """
 
     op: str
@@ -63,7 +72,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """A result in memory, or one that a fusion computes on its way: op, type, bytes, origin."""
+    """A result in memory or inside a fusion; `name` is its origin."""
 
     op: str
     type: str
@@ -73,14 +82,15 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """A program's figures.
+    """Figures of a program.
 
     Attributes:
-      kernels: all of them; a loop's body stands once, with its runs.
-      float32: arrays of float32 that a kernel writes, the largest first.
-      scatters: scatter and select-and-scatter anywhere.
-      moves: transposes and copies anywhere, the largest first.
-      donated: parameters whose memory a result takes over.
+      kernels: All kernels; a kernel in a loop is listed once, with its runs.
+      float32: Arrays of float32 that a kernel writes, the largest first.
+      scatters: Scatters and select-and-scatters, also inside fusions, the largest first.
+      moves: Transposes and copies, also inside fusions, the largest first.
+      donated: Numbers of the parameters whose memory a result reuses.
+      collectives: Communication by kind and number of devices.
     """
 
     kernels: tuple[HloKernel, ...]
@@ -92,23 +102,30 @@ class Counts:
 
     @property
     def launches(self) -> int:
-        """Kernels that a run of the program starts."""
+        """Returns the number of kernels that one run of the program starts."""
         return sum(kernel.runs for kernel in self.kernels)
 
     @property
     def bytes(self) -> int:
-        """Moved by a run of the program."""
+        """Returns the bytes that one run of the program moves."""
         return sum(kernel.bytes * kernel.runs for kernel in self.kernels)
 
 
 def count(text: str) -> Counts:
-    """The figures of a program."""
+    """Returns the figures of a program.
+
+    Args:
+      text: Text of the compiled program, `compiled.as_text()`.
+
+    Raises:
+      ValueError: The text is not that of a compiled program.
+    """
     computations, entry = hlo_text.parse(text)
     kernels: list[HloKernel] = []
     float32: list[Array] = []
     collectives: list[Collective] = []
-    for computation, x, runs in _run(computations, entry, 1):
-        moved = _moved(computations, computation, x)
+    for computation, x, runs in _kernels(computations, entry, 1):
+        moved = _bytes(computations, computation, x)
         inside = computations[x.called('calls')[0]] if x.op == 'fusion' else {}
         flops = sum(_flops(inside, y) for y in inside.values()) or _flops(computation, x)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', x.attributes)
@@ -156,7 +173,7 @@ def _merged(collectives: list[Collective]) -> tuple[Collective, ...]:
 
 
 def _devices(attributes: str, text: str) -> int:
-    """Devices that communicate with each other: [groups,size]<=[...] or {{0,1},{2,3}}."""
+    """Returns the size of a group of devices: [groups,size]<=[...] or {{0,1},{2,3}}."""
     if match := re.search(r'replica_groups=\[(\d+),(\d+)\]', attributes):
         return int(match[2])
     if match := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
@@ -169,26 +186,29 @@ def _largest(arrays: list[Array]) -> tuple[Array, ...]:
     return tuple(sorted(arrays, key=lambda x: -x.bytes))
 
 
-def _run(
+def _kernels(
     computations: dict[str, Computation], name: str, runs: int
 ) -> Iterator[tuple[Computation, Instruction, int]]:
-    """Every kernel with how often it runs; what a fusion holds is its kernel's."""
+    """Yields every kernel with its number of runs; a fusion is one kernel.
+
+    A loop of unknown length counts as one iteration, and all branches of a conditional count.
+    """
     for x in computations[name].values():
         if x.op == 'while':
-            turns = re.search(r'known_trip_count":\{"n":"(\d+)"', x.attributes)
+            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', x.attributes)
             for body in x.called('body'):
-                yield from _run(computations, body, runs * (int(turns[1]) if turns else 1))
+                yield from _kernels(computations, body, runs * (int(trips[1]) if trips else 1))
         elif x.op in ('call', 'conditional', 'async-start'):
             for body in x.called('to_apply', 'calls', r'\w+_computations?'):
-                yield from _run(computations, body, runs)
+                yield from _kernels(computations, body, runs)
         elif x.op not in _FREE and not x.op.endswith('-done'):
             yield computations[name], x, runs
 
 
-def _moved(computations: dict[str, Computation], computation: Computation, x: Instruction) -> int:
-    """Bytes that a kernel reads and writes."""
+def _bytes(computations: dict[str, Computation], computation: Computation, x: Instruction) -> int:
+    """Returns the bytes that a kernel reads and writes."""
     sizes = [size(computation[name].type) for name in x.operands]
-    if x.op.endswith('-start'):  # its own type may hold the operands again
+    if x.op.endswith('-start'):  # its own type may repeat the operands
         done = next(y for y in computation.values() if x.name in y.operands)
         return sum(sizes) + size(done.type)
     inside, root, names = [x], x, x.operands
@@ -205,6 +225,7 @@ def _moved(computations: dict[str, Computation], computation: Computation, x: In
 
 
 def _used(use: Instruction, name: str, whole: int) -> int:
+    """Returns the bytes that an instruction reads of its operand `name` of `whole` bytes."""
     first = name == use.operands[0]
     if first and use.op in _SLICES:
         return size(use.type)
@@ -212,6 +233,7 @@ def _used(use: Instruction, name: str, whole: int) -> int:
 
 
 def _written(computation: Computation, root: Instruction) -> int:
+    """Returns the bytes that a kernel writes, given its last instruction."""
     if root.op == 'tuple':
         return sum(_written(computation, computation[name]) for name in root.operands)
     if root.op == 'dynamic-update-slice':
@@ -220,7 +242,7 @@ def _written(computation: Computation, root: Instruction) -> int:
 
 
 def _flops(computation: Computation, x: Instruction) -> float:
-    """Operations of a convolution or matrix product; zeros of a padding count as well."""
+    """Returns the operations of a convolution or matrix product; zeros of a padding count too."""
     target = re.search(r'custom_call_target="__(cublas|cudnn)\$(\w+)', x.attributes)
     if x.op not in ('dot', 'convolution') and not target:
         return 0.0
@@ -244,6 +266,6 @@ def _flops(computation: Computation, x: Instruction) -> float:
 
 
 def _labels(x: Instruction) -> list[str]:
-    """Dimensions of a convolution's input, filters and result, a letter each."""
+    """Returns the dimensions of a convolution's input, filters and result, one letter each."""
     match = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', x.attributes)
     return list(match.groups()) if match else []

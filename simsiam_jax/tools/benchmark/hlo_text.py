@@ -1,4 +1,4 @@
-"""The text of compiled programs (`compiled.as_text()`): computations and their instructions."""
+"""Parses the text of compiled programs (`compiled.as_text()`)."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ _INSTRUCTION = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = (.*)$')
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A line: its result, what it does, to which others, and how."""
+    """A line of the text: `name = type op(arguments), attributes`."""
 
     name: str
     type: str
@@ -33,7 +33,7 @@ class Instruction:
         return match[1] if match else self.name
 
     def called(self, *keys: str) -> list[str]:
-        """Names of the computations under these attributes."""
+        """Returns the names of the computations in these attributes."""
         lists = re.findall(rf'\b(?:{"|".join(keys)})=(\{{[^}}]*\}}|%[\w.\-]+)', self.attributes)
         return re.findall(r'%([\w.\-]+)', ' '.join(lists))
 
@@ -42,10 +42,13 @@ Computation = dict[str, Instruction]
 
 
 def size(type_: str, *, on_chip: bool = False) -> int:
-    """Bytes of an array or tuple in the device's main memory.
+    """Returns the bytes of an array or tuple in the device's main memory.
 
-    On TPUs, whose layouts have tiles, other memory spaces are on the chip and count nothing unless
-    `on_chip`.
+    Layouts with tiles are those of TPUs, whose other memory spaces are on the chip.
+
+    Args:
+      type_: Type in the text, such as 'f32[4,8]{1,0}'.
+      on_chip: Also count arrays in the memory spaces on the chip.
     """
     total = 0
     for dtype, dims, layout in ARRAY.findall(type_):
@@ -58,13 +61,17 @@ def size(type_: str, *, on_chip: bool = False) -> int:
 
 
 def shapes(type_: str) -> Iterator[list[int]]:
-    """Of every array in a type, in order."""
+    """Yields the shape of every array in a type, in order."""
     for _, dims, _ in ARRAY.findall(type_):
         yield [int(d.strip('<= ')) for d in dims.split(',') if d.strip()]
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """(computation -> its instructions by name, the entry's name)."""
+    """Returns (computations by name, each with its instructions by name; name of the entry).
+
+    Raises:
+      ValueError: The text is not that of a compiled program.
+    """
     computations: dict[str, Computation] = {}
     entry, current = '', {}
     for line in text.splitlines():
@@ -74,7 +81,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
         elif match := _INSTRUCTION.match(line):
             current[match[2]] = _instruction(match[2], match[3], bool(match[1]))
     if not entry:
-        raise ValueError('the text has no ENTRY computation; expected compiled.as_text()')
+        raise ValueError('cannot parse the program: no ENTRY computation; expected compiled.as_text()')
     return computations, entry
 
 
@@ -87,9 +94,10 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
+    """Returns the index after the parenthesis that closes the one at `start`."""
     depth = 0
     for i in range(start, len(text)):
         depth += {'(': 1, ')': -1}.get(text[i], 0)
         if depth == 0:
             return i + 1
-    raise ValueError(f'an instruction has no end: {text[:80]}')
+    raise ValueError(f'cannot parse the program: no closing parenthesis in {text[:80]}')
