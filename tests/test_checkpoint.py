@@ -140,8 +140,8 @@ def test_a_read_only_workdir_is_told_in_one_line(workdir, monkeypatch) -> None:
 
 
 def test_a_workdir_in_use_is_refused_and_its_holder_named(workdir, monkeypatch) -> None:
-    monkeypatch.setattr(lock, 'BEAT', 0.05)
-    monkeypatch.setattr(lock, '_PATIENCE', 2.0)
+    monkeypatch.setattr(lock, 'HEARTBEAT', 0.05)
+    monkeypatch.setattr(lock, '_TIMEOUT', 2.0)
     message = f'active in .* process {os.getpid()} on host'
     with reopen(workdir), pytest.raises(errors.UserError, match=message):
         reopen(workdir).__enter__()
@@ -154,7 +154,7 @@ def test_locks_of_the_dead_are_taken_over(workdir, monkeypatch) -> None:
     ended = subprocess.Popen([sys.executable, '-c', ''])
     ended.wait()
     here = {'host': lock.socket.gethostname(), 'pid': ended.pid, 'run': 'a', 'beats': 3}
-    monkeypatch.setattr(lock, '_PATIENCE', 0.1)
+    monkeypatch.setattr(lock, '_TIMEOUT', 0.1)
     for holder in (here, here | {'host': 'elsewhere', 'pid': 1}):
         (workdir / lock.NAME).write_text(json.dumps(holder))
         with reopen(workdir):
@@ -165,8 +165,8 @@ def test_locks_of_the_dead_are_taken_over(workdir, monkeypatch) -> None:
 
 
 def test_of_several_that_find_a_lock_dead_one_takes_it(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(lock, 'BEAT', 0.05)
-    monkeypatch.setattr(lock, '_PATIENCE', 2.0)
+    monkeypatch.setattr(lock, 'HEARTBEAT', 0.05)
+    monkeypatch.setattr(lock, '_TIMEOUT', 2.0)
     is_active, found = lock._is_active, threading.Barrier(4)
 
     def all_judge_first(holder, path) -> bool:

@@ -121,7 +121,7 @@ def test_a_frozen_backbone_is_kept_to_the_bit(swept, checkpointed) -> None:
 def test_an_interrupted_run_goes_on_bit_for_bit(swept, tmp_path, monkeypatch) -> None:
     finished_run, config = swept
     with monkeypatch.context() as patch:
-        patch.setattr(distributed.PreemptionHandler, 'asked', lambda self, step: step == 25)
+        patch.setattr(distributed.PreemptionHandler, 'should_stop', lambda self, step: step == 25)
         with pytest.raises(SystemExit):
             supervised.run(config, str(tmp_path))
     assert not (tmp_path / 'result.json').exists()

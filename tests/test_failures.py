@@ -88,7 +88,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
         pretrain.run(config, str(tmp_path))
     text = str(caught.value)
     # The weights are not finite after step 6, the loss from 7 on: found at a save or a line.
-    where = 'weights are no longer finite at step 6' if last else 'the loss is nan at step 8'
+    where = 'weights are not finite at step 6' if last else 'the loss is nan at step 8'
     assert where in text
     assert '(lr 0.009375, lr_predictor 0.0125, precision float32)' in text
     assert '\n' not in text
@@ -106,7 +106,7 @@ def test_debug_nans_leads_to_the_operation() -> None:
 
     params, none = {'backbone': {'w': jnp.ones(2)}}, {'backbone': {}}
     state = step.TrainState(jnp.zeros((), jnp.int32), params, none, None, None, None)
-    watched = loop._watched(jax.jit(plain, donate_argnums=0))
+    watched = loop._raise_at_nan(jax.jit(plain, donate_argnums=0))
     state, metrics = watched(state, jnp.ones(3))
     assert metrics['loss'] == 0
     with pytest.raises(FloatingPointError) as caught:
@@ -116,7 +116,7 @@ def test_debug_nans_leads_to_the_operation() -> None:
 
 def test_profile_writes_a_trace_of_these_steps(tmp_path: pathlib.Path, capsys) -> None:
     pretrain.run(small(epochs=1, profile='2:4'), str(tmp_path))
-    assert 'steps 2 to 3 are traced' in capsys.readouterr().out
+    assert 'wrote a trace of steps 2 to 3: ' in capsys.readouterr().out
     names = [path.name for path in (tmp_path / 'profile').rglob('*') if path.is_file()]
     assert any(name.endswith('.xplane.pb') for name in names)
     assert 'perfetto_trace.json.gz' in names

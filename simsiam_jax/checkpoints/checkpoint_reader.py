@@ -76,7 +76,7 @@ def load(
         # Damaged files raise nearly anything: Exception, ValueError, OSError, KeyError, ...
         except Exception as error:
             if storage.is_unreachable(error):
-                raise storage.unreadable(folder / str(tried), error) from error
+                raise storage.read_error(folder / str(tried), error) from error
             problem = errors.reason(error)
         if distributed.all_processes(not problem):
             run = _identity(meta, folder / str(tried))
@@ -114,7 +114,7 @@ def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _read(item.parent, item.name, ())[1]
     except Exception as error:  # as in load()
         if storage.is_unreachable(error):
-            raise storage.unreadable(item, error) from error
+            raise storage.read_error(item, error) from error
         raise errors.UserError(
             f'{item} is damaged: {errors.reason(error)}; take another step'
         ) from error

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, agree, and leave together."""
+"""Multi-process runs: rendezvous, agreement between processes, exit and preemption."""
 
 import contextlib
 import glob
@@ -22,24 +22,26 @@ from simsiam_jax import errors
 from simsiam_jax.runtime import launchers
 from simsiam_jax.runtime.launchers import ClusterSpec
 
-
-class MissingError(errors.UserError):
-    """Processes of the run are not there; they may be the next time."""
+_COMPLETE = 'all processes are connected'
 
 
-def start(peers: ClusterSpec | None = None, *, timeout: int = 300) -> None:
-    """Joins the processes of a run; a single process needs and does nothing.
+class MissingProcessError(errors.UserError):
+    """Processes of the run did not connect; a restart may succeed."""
+
+
+def start(cluster: ClusterSpec | None = None, *, timeout: int = 300) -> None:
+    """Connects the processes of a run; does nothing for a single process.
 
     Args:
-      peers: None: as the environment says; on a Cloud TPU as its metadata says.
-      timeout: seconds after which a process that has not come, or is silent, ends the run.
+      cluster: Processes of the run; None reads the environment, or a Cloud TPU's metadata.
+      timeout: Seconds after which a missing or silent process stops the run.
 
     Raises:
-      MissingError: processes have not come.
-      UserError: they disagree about the run, or the environment is half set.
+      MissingProcessError: Processes did not connect.
+      UserError: Processes disagree about the run, or variables of the environment are missing.
     """
-    peers = peers or launchers.from_environment(os.environ)
-    if peers is None:
+    cluster = cluster or launchers.from_environment(os.environ)
+    if cluster is None:
         if importlib.util.find_spec('libtpu') and glob.glob('/dev/accel*') + glob.glob(
             '/dev/vfio/*'
         ):
@@ -47,172 +49,177 @@ def start(peers: ClusterSpec | None = None, *, timeout: int = 300) -> None:
                 initialization_timeout=timeout, heartbeat_timeout_seconds=timeout
             )
         return
-    if not 0 <= peers.process_id < peers.num_processes:
+    if not 0 <= cluster.process_id < cluster.num_processes:
         raise errors.UserError(
-            f'--process_id is {peers.process_id}; expected from 0 to under --num_processes = '
-            f'{peers.num_processes}'
+            f'--process_id is {cluster.process_id}; expected 0 to {cluster.num_processes - 1}, '
+            f'because --num_processes is {cluster.num_processes}'
         )
-    if peers.num_processes == 1:
+    if cluster.num_processes == 1:
         return
-    rendezvous(peers, timeout)
+    rendezvous(cluster, timeout)
     jax.distributed.initialize(
-        peers.coordinator,
-        peers.num_processes,
-        peers.process_id,
+        cluster.coordinator,
+        cluster.num_processes,
+        cluster.process_id,
         launchers.local_devices(os.environ),
         cluster_detection_method='deactivate',
         initialization_timeout=timeout,
         heartbeat_timeout_seconds=timeout,
     )
-    # Where another falls silent JAX says so and ends this process by SIGABRT, whose handler of
-    # absl's would bury the reason under the stacks of all threads.
+    # If another process falls silent, JAX logs the reason and stops this process with SIGABRT.
+    # absl's handler of SIGABRT would bury the reason under the stacks of all threads.
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
 
-def rendezvous(peers: ClusterSpec, timeout: int) -> None:
-    """Returns in every process once all are there, or raises in all that came.
+def rendezvous(cluster: ClusterSpec, timeout: int) -> None:
+    """Waits until all processes are connected; if one is missing, raises in all that connected.
 
-    JAX's own start would end a process by an abort that names nobody.
+    JAX's own start would abort the process without naming the missing ones.
 
     Raises:
-      MissingError: names the ranks that came and those that did not.
+      MissingProcessError: Names the ranks that connected and the missing ranks.
+      UserError: The coordinator is not HOST:PORT, or its port cannot be used.
     """
-    host, _, port = peers.coordinator.rpartition(':')
+    host, _, port = cluster.coordinator.rpartition(':')
     if not host or not port.isdigit():
-        raise errors.UserError(f'the coordinator is {peers.coordinator!r}; expected HOST:PORT')
+        raise errors.UserError(f'the coordinator is {cluster.coordinator!r}; expected HOST:PORT')
     deadline = time.monotonic() + timeout
-    answer = (_call if peers.process_id == 0 else _answer)(peers, host, int(port), deadline)
-    if answer != 'all here':
-        raise MissingError(answer)
+    connect = _accept_all if cluster.process_id == 0 else _report_in
+    verdict = connect(cluster, host, int(port), deadline)
+    if verdict != _COMPLETE:
+        raise MissingProcessError(verdict)
 
 
-def _call(peers: ClusterSpec, host: str, port: int, deadline: float) -> str:
-    """Process 0: waits for the others and tells them all the same."""
-    came: dict[int, socket.socket] = {}
-    text = 'all here'
+def _accept_all(cluster: ClusterSpec, host: str, port: int, deadline: float) -> str:
+    """Waits in process 0 for all others, sends all the same verdict and returns it."""
+    connections: dict[int, socket.socket] = {}
+    verdict = _COMPLETE
     try:
-        server = socket.create_server(('', port), backlog=peers.num_processes)
+        server = socket.create_server(('', port), backlog=cluster.num_processes)
     except OSError as error:
         raise errors.UserError(
-            f'port {port} of the coordinator cannot be used: {error.strerror}; another run may '
-            'have it, choose another'
+            f'coordinator port {port} cannot be used: {error.strerror}. Choose another port, '
+            'because another run may use this one'
         ) from error
     with server:
-        while len(came) < peers.num_processes - 1 and text == 'all here':
+        while len(connections) < cluster.num_processes - 1 and verdict == _COMPLETE:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
-                other, _ = server.accept()
-                other.settimeout(5)
-                rank, count = map(int, other.recv(64).split())
+                connection, _ = server.accept()
+                connection.settimeout(5)
+                process_id, num_processes = map(int, connection.recv(64).split())
             except TimeoutError:
                 if time.monotonic() >= deadline:
-                    text = _missing(peers, {0, *came})
+                    verdict = _missing(cluster, {0, *connections})
                 continue
             except (OSError, ValueError):
-                continue  # nobody of ours
-            if rank in came or count != peers.num_processes:
-                text = (
-                    f'process {rank} of {count} has come twice or to a run of {peers.num_processes}'
+                continue  # not a process of this run
+            if process_id in connections or num_processes != cluster.num_processes:
+                verdict = (
+                    f'process {process_id} of {num_processes} connected twice, or to a run of '
+                    f'{cluster.num_processes} processes'
                 )
-            came[rank] = other
-        for other in came.values():
-            with other:
-                other.sendall(text.encode())
-    return text
+            connections[process_id] = connection
+        for connection in connections.values():
+            with connection:
+                connection.sendall(verdict.encode())
+    return verdict
 
 
-def _answer(peers: ClusterSpec, host: str, port: int, deadline: float) -> str:
-    """The others: what process 0 says."""
-    while time.monotonic() < deadline + 5:  # it is the one to lose patience first
+def _report_in(cluster: ClusterSpec, host: str, port: int, deadline: float) -> str:
+    """Connects to process 0 and returns its verdict."""
+    while time.monotonic() < deadline + 5:  # process 0 must give up first
         try:
             with socket.create_connection((host, port), timeout=5) as server:
-                server.sendall(f'{peers.process_id} {peers.num_processes}'.encode())
+                server.sendall(f'{cluster.process_id} {cluster.num_processes}'.encode())
                 server.settimeout(max(deadline + 5 - time.monotonic(), 0.01))
-                if text := server.recv(4096).decode():
-                    return text
+                if verdict := server.recv(4096).decode():
+                    return verdict
         except OSError:
             pass
-        time.sleep(0.2)  # process 0 is not there yet
-    return f'process 0 does not answer at {peers.coordinator}; process {peers.process_id} gave up'
+        time.sleep(0.2)  # process 0 does not listen yet
+    return f'process {cluster.process_id} got no answer from process 0 at {cluster.coordinator}'
 
 
-def _missing(peers: ClusterSpec, came: set[int]) -> str:
-    absent = ', '.join(str(rank) for rank in range(peers.num_processes) if rank not in came)
-    seen = ', '.join(map(str, sorted(came)))
+def _missing(cluster: ClusterSpec, connected: set[int]) -> str:
+    absent = ', '.join(str(x) for x in range(cluster.num_processes) if x not in connected)
+    present = ', '.join(map(str, sorted(connected)))
     return (
-        f'only {len(came)} of {peers.num_processes} processes connected to {peers.coordinator} '
-        f'(ranks {seen}); missing ranks: {absent}. Check their logs and that they reach this port'
+        f'only {len(connected)} of {cluster.num_processes} processes connected to '
+        f'{cluster.coordinator} (ranks {present}); missing ranks: {absent}. Check their logs and '
+        'that they can reach this port'
     )
 
 
 def broadcast_from_process_0(value: Any) -> Any:
-    """Process 0's value (what JSON can hold) in every process."""
+    """Returns process 0's value, which JSON must be able to hold, in every process."""
     if jax.process_count() == 1:
         return value
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    data = np.resize(data, size)  # any bytes will do elsewhere
+    data = np.resize(data, size)  # the other processes send any bytes of this size
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
 
 
-def all_processes(here: bool) -> bool:
-    """Whether it is so in every process."""
+def all_processes(value: bool) -> bool:
+    """Returns whether the value is true in every process."""
     if jax.process_count() == 1:
-        return here
-    return bool(np.all(multihost_utils.process_allgather(np.array(here))))
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.array(value))))
 
 
 @contextlib.contextmanager
 def exit_together() -> Iterator[None]:
-    """Within this context the failure of one of several processes stops all of them.
+    """Stops all processes of a run when one of them fails within this context.
 
-    The failed process exits at once, with 1 after a UserError and os.EX_TEMPFAIL otherwise: the
-    regular way out would wait for the other processes, which wait for it.
+    The failed process exits at once, with 1 after a UserError and os.EX_TEMPFAIL otherwise. A
+    regular exit would wait for the other processes, which wait for the failed one.
     """
     try:
         yield
     except (Exception, SystemExit) as error:
         if jax.process_count() == 1 or isinstance(error, SystemExit):
-            _leave()
+            _disconnect()
             raise
-        mendable = isinstance(error, errors.UserError)
-        if mendable:
+        permanent = isinstance(error, errors.UserError)
+        if permanent:
             print(f'error: {error}', file=sys.stderr)
         else:
             report(error, f' in process {jax.process_index()} of {jax.process_count()}')
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1 if mendable else os.EX_TEMPFAIL)
-    _leave()
+        os._exit(1 if permanent else os.EX_TEMPFAIL)
+    _disconnect()
 
 
 def report(error: Exception, where: str = '') -> None:
-    """The traceback of what is no UserError, and a last line on what to do."""
+    """Prints the traceback of an error other than UserError, and a last line on what to do."""
     traceback.print_exception(error)
-    peers = 'where another process has died its own log says why; ' if where else ''
+    logs = 'if another process died, see its log; ' if where else ''
     print(
-        f'error: {type(error).__name__}{where}: {errors.reason(error)}; {peers}'
-        'the same command goes on from the last checkpoint',
+        f'error: {type(error).__name__}{where}: {errors.reason(error)}; {logs}'
+        'rerun the same command to resume from the last checkpoint',
         file=sys.stderr,
     )
 
 
-def _leave() -> None:
+def _disconnect() -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices('end')
         jax.distributed.shutdown()
 
 
 class PreemptionHandler:
-    """Within this context SIGTERM to any process of a run does not end it, nor does a first Ctrl-C.
+    """Turns SIGTERM to any process of a run, and a first Ctrl-C, into a request to stop.
 
-    asked(step) says to leave, and says so at the same step in every process.
+    Within this context neither ends the process. should_stop(step) becomes true at the same step in
+    every process.
     """
 
     _received = False
 
     def __enter__(self) -> 'PreemptionHandler':
-        # Of several processes JAX's own handler tells the others.
+        # In a run of several processes, JAX's own handler notifies the other processes.
         if jax.process_count() == 1:
             self._previous = signal.signal(signal.SIGTERM, self._receive)
         self._interrupt = signal.signal(signal.SIGINT, self._pass_on)
@@ -222,11 +229,11 @@ class PreemptionHandler:
         self._received = True
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, self._interrupt)  # a second one ends the run at once
+        signal.signal(signal.SIGINT, self._interrupt)  # a second Ctrl-C stops the run at once
         os.kill(os.getpid(), signal.SIGTERM)
 
     def should_stop(self, step: int) -> bool:
-        """To be called at every step; whether to save and leave after this one."""
+        """Returns whether to save and stop after this step; must be called at every step."""
         if jax.process_count() == 1:
             return self._received
         return multihost_utils.reached_preemption_sync_point(step)

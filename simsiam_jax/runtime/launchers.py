@@ -1,4 +1,4 @@
-"""What launchers say in their variables: which process of a run this is, and which GPU is its."""
+"""Reads launchers' environment variables: the id of this process in its run, and its GPU."""
 
 import dataclasses
 import os
@@ -7,13 +7,19 @@ from collections.abc import Mapping
 
 from simsiam_jax import errors
 
-# Where a scheduler names no port, one of the upper 4096, by the job's number.
-_PORTS = 61440
+# If a scheduler names no port, the job's number selects one of the upper 4096.
+_FIRST_PORT = 61440
 
 
 @dataclasses.dataclass(frozen=True)
 class ClusterSpec:
-    """The processes of a run: process 0 is found at `coordinator`, HOST:PORT."""
+    """The processes of a run.
+
+    Attributes:
+      coordinator: Address HOST:PORT of process 0.
+      num_processes: Number of processes in the run.
+      process_id: Number of this process, from 0.
+    """
 
     coordinator: str
     num_processes: int
@@ -21,42 +27,46 @@ class ClusterSpec:
 
 
 def from_environment(env: Mapping[str, str]) -> ClusterSpec | None:
-    """What a launcher says in its variables; None for a single process, and where it is gone.
+    """Returns the processes that a launcher's variables name.
 
-    JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID (in Kubernetes's indexed
-    jobs JOB_COMPLETION_INDEX), else the variables of Open MPI, else those of SLURM's srun.
+    Reads JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID (in Kubernetes's indexed
+    jobs JOB_COMPLETION_INDEX), else Open MPI's variables, else the variables of SLURM's srun.
+    Returns None for a single process, and if the launcher that set the variables no longer runs.
 
     Raises:
-      UserError: the variables are there in part.
+      UserError: Some of the variables are missing.
     """
     if 'JAX_COORDINATOR_ADDRESS' in env:
-        rank = env.get('JAX_PROCESS_ID', env.get('JOB_COMPLETION_INDEX'))
-        if rank is None or 'JAX_NUM_PROCESSES' not in env:
+        process_id = env.get('JAX_PROCESS_ID', env.get('JOB_COMPLETION_INDEX'))
+        if process_id is None or 'JAX_NUM_PROCESSES' not in env:
             raise errors.UserError(
-                'JAX_COORDINATOR_ADDRESS is set; JAX_NUM_PROCESSES and JAX_PROCESS_ID were '
-                'expected too: set them, or unset it for a single process'
+                'JAX_COORDINATOR_ADDRESS is set; expected JAX_NUM_PROCESSES and JAX_PROCESS_ID '
+                'too. Set them, or unset JAX_COORDINATOR_ADDRESS for a single process'
             )
-        return ClusterSpec(env['JAX_COORDINATOR_ADDRESS'], int(env['JAX_NUM_PROCESSES']), int(rank))
-    # Before SLURM: within its jobs mpirun starts its own agents by srun, whose variables pass on.
-    if _by_mpirun(env):
+        coordinator, num_processes = env['JAX_COORDINATOR_ADDRESS'], env['JAX_NUM_PROCESSES']
+        return ClusterSpec(coordinator, int(num_processes), int(process_id))
+    # Open MPI comes before SLURM: in a SLURM job, mpirun starts its agents with srun, and the
+    # processes inherit srun's variables.
+    if _started_by_mpirun(env):
         uri = env.get('OMPI_MCA_orte_hnp_uri', '')  # 1531576320.0;tcp://10.96.0.1,10.148.0.1:34911
         job, address = re.match(r'(\d+)', uri), re.search(r'tcp://([^,:]+)', uri)
         if not job or not address:
             raise errors.UserError(
-                f'no address in OMPI_MCA_orte_hnp_uri={uri!r} (Open MPI 5 sets none); give '
+                f'no address in OMPI_MCA_orte_hnp_uri={uri!r} (Open MPI 5 sets none). Pass '
                 '--coordinator, --num_processes and --process_id=$OMPI_COMM_WORLD_RANK'
             )
-        port = _PORTS + int(job[1]) // 4096 % 4096
-        count, rank = env['OMPI_COMM_WORLD_SIZE'], env['OMPI_COMM_WORLD_RANK']
-        return ClusterSpec(f'{address[1]}:{port}', int(count), int(rank))
-    # srun alone sets the step's; a shell that outlived its job still has them, but not its task.
+        port = _FIRST_PORT + int(job[1]) // 4096 % 4096
+        num_processes, process_id = env['OMPI_COMM_WORLD_SIZE'], env['OMPI_COMM_WORLD_RANK']
+        return ClusterSpec(f'{address[1]}:{port}', int(num_processes), int(process_id))
+    # Only srun sets the variables of a step. A shell that outlived its job still has these
+    # variables, but its task's process is gone.
     if int(env.get('SLURM_STEP_NUM_TASKS', 1)) > 1 and _alive(int(env['SLURM_TASK_PID'])):
         first = re.match(r'([^,\[]+)(?:\[(\d+))?', env['SLURM_STEP_NODELIST'])
         assert first
         host = first[1] + (first[2] or '')
-        port = _PORTS + int(env['SLURM_JOB_ID']) % 4096
-        count, rank = env['SLURM_STEP_NUM_TASKS'], env['SLURM_PROCID']
-        return ClusterSpec(f'{host}:{port}', int(count), int(rank))
+        port = _FIRST_PORT + int(env['SLURM_JOB_ID']) % 4096
+        num_processes, process_id = env['SLURM_STEP_NUM_TASKS'], env['SLURM_PROCID']
+        return ClusterSpec(f'{host}:{port}', int(num_processes), int(process_id))
     return None
 
 
@@ -70,23 +80,29 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _by_mpirun(env: Mapping[str, str]) -> bool:
-    """Whether Open MPI started several; its folder for the session is removed with it."""
+def _started_by_mpirun(env: Mapping[str, str]) -> bool:
+    """Returns whether a running mpirun started several processes.
+
+    mpirun removes its session's folder when it exits.
+    """
     session = env.get('PMIX_SERVER_TMPDIR', '/')
     return int(env.get('OMPI_COMM_WORLD_SIZE', 1)) > 1 and os.path.isdir(session)
 
 
 def local_devices(env: Mapping[str, str]) -> list[int] | None:
-    """The GPU of a process among others on its host; None: all that it sees."""
+    """Returns the GPU of a process that shares its host; None for all visible GPUs."""
     if 'JAX_COORDINATOR_ADDRESS' in env:
         return None  # JAX reads JAX_LOCAL_DEVICE_IDS itself
-    if _by_mpirun(env):
-        count, local = int(env['OMPI_COMM_WORLD_LOCAL_SIZE']), env['OMPI_COMM_WORLD_LOCAL_RANK']
-    else:  # SLURM_GTIDS: the host's tasks
-        count, local = len(env.get('SLURM_GTIDS', '').split(',')), env.get('SLURM_LOCALID', '')
+    if _started_by_mpirun(env):
+        local_size = int(env['OMPI_COMM_WORLD_LOCAL_SIZE'])
+        local_rank = env['OMPI_COMM_WORLD_LOCAL_RANK']
+    else:  # SLURM_GTIDS lists the host's tasks
+        local_size = len(env.get('SLURM_GTIDS', '').split(','))
+        local_rank = env.get('SLURM_LOCALID', '')
     visible = env.get('CUDA_VISIBLE_DEVICES')
-    # Of fewer GPUs than its host has for the job, or of one, the process has been given its own.
-    host = max(int(env.get('SLURM_GPUS_ON_NODE', 0)), 2)
-    if count == 1 or (visible and len(visible.split(',')) < host):
+    # A launcher that shows the process only one GPU, or fewer GPUs than the job has on this host,
+    # has already chosen the process's own GPUs.
+    gpus_on_host = max(int(env.get('SLURM_GPUS_ON_NODE', 0)), 2)
+    if local_size == 1 or (visible and len(visible.split(',')) < gpus_on_host):
         return None
-    return [int(local)]
+    return [int(local_rank)]

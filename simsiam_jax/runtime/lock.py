@@ -1,4 +1,4 @@
-"""One run at a time in a workdir."""
+"""The lock file of a workdir, which allows one run at a time."""
 
 import json
 import os
@@ -14,103 +14,108 @@ from simsiam_jax import errors
 from simsiam_jax.runtime import storage
 
 NAME = 'lock.json'
-BEAT = 5.0  # seconds
-_PATIENCE = 3 * BEAT
+HEARTBEAT = 5.0  # seconds between two writes of the file
+_TIMEOUT = 3 * HEARTBEAT
 
 
 class Lock:
-    """Holds the workdir by a file that names host and process, until release() or death.
+    """Locks a workdir with a file that names host and process, until release() or death.
 
-    The file is written anew every BEAT seconds; one whose process is gone, or of another host
-    whose beat stands still, is taken over.
+    The file is rewritten every HEARTBEAT seconds. A lock is taken over if its process is gone, or
+    if its process is on another host and the file no longer changes.
+
+    Args:
+      workdir: Workdir of the run; created if missing.
 
     Raises:
-      UserError: another run is active there.
-      OSError: the workdir cannot be written; of a bucket, one of storage.io_errors().
+      UserError: Another run is active in the workdir.
+      OSError: The workdir cannot be written; in a bucket, any of storage.io_errors().
     """
 
     def __init__(self, workdir: epath.Path):
         self._path = workdir / NAME
-        self._me = {'host': socket.gethostname(), 'pid': os.getpid(), 'run': uuid.uuid4().hex}
-        self._beats = 0
+        self._owner = {'host': socket.gethostname(), 'pid': os.getpid(), 'run': uuid.uuid4().hex}
+        self._heartbeats = 0
         storage.mkdirs(workdir)
         if not storage.is_remote(workdir):
-            self._take(self._path)
-        else:  # a bucket cannot refuse the second of two at once
+            self._create(self._path)
+        else:  # in a bucket, two runs that start at once can both create the file
             holder = _read(self._path)
             if holder and _is_active(holder, self._path):
                 raise self._refusal(holder)
             self._write(self._path)
         self._released = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread = threading.Thread(target=self._write_heartbeats, daemon=True)
         self._thread.start()
 
-    def _take(self, path: epath.Path) -> None:
-        """Creates the file; of several at once one does, the others raise UserError."""
+    def _create(self, path: epath.Path) -> None:
+        """Creates the file; of several runs at once, all but one raise UserError."""
         try:
             open(path, 'x').close()
         except FileExistsError:
             self._remove_dead(path)
-            self._take(path)
+            self._create(path)
         else:
             self._write(path)
 
     def _remove_dead(self, path: epath.Path) -> None:
         try:
-            holder, seen = _read(path), os.stat(path).st_mtime_ns
+            holder, modified = _read(path), os.stat(path).st_mtime_ns
             if _is_active(holder, path):
                 raise self._refusal(_read(path) or holder)
-            # Only who holds the file named after this state of the lock may remove it: who found
-            # the same holder dead but comes later would remove the lock of who has come first.
-            claim = path.with_name(f'{path.name}.{seen}')
-            self._take(claim)
+            # Several runs may find the same holder dead. Each must first create a claim, a file
+            # named after this state of the lock. Otherwise a slower run would remove the lock that
+            # a faster one has created by then.
+            claim = path.with_name(f'{path.name}.{modified}')
+            self._create(claim)
             try:
-                if os.stat(path).st_mtime_ns != seen:
+                if os.stat(path).st_mtime_ns != modified:
                     raise self._refusal(_read(path))
                 path.unlink()
             finally:
                 claim.unlink()
         except FileNotFoundError:
-            return  # released, or removed, in the meantime
+            return  # the lock was released or removed meanwhile
 
     def _refusal(self, holder: dict[str, Any]) -> errors.UserError:
-        deadline = time.monotonic() + _PATIENCE
-        while not holder and time.monotonic() < deadline:  # it is being written
-            time.sleep(BEAT / 10)
+        deadline = time.monotonic() + _TIMEOUT
+        while not holder and time.monotonic() < deadline:  # the other run is writing the file
+            time.sleep(HEARTBEAT / 10)
             holder = _read(self._path)
         return errors.UserError(
             f'another run is active in {self._path.parent}: process {holder.get("pid")} on host '
-            f'{holder.get("host")}; wait for it, end it, or give another --workdir'
+            f'{holder.get("host")}. Wait for it, stop it, or pass another --workdir'
         )
 
     def _write(self, path: epath.Path) -> None:
-        path.write_text(json.dumps(self._me | {'beats': self._beats}) + '\n')
+        path.write_text(json.dumps(self._owner | {'beats': self._heartbeats}) + '\n')
 
-    def _beat(self) -> None:
-        while not self._released.wait(BEAT):
-            self._beats += 1
+    def _write_heartbeats(self) -> None:
+        while not self._released.wait(HEARTBEAT):
+            self._heartbeats += 1
             try:
                 self._write(self._path)
             except storage.io_errors():
-                continue  # a full disk: the next beat may find room
+                continue  # the disk is full; the next write may succeed
 
     def release(self) -> None:
+        """Removes the lock, unless another run has taken it over."""
         self._released.set()
         self._thread.join()
         try:
-            if _read(self._path).get('run') == self._me['run']:
+            if _read(self._path).get('run') == self._owner['run']:
                 self._path.unlink(missing_ok=True)
         except storage.io_errors():
-            return  # it will be found to be stale
+            return  # the next run takes the stale lock over
 
 
 def _read(path: epath.Path) -> dict[str, Any]:
-    """{} where there is none, or half of one."""
+    """Returns the content of a lock; {} if the file is missing or incomplete."""
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _is_active(holder: dict[str, Any], path: epath.Path) -> bool:
@@ -121,11 +126,11 @@ def _is_active(holder: dict[str, Any], path: epath.Path) -> bool:
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # of another user
-        # The number may have gone to another process by now; then nothing beats.
-    deadline = time.monotonic() + _PATIENCE
+            pass  # a process of another user
+        # The number may belong to a new process by now, which does not write the file.
+    deadline = time.monotonic() + _TIMEOUT
     while time.monotonic() < deadline:
-        time.sleep(BEAT / 10)
+        time.sleep(HEARTBEAT / 10)
         if not path.exists():
             return False  # released
         if _read(path) not in (holder, {}):

@@ -1,4 +1,4 @@
-"""A trace of some steps, for TensorBoard and Perfetto."""
+"""A profiler trace of some steps, for TensorBoard and Perfetto."""
 
 import pathlib
 import re
@@ -14,13 +14,14 @@ from simsiam_jax.terminal import say
 
 
 class StepProfiler:
-    """Traces steps START to STOP, STOP left out, into WORKDIR/profile.
+    """Traces steps START to STOP, STOP excluded, into WORKDIR/profile.
 
     Args:
-      steps: 'START:STOP'; '': none.
+      steps: Steps to trace, 'START:STOP'; '' disables.
+      workdir: Workdir of the run.
 
     Raises:
-      UserError: `steps` is no such pair.
+      UserError: `steps` has another form.
     """
 
     def __init__(self, steps: str, workdir: str):
@@ -29,42 +30,42 @@ class StepProfiler:
         self._start = self._stop = -1
         if not steps:
             return
-        given = re.fullmatch(r'(\d+):(\d+)', steps)
-        if not given or not 0 < int(given[1]) < int(given[2]):
+        match = re.fullmatch(r'(\d+):(\d+)', steps)
+        if not match or not 0 < int(match[1]) < int(match[2]):
             raise errors.UserError(
                 f'config.profile is {steps!r}; expected START:STOP, such as 10:13'
             )
-        self._start, self._stop = int(given[1]), int(given[2])
+        self._start, self._stop = int(match[1]), int(match[2])
 
     def __enter__(self) -> 'StepProfiler':
         return self
 
-    def at(self, number: int, state: Any) -> None:
-        """To be called before each step, with what the one before has given."""
+    def before_step(self, number: int, state: Any) -> None:
+        """Starts or stops the trace; call it before each step with the state of the step before."""
         if number == self._start:
             jax.block_until_ready(state)
-            if storage.is_remote(self._folder):  # JAX writes on disks
+            if storage.is_remote(self._folder):  # JAX writes traces to disks only
                 self._local = tempfile.mkdtemp()
             jax.profiler.start_trace(self._local, create_perfetto_trace=True)
             self._tracing = True
         elif number == self._stop and self._tracing:
             jax.block_until_ready(state)
-            self._end()
+            self._stop_trace()
 
-    def _end(self) -> None:
+    def _stop_trace(self) -> None:
         jax.profiler.stop_trace()
         self._tracing = False
         if self._local != self._folder:
             self._upload()
-        say(f'steps {self._start} to {self._stop - 1} are traced in {self._local}')
+        say(f'wrote a trace of steps {self._start} to {self._stop - 1}: {self._local}')
 
     def _upload(self) -> None:
         local = pathlib.Path(self._local)
         try:
             for file in filter(pathlib.Path.is_file, local.rglob('*')):
-                there = storage.folder(self._folder) / file.relative_to(local)
-                there.write_bytes(file.read_bytes())
-        except storage.io_errors() as error:  # costs the run nothing
+                remote = storage.folder(self._folder) / file.relative_to(local)
+                remote.write_bytes(file.read_bytes())
+        except storage.io_errors() as error:  # the run continues, and the local trace stays
             say(f'warning: {self._folder} cannot be written: {storage.reason(error)}')
             return
         shutil.rmtree(local)
@@ -72,4 +73,4 @@ class StepProfiler:
 
     def __exit__(self, *error: object) -> None:
         if self._tracing:
-            self._end()
+            self._stop_trace()

@@ -1,4 +1,4 @@
-"""Workdirs in a bucket, gs://BUCKET/..., beside those on a disk."""
+"""Reading and writing workdirs on a disk or in a bucket, gs://BUCKET/...."""
 
 import contextlib
 import os
@@ -9,100 +9,110 @@ from etils import epath
 
 from simsiam_jax import errors, lazy_tf
 
-# What is raised for a bucket is no OSError; only what is imported can have raised it.
-_KINDS = {
+# Errors that libraries raise for a bucket, none of which is an OSError: module -> class.
+_ERROR_CLASSES = {
     'tensorflow.python.framework.errors_impl': 'OpError',
     'google.auth.exceptions': 'GoogleAuthError',
     'google.api_core.exceptions': 'GoogleAPIError',
 }
 
-# TensorStore begins with these, and TensorFlow gives their numbers, where nothing was read: what is
-# there may be whole.
-_UNREAD = {'DEADLINE_EXCEEDED': 4, 'PERMISSION_DENIED': 7, 'UNAVAILABLE': 14, 'UNAUTHENTICATED': 16}
+# Errors after which the data may still be intact, because nothing was read. TensorStore's messages
+# start with these names, and TensorFlow's errors have these codes.
+_UNREACHABLE = {
+    'DEADLINE_EXCEEDED': 4,
+    'PERMISSION_DENIED': 7,
+    'UNAVAILABLE': 14,
+    'UNAUTHENTICATED': 16,
+}
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Returns whether the path is a URL, such as gs://BUCKET/FOLDER."""
     return '://' in os.fspath(path)
 
 
 def folder(path: str | os.PathLike[str]) -> epath.Path:
-    """The path, absolute where it is of a disk.
+    """Returns the path, made absolute if it is on a disk.
 
     Raises:
-      UserError: it is of no disk and no bucket, or what reads buckets is not installed.
+      UserError: The path is neither on a disk nor in a bucket, or TensorFlow, which reads buckets,
+        is not installed.
     """
     if not is_remote(path):
         return epath.Path(path).absolute()
     if not os.fspath(path).startswith('gs://'):
-        raise errors.UserError(f'{path} is no folder; expected one, or gs://BUCKET/FOLDER')
-    lazy_tf.load()  # epath would, but with its start-up lines and on the accelerators
-    return epath.Path(path)  # absolute() would look for a folder `gs:` here
+        raise errors.UserError(
+            f'{path} is not a folder; expected a local path or gs://BUCKET/FOLDER'
+        )
+    lazy_tf.load()  # epath's own import prints start-up lines and uses the accelerators
+    return epath.Path(path)  # absolute() would treat gs: as a folder of the working directory
 
 
 def mkdirs(folder: epath.Path) -> None:
-    """Makes the folder with all above it.
+    """Creates the folder and its parents on a disk; does nothing in a bucket.
 
-    A bucket has none, and TensorFlow looks for ever for the ones above in a bucket that is not
-    there: the first file that is written tells.
+    Buckets have no folders, and TensorFlow searches forever for the parents in a bucket that does
+    not exist. A missing bucket shows when the first file is written.
     """
     if not is_remote(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def require_client(folder: epath.Path) -> None:
-    """Raises UserError where Orbax would miss what it asks about a bucket with."""
+    """Raises UserError if the folder is in a bucket and Orbax's client for it is missing."""
     if not is_remote(folder):
         return
     try:
         from google.cloud import storage  # noqa: F401
     except ImportError as error:
         raise errors.UserError(
-            f'google-cloud-storage is not installed, and checkpoints in {folder} need it; '
-            'pip install google-cloud-storage'
+            f'google-cloud-storage is not installed; checkpoints in {folder} need it. '
+            'Run: pip install google-cloud-storage'
         ) from error
 
 
 def io_errors() -> tuple[type[Exception], ...]:
-    """What reading and writing raises, on a disk and in a bucket."""
-    libraries = [(sys.modules.get(name), kind) for name, kind in _KINDS.items()]
-    return (OSError, *(getattr(library, kind) for library, kind in libraries if library))
+    """Returns the errors that reading and writing can raise, on a disk and in a bucket."""
+    # A library that is not imported cannot have raised an error.
+    libraries = [(sys.modules.get(module), name) for module, name in _ERROR_CLASSES.items()]
+    return (OSError, *(getattr(library, name) for library, name in libraries if library))
 
 
 def reason(error: Exception) -> str:
-    """What such a failure says, in a line."""
+    """Returns the message of one of io_errors() in one line."""
     return getattr(error, 'strerror', None) or errors.reason(error)
 
 
-def unreadable(path: str | os.PathLike[str], error: Exception) -> errors.UserError:
-    """What to tell of such a failure."""
+def read_error(path: str | os.PathLike[str], error: Exception) -> errors.UserError:
+    """Returns the UserError for a path that could not be read because of `error`."""
     return errors.UserError(
-        f'{path} cannot be read: {reason(error)}; it must be there, and yours to read'
+        f'{path} cannot be read: {reason(error)}. Check that it exists and that you may read it'
     )
 
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Such a failure within it becomes a UserError."""
+    """Turns any of io_errors() within this context into a UserError about `path`."""
     try:
         yield
     except io_errors() as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
 
 
 def is_unreachable(error: Exception) -> bool:
-    """Whether what was to be read is out of reach, and not damaged."""
+    """Returns whether the error means that a path is out of reach rather than damaged."""
     return (
         isinstance(error, PermissionError)
-        or getattr(error, 'error_code', None) in _UNREAD.values()
-        or str(error).startswith(tuple(_UNREAD))
+        or getattr(error, 'error_code', None) in _UNREACHABLE.values()
+        or str(error).startswith(tuple(_UNREACHABLE))
     )
 
 
 def write_hint(path: str | os.PathLike[str]) -> str:
-    """What to do where a workdir cannot be written."""
+    """Returns what to do if a workdir cannot be written."""
     if not is_remote(path):
-        return 'give another --workdir'
+        return 'pass another --workdir'
     return (
-        'the bucket must be there and the credentials (gcloud auth application-default login) '
-        'must allow it; or give another --workdir'
+        'check that the bucket exists and that your credentials (gcloud auth application-default '
+        'login) may write to it, or pass another --workdir'
     )

@@ -1,4 +1,4 @@
-"""What a run runs on."""
+"""Host, processes, devices and package versions of a run."""
 
 import importlib.metadata
 import platform
@@ -20,11 +20,11 @@ PACKAGES = (
 
 
 def describe_process() -> dict[str, Any]:
-    """Versions of Python and of the packages that are there, host, processes and devices."""
-    found = {'python': platform.python_version()}
+    """Returns host, processes, devices, and versions of Python and of the installed packages."""
+    installed = {'python': platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
@@ -32,5 +32,5 @@ def describe_process() -> dict[str, Any]:
         'host': socket.gethostname(),
         'processes': jax.process_count(),
         'devices': devices,
-        'versions': found,
+        'versions': installed,
     }

@@ -1,7 +1,8 @@
-"""The loop of every training: steps, measurements, checkpoints."""
+"""The training loop: steps, logs, evaluations and checkpoints."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint
+from simsiam_jax.data import sources
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.logs import progress, writers
@@ -21,6 +23,41 @@ from simsiam_jax.terminal import say
 from simsiam_jax.training import step
 
 Step = Callable[[step.TrainState, Any], tuple[step.TrainState, dict[str, jax.Array]]]
+
+
+@contextlib.contextmanager
+def open_workdir(
+    workdir: str,
+    config: dict[str, Any],
+    sampler: IndexSampler,
+    source: ImageSet,
+    **same_run: Sequence[str],
+) -> Iterator[tuple[checkpoint.Checkpoints, writers.MetricWriter]]:
+    """Opens the checkpoints and the logs of a run.
+
+    Args:
+      workdir: Folder of the run.
+      config: Configuration of the run.
+      sampler: Order of the training images.
+      source: Training images.
+      **same_run: Keys that may change when the run is resumed: `free`, `place` of checkpoint.open.
+
+    Raises:
+      UserError: The workdir cannot be used, see checkpoint.open.
+    """
+    with (
+        checkpoint.open(
+            workdir,
+            config,
+            max_to_keep=config['checkpoint']['max_to_keep'],
+            keep_period=sampler.steps(config['checkpoint']['keep_period']),
+            images=sources.fingerprint(source),
+            **same_run,
+        ) as checkpoints,
+        writers.open_log(workdir, config, checkpoints.latest_step or 0) as log,
+    ):
+        log.start(sampler.size, sampler.steps_per_epoch)
+        yield checkpoints, log
 
 
 def train(
@@ -38,44 +75,47 @@ def train(
     block: int = 1,
     callback: Callable[[int, step.TrainState, Any, dict[str, jax.Array]], object] | None = None,
 ) -> step.TrainState:
-    """Trains from the state's step to the last epoch.
+    """Trains from the state's step to the last epoch, and returns the last state.
 
     Args:
-      config: gives the intervals: log.every_steps, checkpoint.every_epochs, eval.every_epochs.
-      batches: (start, stop) -> device batches of these steps.
-      rates: name -> learning rate by step, for the log.
-      evaluate: called every eval.every_epochs, the end left out.
-      callback: called after every step with its number, the state, its batch and its metrics.
-      block: checkpoints are of its multiples only, the next one after their interval.
+      config: Configuration of the run. Its log.every_steps, checkpoint.every_epochs and
+        eval.every_epochs are the intervals.
+      state: State on the devices; it is donated.
+      train_step: Function (state, batch) -> (state, metrics).
+      batches: Function (start, stop) -> device batches of these steps.
+      sampler: Order of the training images.
+      source: Training images.
+      rates: Name -> learning rate by step, for the log.
+      checkpoints: Where the state is saved.
+      log: Where metrics are written.
+      evaluate: Called with the state every eval.every_epochs, except after the last step.
+      block: A step is saved only if it is a multiple of this number or the last.
+      callback: Called after each step with its number, the state, the batch and the metrics.
 
     Raises:
-      UserError: the loss is no longer finite, or the end could not be saved.
-      SystemExit: with 143 after SIGTERM or Ctrl-C, when all is saved.
+      UserError: The loss is not finite, or the last state could not be saved.
+      SystemExit: With 143, after the state was saved on SIGTERM or Ctrl-C.
     """
     start, last = int(state.step), config.epochs * sampler.steps_per_epoch
 
     def due(every: int) -> bool:
         return number % max(every, 1) == 0 or number == last
 
-    def save() -> None:
-        _check_finite(config, number, metrics, rates, checkpoints, state)
-        checkpoints.save(state)
-
     program = train_step
     if config.debug_nans:
-        train_step = _watched(train_step)
+        train_step = _raise_at_nan(train_step)
     clock, waiting = progress.Throughput(start, last, config.batch_size), False
     with (
         clock.line(),
-        distributed.PreemptionHandler() as sigterm,
-        profile.StepProfiler(config.profile, log.workdir) as window,
+        distributed.PreemptionHandler() as preemption,
+        profile.StepProfiler(config.profile, log.workdir) as profiler,
     ):
         for number, batch in enumerate(clock.timed(batches(start, last)), start + 1):
-            window.at(number, state)
+            profiler.before_step(number, state)
             if number == start + 1:
                 memory.announce(config, program, state, batch)
                 state, metrics = jax.block_until_ready(train_step(state, batch))
-                clock.start(number)  # compiled by now
+                clock.start(number)  # the step is compiled from here on
             else:
                 state, metrics = train_step(state, batch)
                 if due(config.log.every_steps):
@@ -85,25 +125,21 @@ def train(
                     if isinstance(source, Reader):
                         log.bad_images(source.bad)
                     if failure := checkpoints.failure():
-                        say(f'warning: {failure}; training goes on, the next is tried when due')
+                        say(f'warning: {failure}; training continues and tries the next save')
             if callback:
                 callback(number, state, batch, metrics)
-            leaving = sigterm.should_stop(number)
-            waiting = waiting or leaving or due(sampler.steps(config.checkpoint.every_epochs))
+            stopping = preemption.should_stop(number)
+            waiting = waiting or stopping or due(sampler.steps(config.checkpoint.every_epochs))
             if waiting and (number % block == 0 or number == last):
                 waiting = False
                 with clock.pause(state):
-                    save()
-            if leaving or number == last:
-                failure = checkpoints.failure(wait=True)
-                if failure:
-                    raise errors.UserError(
-                        f'{failure}; training has ended at step {number}: make room, and the same '
-                        'command goes on from the last of them'
-                    )
-            if leaving:
+                    _check_finite(config, number, metrics, rates, checkpoints, state)
+                    checkpoints.save(state)
+            if stopping or number == last:
+                _wait_for_save(checkpoints, number)
+            if stopping:
                 saved = checkpoints.last_saved() or 0
-                say(f'asked to end: step {saved} is saved; the same command goes on from it')
+                say(f'stop requested: saved step {saved}; rerun the same command to resume')
                 raise SystemExit(143)
             if evaluate and number < last and due(sampler.steps(config.eval.every_epochs)):
                 with clock.pause(state):
@@ -111,22 +147,31 @@ def train(
     return state
 
 
-def _watched(train_step: Step) -> Step:
-    """The step; one that gives no finite loss or encoder is made again operation by operation.
+def _wait_for_save(checkpoints: checkpoint.Checkpoints, number: int) -> None:
+    """Raises UserError if the last save fails."""
+    if failure := checkpoints.failure(wait=True):
+        raise errors.UserError(
+            f'{failure}; training stopped at step {number}. Free disk space, then rerun the same '
+            'command to resume from the last checkpoint'
+        )
 
-    That raises FloatingPointError in the line whose result is the first NaN.
+
+def _raise_at_nan(train_step: Step) -> Step:
+    """Returns a step that is repeated operation by operation if its loss or encoder is not finite.
+
+    The repetition raises FloatingPointError at the operation whose result is the first NaN.
     """
 
-    def watched(state: step.TrainState, batch: Any) -> tuple[step.TrainState, dict[str, jax.Array]]:
+    def checked(state: step.TrainState, batch: Any) -> tuple[step.TrainState, dict[str, jax.Array]]:
         before = jax.tree.map(jnp.copy, state)
         state, metrics = train_step(state, batch)
         if not _all_finite((metrics['loss'], checkpoint.encoder_variables(state))):
-            jax.clear_caches()  # JAX looks into the first call of a program only
+            jax.clear_caches()  # JAX checks only the first call of a program
             with jax.debug_nans(True):
                 train_step(before, batch)
         return state, metrics
 
-    return watched
+    return checked
 
 
 @jax.jit
@@ -142,22 +187,22 @@ def _check_finite(
     checkpoints: checkpoint.Checkpoints,
     state: step.TrainState | None = None,
 ) -> None:
-    """Raises UserError where the loss, or the encoder that is about to be saved, is not finite."""
+    """Raises UserError if the loss, or the encoder of a state to be saved, is not finite."""
     loss = float(metrics['loss'])
-    what = f'the loss is {loss}' if not math.isfinite(loss) else ''
-    # Of several heads those of too high a rate may diverge: the encoder is what all share.
-    if not what and state and not _all_finite(checkpoint.encoder_variables(state)):
-        what = 'weights are no longer finite'
-    if not what:
+    problem = f'the loss is {loss}' if not math.isfinite(loss) else ''
+    # Heads with too high a learning rate may diverge, but all heads share the encoder.
+    if not problem and state and not _all_finite(checkpoint.encoder_variables(state)):
+        problem = 'weights are not finite'
+    if not problem:
         return
     now = ', '.join(f'{name} {float(rate(number - 1)):.4g}' for name, rate in rates.items())
     precision = config.get('model', {}).get('dtype', "the checkpoint's")
     other = ' or model.dtype=float32' if precision == 'bfloat16' else ''
     checkpoints.failure(wait=True)
-    kept = checkpoints.last_saved()
+    saved = checkpoints.last_saved()
     raise errors.UserError(
-        f'{what} at step {number} ({now}, precision {precision}); '
-        + (f'step {kept} is the last good checkpoint; ' if kept else 'nothing is saved yet; ')
-        + f'try a lower learning rate, warm-up epochs{other}, and --config.debug_nans=True for '
-        'where it comes from'
+        f'{problem} at step {number} ({now}, precision {precision}); '
+        + (f'step {saved} is the last good checkpoint. ' if saved else 'nothing is saved yet. ')
+        + f'Try a lower learning rate, warm-up epochs{other}, or find the operation with '
+        '--config.debug_nans=True'
     )

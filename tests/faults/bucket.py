@@ -81,7 +81,7 @@ class Trial:
 
 def run(count: int, folder: pathlib.Path, bucket: storage_lib.Bucket) -> None:
     trial = Trial(bucket, folder / 'logs')
-    for where, mended in ((WORKDIR, 'credentials'), ('gs://none/run', 'the bucket must be there')):
+    for where, mended in ((WORKDIR, 'credentials'), ('gs://none/run', 'check that the bucket exists')):
         os.environ['GOOGLE_AUTH_TOKEN_FOR_TESTING'] = 'wrong' if where == WORKDIR else 'a-token'
         trial.end(trial.start(workdir=where), 1, f'error: workdir {where} cannot be wr', mended)
     print('without credentials, without a bucket: one line, 1', flush=True)

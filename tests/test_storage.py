@@ -64,7 +64,7 @@ def below(storage, folder: str) -> list[str]:
 
 
 def test_a_damaged_step_goes_aside_and_is_made_again(storage, workdir, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(lock, 'BEAT', 0.05)
+    monkeypatch.setattr(lock, 'HEARTBEAT', 0.05)
     corruptions.save(workdir)
     newest = below(storage, f'{workdir}/checkpoints/33/state')
     largest = max(newest, key=lambda name: len(storage.get(name)[1]))
@@ -137,13 +137,13 @@ def test_measurements_and_pictures_go_there(storage, workdir, capsys) -> None:
 
 @pytest.mark.parametrize('token', [storage_lib.TOKEN, 'another'])
 def test_a_trace_goes_there_or_stays_on_the_disk(storage, workdir, token: str, capsys) -> None:
-    with profile.StepProfiler('1:2', workdir) as window:
+    with profile.StepProfiler('1:2', workdir) as profiler:
         for number in range(3):
             if number == 2:
                 storage.token.write_text(token)
-            window.at(number, jax.numpy.zeros(2) + number)
+            profiler.before_step(number, jax.numpy.zeros(2) + number)
     told = capsys.readouterr().out
-    place = pathlib.Path(re.search(r'are traced in (.*)\n', told)[1])
+    place = pathlib.Path(re.search(r'wrote a trace of steps 1 to 1: (.*)\n', told)[1])
     names = below(storage, f'{workdir}/profile')
     refused = token != storage_lib.TOKEN
     if refused:
@@ -157,7 +157,7 @@ def test_a_trace_goes_there_or_stays_on_the_disk(storage, workdir, token: str, c
 
 
 def test_what_is_missing_is_told_in_one_line(storage, workdir, monkeypatch) -> None:
-    with pytest.raises(errors.UserError, match=r'gs://none/run cannot be written: .* 404; the buc'):
+    with pytest.raises(errors.UserError, match=r'gs://none/run cannot be written: .* 404; check that the bucket exists'):
         checkpoint.open('gs://none/run', corruptions.CONFIG, max_to_keep=1).__enter__()
     storage.token.write_text('another')
     with pytest.raises(errors.UserError, match=r'cannot be written: .* 401; .*credentials'):
@@ -169,7 +169,7 @@ def test_what_is_missing_is_told_in_one_line(storage, workdir, monkeypatch) -> N
         patch.delattr('google.cloud.storage')
         with pytest.raises(errors.UserError, match='pip install google-cloud-storage'):
             reopen(workdir).__enter__()
-    with pytest.raises(errors.UserError, match='ram://run is no folder; expected one, or gs://'):
+    with pytest.raises(errors.UserError, match='ram://run is not a folder; expected a local path or gs://'):
         writers.MetricWriter('ram://run', tensorboard=False, step=0)
     assert below(storage, workdir) == []
 
