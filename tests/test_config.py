@@ -12,7 +12,7 @@ from PIL import Image
 
 from simsiam_jax import config_keys, errors
 from simsiam_jax.data import files, sources
-from simsiam_jax.tasks import pretrain_setup, summary
+from simsiam_jax.tasks import knn, pretrain_setup, summary
 from simsiam_jax.training import step
 
 EVALUATIONS = ['linear', 'linear:sgd', 'linear:sweep', 'linear:cached', 'finetune']
@@ -193,7 +193,8 @@ def test_wrong_values_say_what_to_do(change: dict, message: str) -> None:
         config.update_from_flattened_dict(change)
 
     def start() -> None:
-        pretrain_setup.build(config).knn.pixels()  # some is only seen at the first evaluation
+        evaluate = pretrain_setup.build(config).knn
+        evaluate(knn.raw_pixels, {})  # some errors only appear at the first evaluation
 
     with pytest.raises(errors.UserError, match=message) as caught:
         start()

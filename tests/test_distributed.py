@@ -30,13 +30,16 @@ import jax, numpy as np
 from jax.experimental import multihost_utils
 sys.path.insert(0, 'configs')
 import quickstart
+from simsiam_jax.checkpoints import checkpoint
+from simsiam_jax.runtime import distributed, launchers
 from simsiam_jax.tasks import pretrain_setup
-from simsiam_jax.training import distributed, launchers, step
+from simsiam_jax.tasks.features import extract_features
+from simsiam_jax.training import step
 from simsiam_jax.training import mesh as mesh_lib
 
 out, port, count, rank, *methods = sys.argv[1:]
 if int(count) > 1:
-    distributed.start(launchers.Peers(f'127.0.0.1:{port}', int(count), int(rank)), timeout=60)
+    distributed.start(launchers.ClusterSpec(f'127.0.0.1:{port}', int(count), int(rank)), timeout=60)
 found = {}
 for method in methods:
     config = quickstart.get_config(method)
@@ -52,7 +55,8 @@ for method in methods:
             digest.update(np.ascontiguousarray(x).tobytes())
         state, metrics = train_step(state, batch)
         losses.append(float(metrics['loss']))
-    features = run.knn._extract(run.knn._encode, state, run.knn.test).x
+    variables = checkpoint.encoder_variables(state)
+    features = extract_features(run.encode, variables, run.knn.test, run.knn.loader, l2=True).x
     queue = np.zeros(0) if state.method_state is None else jax.device_get(state.method_state)
     parts = {'losses': losses, 'digest': digest.hexdigest(), 'features': features, 'queue': queue}
     found |= {f'{method} {name}': part for name, part in parts.items()}
@@ -135,7 +139,7 @@ def test_two_processes_end_together_and_one_goes_on(tmp_path) -> None:
     started = start(2)
     started[1].send_signal(signal.SIGTERM)
     assert kills.end(started) == [143, 143], log.read_text()
-    step = int(re.search(r'asked to end: step (\d+) is saved', log.read_text())[1])
+    step = int(re.search(r'stop requested: saved step (\d+)', log.read_text())[1])
     assert checkpoint_reader.load(tmp_path, 'state').step == step >= 5
     assert 'loss' not in (tmp_path / 'rank1.log').read_text()  # it writes no log
 

@@ -2,21 +2,19 @@
 
 import dataclasses
 import pathlib
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import encoder as encoder_lib
-from simsiam_jax.data import jax_augment, subset
+from simsiam_jax.data import subset
 from simsiam_jax.data.sources import ArraySource
 from simsiam_jax.methods.losses import l2_normalize
 from simsiam_jax.pages import page
 from simsiam_jax.tasks import inputs, knn
-from simsiam_jax.tasks.features import Extractor, Features
+from simsiam_jax.tasks.features import CropLoader, Features, extract_features, make_encode
 from simsiam_jax.training import mesh as mesh_lib
 
 
@@ -53,7 +51,7 @@ def embed(checkpoint: str, images: str, batch_size: int, most: int | None = None
     if len(kept) < len(source):
         source = subset.take(source, kept)
     mesh = mesh_lib.make_mesh()
-    extract = Extractor(
+    loader = CropLoader(
         mesh,
         channels=data.channels,
         size=trained['augment']['size'],
@@ -61,12 +59,9 @@ def embed(checkpoint: str, images: str, batch_size: int, most: int | None = None
         batch_size=-(-batch_size // mesh.size) * mesh.size,
     )
     mean, std = (tuple(trained['augment'][key]) for key in ('mean', 'std'))
-
-    def apply(variables: Any, images: jax.Array) -> Any:
-        return encoder.module.apply(variables, jax_augment.normalize(images, mean, std))
-
+    encode = make_encode(encoder.module, mean, std)
     variables = mesh_lib.replicate(encoder.variables, mesh)
-    features = extract(extract.jit(apply), variables, source)
+    features = extract_features(encode, variables, source, loader)
     if isinstance(source, ArraySource):
         names = [f'{images}[{kept[i]}]' for i in features.indices]
     else:

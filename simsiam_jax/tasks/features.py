@@ -1,8 +1,9 @@
 """Features of a frozen network: center crops of every image of a source, in order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
@@ -10,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from simsiam_jax import errors, terminal
-from simsiam_jax.data import device_cache, host
+from simsiam_jax.data import device_cache, host, jax_augment
 from simsiam_jax.data.sources import ArraySource
+from simsiam_jax.methods.losses import l2_normalize
 from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.training import mesh as mesh_lib
 
@@ -20,12 +22,12 @@ Encode = Callable[[Any, Array], Any]
 
 
 class Features(NamedTuple):
-    """What was extracted; bad images are left out.
+    """Features of the readable images of a source, in order.
 
     Attributes:
-      x: the features.
-      labels: -1 where there is none.
-      indices: of the images in their source.
+      x: Features [N, D].
+      labels: Classes [N]; -1 if the source has none.
+      indices: Positions [N] of the images in the source.
     """
 
     x: Float[np.ndarray, 'N D']
@@ -33,67 +35,104 @@ class Features(NamedTuple):
     indices: Int[np.ndarray, 'N']
 
 
-class Extractor:
-    """Brings center crops before a network.
+class CropLoader:
+    """Loads center crops of images in device batches.
 
     Args:
-      mesh: its devices share every batch.
-      channels: of the images.
-      size: side of the crops.
-      resize: the images' shorter side before the crop; 0: they have the crop's size.
-      batch_size: images at a time, a multiple of the devices.
+      mesh: Devices that share each batch.
+      channels: Channels of the images.
+      size: Side of the crops.
+      resize: Shorter side of the images before the crop; 0 if they have the crop's size.
+      batch_size: Images per batch, a multiple of the number of devices.
+
+    Raises:
+      UserError: The batch size does not divide over the devices.
     """
 
     def __init__(self, mesh: Mesh, *, channels: int, size: int, resize: int, batch_size: int):
         mesh_lib.check_batch_size('eval.batch_size', batch_size, mesh)
-        self._mesh, self._channels = mesh, channels
+        self.mesh, self._channels = mesh, channels
         self._crops: dict[str, Any] = {
             'batch_size': batch_size,
             'local': mesh_lib.process_slice(batch_size),
             'size': size,
             'resize': resize,
         }
-        self._replicated = NamedSharding(mesh, P())
-        self._gather = jax.jit(lambda x: x, out_shardings=self._replicated)
 
-    def batches(self, source: ImageSet) -> Any:
-        """Device batches (images, labels, indices), with progress; fillers have index -1."""
+    def batches(self, source: ImageSet) -> Iterator[Any]:
+        """Yields device batches (images [B, S, S, C], labels [B], indices [B]), with progress.
+
+        The last batch is filled up with images of index -1; unreadable images have it, too.
+        """
         if isinstance(source, ArraySource):
             batches = device_cache.eval_batches(source, channels=self._channels, **self._crops)
         else:
             batches = host.eval_batches(source, **self._crops)
         with terminal.progress(total=len(source), unit=' images') as bar:
-            for batch in mesh_lib.prefetch(batches, self._mesh):
+            for batch in mesh_lib.prefetch(batches, self.mesh):
                 yield batch
                 bar.update(self._crops['batch_size'])
 
-    def jit(self, encode: Encode) -> Encode:
-        """The network, compiled for __call__."""
-        return jax.jit(encode, out_shardings=self._replicated)
 
-    def __call__(
-        self, encode: Encode, variables: Any, source: ImageSet, dtype: Any = np.float32
-    ) -> Features:
-        """The features of all good images, on the host; `encode` comes from jit().
+def make_encode(module: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Encode:
+    """Returns a function that normalizes images and applies the network in evaluation mode.
 
-        Raises:
-          UserError: none of the images can be read.
-        """
-        found: Features | None = None
-        count = 0
-        for images, labels, indices in self.batches(source):
-            x = np.asarray(encode(variables, images))
-            labels, indices = jax.device_get(self._gather((labels, indices)))
-            if found is None:  # filled in place: a bank may be half of the memory
-                n = len(source)
-                found = Features(
-                    np.empty((n, x.shape[1]), dtype), np.empty(n, np.int64), np.empty(n, np.int64)
-                )
-            good = indices >= 0
-            end = count + int(good.sum())
-            for array, values in zip(found, (x, labels, indices), strict=True):
-                array[count:end] = values[good]
-            count = end
-        if found is None or not count:
-            raise errors.UserError('none of the images to evaluate can be read')
-        return Features(*(array[:count] for array in found))
+    Keep the function: extract_features compiles it once for all calls.
+    """
+    return lambda variables, images: module.apply(
+        variables, jax_augment.normalize(images, mean, std)
+    )
+
+
+def extract_features(
+    encode: Encode,
+    variables: Any,
+    source: ImageSet,
+    loader: CropLoader,
+    *,
+    l2: bool = False,
+    dtype: Any = np.float32,
+) -> Features:
+    """Returns the features [N, D] of all readable images of a source, on the host.
+
+    Args:
+      encode: Function (variables, images [B, S, S, C]) -> features [B, D].
+      variables: Variables of the network, on the devices of the loader.
+      source: Images, of which N are readable.
+      loader: Loader of the crops.
+      l2: Whether features are l2-normalized.
+      dtype: Type of the returned features.
+
+    Raises:
+      UserError: None of the images can be read.
+    """
+    replicated = NamedSharding(loader.mesh, P())
+    run = jax.jit(_encode, static_argnums=(0, 1), out_shardings=replicated)
+    gather = jax.jit(_identity, out_shardings=replicated)
+    features: Features | None = None
+    count = 0
+    for images, *where in loader.batches(source):
+        x = np.asarray(run(encode, l2, variables, images))
+        labels, indices = jax.device_get(gather(where))
+        if features is None:  # filled in place, since a bank may need half of the host's memory
+            n = len(source)
+            features = Features(
+                np.empty((n, x.shape[1]), dtype), np.empty(n, np.int64), np.empty(n, np.int64)
+            )
+        readable = indices >= 0
+        end = count + int(readable.sum())
+        for array, values in zip(features, (x, labels, indices), strict=True):
+            array[count:end] = values[readable]
+        count = end
+    if features is None or not count:
+        raise errors.UserError('none of the images to evaluate can be read')
+    return Features(*(array[:count] for array in features))
+
+
+def _encode(encode: Encode, l2: bool, variables: Any, images: Array) -> Any:
+    x = encode(variables, images)
+    return l2_normalize(x) if l2 else x
+
+
+def _identity(x: Any) -> Any:
+    return x

@@ -1,11 +1,12 @@
-"""kNN evaluation of frozen features: the weighted vote of section 4's monitor.
+"""kNN evaluation of frozen features: the weighted vote of the monitor in SimSiam, section 4.
 
-Features are l2-normalized; the k nearest of the training set vote for their class with
-weights exp(similarity / T); every image counts once, the last batch included.
+Features are l2-normalized. The k nearest images of the training set vote for their class with
+weights exp(similarity / T). Each image counts once, including the last batch.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,13 +19,9 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
-from simsiam_jax.checkpoints import checkpoint
-from simsiam_jax.data import jax_augment
 from simsiam_jax.data.recipe import Recipe
-from simsiam_jax.methods.losses import l2_normalize
-from simsiam_jax.models.resnet import ResNet
 from simsiam_jax.tasks import eval_setup, inputs
-from simsiam_jax.tasks.features import Encode, Extractor
+from simsiam_jax.tasks.features import CropLoader, Encode, extract_features
 from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.terminal import say
 from simsiam_jax.training import mesh as mesh_lib
@@ -34,7 +31,7 @@ DATA = mesh_lib.DATA
 
 @dataclasses.dataclass(frozen=True)
 class KnnScore:
-    """Accuracy of one vote, shares of the queries."""
+    """Accuracy of one vote, as shares of the queries."""
 
     k: int
     temperature: float
@@ -42,77 +39,92 @@ class KnnScore:
     top5: float
 
 
+@dataclasses.dataclass(frozen=True)
 class Knn:
-    """kNN accuracy on a labeled pair of sources, of several votes in one pass.
+    """kNN evaluation of any encoder on a labeled pair of image sets.
 
-    Args:
-      train, test: the bank and the queries.
-      extractor: makes the crops.
-      apply: (variables, normalized images) -> features, in evaluation mode.
-      mean, std: the network's normalization.
-      k, temperature: of the votes, every k with every temperature.
-      bank_dtype: 'float16' halves the memory of the bank, at a similarity's error of 1e-3.
+    Attributes:
+      train: Images of the bank.
+      test: Images that are classified.
+      loader: Loader of the center crops.
+      k: Numbers of neighbors.
+      temperature: Temperatures; each is evaluated with each k.
+      bank_dtype: Type of the bank's features; 'float16' halves its memory, with an error of 1e-3
+        in the similarities.
 
     Raises:
-      UserError: a source has no labels, or the two have other classes.
+      UserError: The sets do not have the same classes, or a value is impossible.
     """
 
-    def __init__(
-        self,
-        train: ImageSet,
-        test: ImageSet,
-        extractor: Extractor,
-        apply: Encode,
-        *,
-        mesh: Mesh,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        k: Sequence[int],
-        temperature: Sequence[float],
-        bank_dtype: str = 'float32',
-    ):
-        eval_setup.check_classes(train, test)
-        errors.check_choice('eval.bank_dtype', bank_dtype, ('float32', 'float16'))
-        if min(k, default=0) < 1 or min(temperature, default=0) <= 0:
+    train: ImageSet
+    test: ImageSet
+    loader: CropLoader
+    k: Sequence[int]
+    temperature: Sequence[float]
+    bank_dtype: str = 'float32'
+
+    def __post_init__(self) -> None:
+        eval_setup.check_classes(self.train, self.test)
+        errors.check_choice('eval.bank_dtype', self.bank_dtype, ('float32', 'float16'))
+        if min(self.k, default=0) < 1 or min(self.temperature, default=0) <= 0:
             raise errors.UserError(
-                f'config.eval.k is {k} and temperature {temperature}; expected k >= 1 and a '
-                'temperature above 0'
+                f'config.eval.k is {self.k} and config.eval.temperature {self.temperature}; '
+                'expected k >= 1 and a temperature above 0'
             )
-        self.train, self.test, self._mesh, self._extract = train, test, mesh, extractor
-        self._k, self._temperature = tuple(k), tuple(temperature)
-        self._dtype = np.dtype(bank_dtype)
-        self._encode = extractor.jit(
-            lambda variables, images: l2_normalize(
-                apply(variables, jax_augment.normalize(images, mean, std))
-            )
+
+    def __call__(self, encode: Encode, variables: Any) -> list[KnnScore]:
+        """Returns the scores of an encoder, arguments as in extract_features."""
+        extract = functools.partial(extract_features, encode, variables, l2=True)
+        bank = extract(self.train, self.loader, dtype=np.dtype(self.bank_dtype))
+        queries = extract(self.test, self.loader)
+        return knn_accuracy(
+            bank.x,
+            bank.labels,
+            queries.x,
+            queries.labels,
+            mesh=self.loader.mesh,
+            k=self.k,
+            temperature=self.temperature,
+            classes=len(self.train.classes),
         )
-        self._flatten = extractor.jit(
-            lambda _, images: l2_normalize(images.reshape(len(images), -1))
-        )
 
-    def __call__(self, variables: Any) -> list[KnnScore]:
-        """Scores of the network's features."""
-        return self._scores(self._encode, variables)
 
-    def pixels(self) -> list[KnnScore]:
-        """Scores of the raw pixels as features."""
-        return self._scores(self._flatten, None)
+def raw_pixels(_: Any, images: Array) -> Array:
+    """Returns images [B, H, W, C] as features [B, H * W * C]: an encoder without variables."""
+    return images.reshape(len(images), -1)
 
-    def _scores(self, encode: Encode, variables: Any) -> list[KnnScore]:
-        bank = self._extract(encode, variables, self.train, self._dtype)
-        queries = self._extract(encode, variables, self.test)
-        similarity, where = nearest(bank.x, queries.x, self._mesh, k=max(self._k))
-        votes = bank.labels[where]
-        scores = []
-        for k in self._k:
-            for temperature in self._temperature:
-                classes = len(self.train.classes)
-                ranked = vote(similarity[:, :k], votes[:, :k], temperature, classes=classes)
-                hits = np.asarray(ranked) == queries.labels[:, None]
-                scores.append(
-                    KnnScore(k, temperature, float(hits[:, 0].mean()), float(hits.any(1).mean()))
-                )
-        return scores
+
+def knn_accuracy(
+    bank: Float[np.ndarray, 'N D'],
+    bank_labels: Int[np.ndarray, 'N'],
+    queries: Float[np.ndarray, 'Q D'],
+    labels: Int[np.ndarray, 'Q'],
+    *,
+    mesh: Mesh,
+    k: Sequence[int],
+    temperature: Sequence[float],
+    classes: int,
+) -> list[KnnScore]:
+    """Returns the accuracy of kNN classification, for each k with each temperature.
+
+    Args:
+      bank: Features [N, D] of the training set, l2-normalized.
+      bank_labels: Classes [N] of the bank, from 0 to classes - 1.
+      queries: Features [Q, D] to classify, l2-normalized.
+      labels: True classes [Q] of the queries.
+      mesh: Devices that share the search.
+      k: Numbers of neighbors that vote.
+      temperature: Temperatures T of the weights exp(similarity / T).
+      classes: Number of classes.
+    """
+    similarity, places = nearest(bank, queries, mesh, k=max(k))
+    votes = bank_labels[places]
+    scores = []
+    for neighbors, t in itertools.product(k, temperature):
+        ranked = vote(similarity[:, :neighbors], votes[:, :neighbors], t, classes=classes)
+        hits = np.asarray(ranked) == labels[:, None]
+        scores.append(KnnScore(neighbors, t, float(hits[:, 0].mean()), float(hits.any(1).mean())))
+    return scores
 
 
 @functools.partial(jax.jit, static_argnames='classes')
@@ -123,8 +135,15 @@ def vote(
     *,
     classes: int,
 ) -> Int[Array, 'Q R']:
-    """The (at most five) classes with the most weight of every query's neighbors, best first."""
-    # Relative to the nearest: no low temperature overflows.
+    """Returns the (at most five) classes with the most weight per query, best first.
+
+    Args:
+      similarity: Similarities [Q, K] of the neighbors, largest first.
+      labels: Classes [Q, K] of the neighbors.
+      temperature: T of the weights exp(similarity / T).
+      classes: Number of classes.
+    """
+    # Relative to the nearest neighbor, so that low temperatures do not overflow.
     weights = jnp.exp((similarity - similarity[:, :1]) / temperature)
     rows = jnp.arange(len(labels))[:, None]
     counts = jnp.zeros((len(labels), classes)).at[rows, labels].add(weights)
@@ -140,40 +159,43 @@ def nearest(
     chunk: int = 1024,
     block: int = 65536,
 ) -> tuple[Float[np.ndarray, 'Q K'], Int[np.ndarray, 'Q K']]:
-    """Inner products with the k nearest of the bank, largest first, and their places in it.
+    """Returns the k largest inner products with the bank [Q, K], largest first, and their rows.
 
-    The bank lies sharded over the devices, in its own dtype; each goes through its share block
-    by block with the k nearest so far, and the nearest of all devices' are the nearest of all.
-    A k above N means all.
+    The bank is sharded over the devices in its own dtype. Each device searches its share block by
+    block, keeping the k nearest so far; then the nearest of all devices are merged.
 
     Args:
-      chunk: queries at a time.
-      block: of the bank at a time.
+      bank: Features [N, D].
+      queries: Features [Q, D].
+      mesh: Devices that share the bank.
+      k: Number of neighbors; a k above N returns all N.
+      chunk: Queries per call.
+      block: Rows of the bank that are compared at once.
     """
     n, k = len(bank), min(k, len(bank))
-    share = -(-n // mesh.size)  # of a device
+    share = -(-n // mesh.size)  # rows per device
     block = min(block, share)
     rows = np.arange(-(-share // block) * block * mesh.size)
     shards = mesh_lib.shard_global(
         (np.pad(bank, ((0, len(rows) - n), (0, 0))), np.where(rows < n, rows, -1)), mesh
     )
     search = _search(mesh, k, block)
-    found = []
+    parts = []
     chunk = min(chunk, len(queries))
     for start in range(0, len(queries), chunk):
         part = queries[start : start + chunk]
         padded = np.pad(part, ((0, chunk - len(part)), (0, 0)))
-        found.append([np.asarray(x)[: len(part)] for x in search(padded, *shards)])
-    similarity, places = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        parts.append([np.asarray(x)[: len(part)] for x in search(padded, *shards)])
+    similarity, places = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return similarity, places
 
 
-@functools.lru_cache(maxsize=8)  # compiled once, not once an evaluation
+@functools.lru_cache(maxsize=8)  # compiled once, not at each evaluation
 def _search(mesh: Mesh, k: int, block: int) -> Callable[..., tuple[Array, Array]]:
-    """(queries, bank, its places, -1 for fillers) -> the k nearest, as `nearest` gives them."""
+    """Returns a function (queries, bank, rows, -1 for padding) -> the arrays of `nearest`."""
 
     def on_device(queries: Array, bank: Array, rows: Array) -> tuple[Array, Array]:
-        def look(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
+        def merge(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
             part = jax.lax.dynamic_slice_in_dim(bank, start, block).astype(jnp.float32)
             places = jax.lax.dynamic_slice_in_dim(rows, start, block)
             similarity = jnp.matmul(queries, part.T, precision='highest')
@@ -186,7 +208,7 @@ def _search(mesh: Mesh, k: int, block: int) -> Callable[..., tuple[Array, Array]
 
         none = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1)
         none = jax.lax.pcast(none, (DATA,), to='varying')
-        return jax.lax.scan(look, none, jnp.arange(0, len(bank), block))[0]
+        return jax.lax.scan(merge, none, jnp.arange(0, len(bank), block))[0]
 
     on_devices = jax.shard_map(
         on_device,
@@ -204,65 +226,50 @@ def _search(mesh: Mesh, k: int, block: int) -> Callable[..., tuple[Array, Array]
     return search
 
 
-def make_monitor(config: ConfigDict, backbone: ResNet, recipe: Recipe, mesh: Mesh) -> Knn | None:
-    """The evaluation within a pre-training, None where config.eval names no labeled sets.
+def make_monitor(config: ConfigDict, recipe: Recipe, mesh: Mesh) -> Knn | None:
+    """Returns the evaluation during pre-training; None if config.eval names no labeled sets.
 
     Raises:
-      UserError: only one of the two is named, or see Knn.
+      UserError: Only one of the two sets is named, or see Knn.
     """
     if not config.eval.train and not config.eval.test:
         return None
     if not config.eval.train or not config.eval.test:
         raise errors.UserError(
-            f'config.eval.train is {config.eval.train!r} and config.eval.test '
-            f'{config.eval.test!r}; give both for kNN, or neither'
+            f'kNN needs both labeled sets: config.eval.train is {config.eval.train!r}, '
+            f'config.eval.test is {config.eval.test!r}. Set both, or neither'
         )
     train, test = (
         inputs.open_source(spec, config.data) for spec in (config.eval.train, config.eval.test)
     )
-    extractor = Extractor(
+    loader = CropLoader(
         mesh,
         channels=config.data.channels,
         size=recipe.size,
         resize=config.eval.resize,
         batch_size=config.eval.batch_size,
     )
-    return Knn(
-        train,
-        test,
-        extractor,
-        lambda state, images: backbone.apply(checkpoint.encoder_variables(state), images),
-        mesh=mesh,
-        mean=recipe.mean,
-        std=recipe.std,
-        k=(config.eval.k,),
-        temperature=(config.eval.temperature,),
-    )
+    return Knn(train, test, loader, (config.eval.k,), (config.eval.temperature,))
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-    """Scores a checkpoint's features; the table goes to the terminal and to WORKDIR/knn.json.
+    """Evaluates a checkpoint by kNN; prints the table and writes WORKDIR/knn.json.
 
     Raises:
-      UserError: the checkpoint, the data or the workdir cannot be used.
+      UserError: The checkpoint, the data or the workdir cannot be used.
     """
-    setting = eval_setup.prepare(config)
-    module = setting.encoder.module
+    setup = eval_setup.prepare(config)
     knn = Knn(
-        setting.train,
-        setting.test,
-        setting.extractor(config.eval.batch_size),
-        module.apply,
-        mesh=setting.mesh,
-        mean=config.augment.mean,
-        std=config.augment.std,
-        k=config.eval.k,
-        temperature=config.eval.temperature,
-        bank_dtype=config.eval.bank_dtype,
+        setup.train,
+        setup.test,
+        setup.loader(),
+        config.eval.k,
+        config.eval.temperature,
+        config.eval.bank_dtype,
     )
-    setting.announce('kNN')
-    scores = knn(mesh_lib.replicate(setting.encoder.variables, setting.mesh))
-    say(f'{"k":>6}{"T":>8}{"top-1":>9}{"top-5":>9}   of {len(setting.test)} images')
-    for s in scores:
-        say(f'{s.k:>6}{s.temperature:>8}{s.top1:>9.4f}{s.top5:>9.4f}')
-    eval_setup.write(workdir, 'knn.json', [dataclasses.asdict(s) for s in scores])
+    setup.announce('kNN')
+    scores = knn(setup.encode, mesh_lib.replicate(setup.encoder.variables, setup.mesh))
+    say(f'{"k":>6}{"T":>8}{"top-1":>9}{"top-5":>9}   of {len(setup.test)} images')
+    for score in scores:
+        say(f'{score.k:>6}{score.temperature:>8}{score.top1:>9.4f}{score.top5:>9.4f}')
+    eval_setup.write(workdir, 'knn.json', [dataclasses.asdict(score) for score in scores])

@@ -1,18 +1,15 @@
-"""Pre-training: build, restore, train, evaluate."""
+"""Pre-training: builds the run, restores or initializes it, trains and evaluates."""
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import jax
 from ml_collections import ConfigDict
 
 from simsiam_jax.checkpoints import checkpoint, weights
-from simsiam_jax.data import sources
 from simsiam_jax.logs import writers
-from simsiam_jax.tasks import collapse_callback, loop, memory, pretrain_setup, summary
-from simsiam_jax.tasks import knn as knn_lib
+from simsiam_jax.tasks import collapse_callback, knn, loop, memory, pretrain_setup, summary
+from simsiam_jax.tasks.features import Encode
 from simsiam_jax.tasks.pretrain_setup import PretrainSetup
 from simsiam_jax.terminal import say
 from simsiam_jax.training import alternation, guard, step
@@ -20,14 +17,18 @@ from simsiam_jax.training import mesh as mesh_lib
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-    """Trains to the last epoch, resuming from the latest checkpoint in `workdir`.
+    """Trains to the last epoch, and resumes from the latest checkpoint in `workdir`.
 
-    A new run starts from the weights of config.init_from, or from a checkpoint of step 0, as
-    tools.convert writes it.
+    A new run starts from the weights in config.init_from, from a checkpoint of step 0 as
+    tools.convert writes it, or from a random initialization.
+
+    Args:
+      config: Configuration of the run, as config.default() has it.
+      workdir: Folder for checkpoints and logs.
 
     Raises:
       UserError: The configuration, the data or the workdir cannot be used.
-      SystemExit: With 143 after SIGTERM or Ctrl-C, when the state is saved.
+      SystemExit: With 143, after the state was saved on SIGTERM or Ctrl-C.
     """
     parts = pretrain_setup.build(config)
     say(_description(config, parts))
@@ -35,10 +36,11 @@ def run(config: ConfigDict, workdir: str) -> None:
     if config.dry_run:
         _dry_run(config, parts, train_step)
         return
-    with _open_workdir(config, parts, workdir) as (checkpoints, log):
+    with loop.open_workdir(workdir, config.to_dict(), parts.sampler, parts.source) as opened:
+        checkpoints, log = opened
         state, origin = _initial_state(config, parts, checkpoints, workdir)
         log.text('parameters.txt', summary.overview(state.params))
-        # Both measure the network before training, so they must precede the restored state.
+        # Baselines and callback measure the network before training, so restoring comes later.
         baselines = _measure_baselines(config, parts, state, origin)
         callback = _collapse_callback(config, parts, state, checkpoints, log)
         if checkpoints.latest_step:
@@ -48,7 +50,9 @@ def run(config: ConfigDict, workdir: str) -> None:
             log.views(summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipes))
             if baselines:
                 log.scalars(0, {'eval/knn_top1': baselines[origin]})
-        evaluate = functools.partial(_evaluate, parts.knn, log) if parts.knn else None
+        evaluate = None
+        if parts.knn:
+            evaluate = functools.partial(_evaluate, parts.knn, parts.encode, log)
         state = loop.train(
             config,
             state,
@@ -94,38 +98,19 @@ def _dry_run(config: ConfigDict, parts: PretrainSetup, train_step: alternation.T
     say(summary.dry_run(train_step, parts.init, batch, parts.mesh))
 
 
-@contextlib.contextmanager
-def _open_workdir(
-    config: ConfigDict, parts: PretrainSetup, workdir: str
-) -> Iterator[tuple[checkpoint.Checkpoints, writers.MetricWriter]]:
-    given = config.to_dict()
-    with (
-        checkpoint.open(
-            workdir,
-            given,
-            max_to_keep=config.checkpoint.max_to_keep,
-            keep_period=parts.sampler.steps(config.checkpoint.keep_period),
-            images=sources.fingerprint(parts.source),
-        ) as checkpoints,
-        writers.open_log(workdir, given, checkpoints.latest_step or 0) as log,
-    ):
-        log.start(parts.sampler.size, parts.sampler.steps_per_epoch)
-        yield checkpoints, log
-
-
 def _initial_state(
     config: ConfigDict,
     parts: PretrainSetup,
     checkpoints: checkpoint.Checkpoints,
     workdir: str,
 ) -> tuple[step.TrainState, str]:
-    """Returns the state before training, on the devices, and what its weights are."""
+    """Returns the state before training, on the devices, and the name of its weights."""
     state, origin = parts.init(), 'random initialization'
     path = config.init_from or (workdir if checkpoints.latest_step == 0 else '')
     if path and not checkpoints.latest_step:
-        state, text = weights.load_into_state(state, weights.open_weights(path))
+        state, report = weights.load_into_state(state, weights.open_weights(path))
         origin = 'before training'
-        say(text)
+        say(report)
     say(summary.parameters(state.params))
     return mesh_lib.replicate(state, parts.mesh), origin
 
@@ -133,10 +118,12 @@ def _initial_state(
 def _measure_baselines(
     config: ConfigDict, parts: PretrainSetup, state: step.TrainState, origin: str
 ) -> dict[str, float]:
-    """Returns kNN top-1 of raw pixels and of the network before training; {} if not wanted."""
+    """Returns kNN top-1 of raw pixels and of the network before training; {} if disabled."""
     if not parts.knn or not config.eval.baselines:
         return {}
-    return {'raw pixels': parts.knn.pixels()[0].top1, origin: parts.knn(state)[0].top1}
+    (pixels,) = parts.knn(knn.raw_pixels, {})
+    (network,) = parts.knn(parts.encode, checkpoint.encoder_variables(state))
+    return {'raw pixels': pixels.top1, origin: network.top1}
 
 
 def _collapse_callback(
@@ -156,13 +143,15 @@ def _collapse_callback(
         last=config.epochs * parts.sampler.steps_per_epoch,
     )
     callback = collapse_callback.CollapseCallback(config, monitor, parts.source, checkpoints, log)
-    callback.begin(state, parts.batches(0, monitor.batches), checkpoints.latest_step or 0)
+    callback.on_train_begin(state, parts.batches(0, monitor.batches), checkpoints.latest_step or 0)
     return callback
 
 
-def _evaluate(knn: knn_lib.Knn, log: writers.MetricWriter, state: step.TrainState) -> float:
+def _evaluate(
+    evaluator: knn.Knn, encode: Encode, log: writers.MetricWriter, state: step.TrainState
+) -> float:
     """Logs and returns kNN top-1."""
-    top1 = knn(state)[0].top1
-    log.scalars(int(state.step), {'eval/knn_top1': top1})
-    say(f'step {int(state.step)}  kNN top-1 {top1:.4f}')
-    return top1
+    (score,) = evaluator(encode, checkpoint.encoder_variables(state))
+    log.scalars(int(state.step), {'eval/knn_top1': score.top1})
+    say(f'step {int(state.step)}  kNN top-1 {score.top1:.4f}')
+    return score.top1

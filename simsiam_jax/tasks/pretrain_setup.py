@@ -1,4 +1,4 @@
-"""The parts of a pre-training, built from its configuration."""
+"""Builds the parts of a pre-training run from its configuration."""
 
 import dataclasses
 import functools
@@ -19,7 +19,8 @@ from simsiam_jax.methods import METHODS
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.models import resnet
 from simsiam_jax.tasks import collapse_callback, inputs
-from simsiam_jax.tasks import knn as knn_lib
+from simsiam_jax.tasks.features import Encode, make_encode
+from simsiam_jax.tasks.knn import Knn, make_monitor
 from simsiam_jax.terminal import say
 from simsiam_jax.training import alternation, optim, step
 from simsiam_jax.training import mesh as mesh_lib
@@ -27,14 +28,21 @@ from simsiam_jax.training import mesh as mesh_lib
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSetup:
-    """A configuration made into its parts.
+    """The parts of a pre-training run.
 
     Attributes:
-      batches: (start, stop) -> device batches of these steps.
-      to_views: see step.make_train_step.
-      init: () -> the state at step 0.
-      rates: name -> learning rate by step.
-      knn: None where config.eval names no labeled sets.
+      mesh: Devices of the run.
+      source: Training images.
+      sampler: Order of the images.
+      recipes: Augmentation of each view, the two large views first.
+      method: What is trained.
+      tx: Optimizer.
+      rates: Name -> learning rate by step.
+      batches: Function (start, stop) -> device batches of these steps.
+      to_views: Function, a device's share of a batch -> normalized views [B, H, W, C].
+      init: Function () -> state at step 0.
+      encode: Backbone with its normalization, for extract_features.
+      knn: Evaluation during training; None if config.eval names no labeled sets.
     """
 
     mesh: Mesh
@@ -47,16 +55,20 @@ class PretrainSetup:
     batches: Callable[[int, int], Iterator[Any]]
     to_views: Callable[[Any], list[jax.Array]]
     init: Callable[[], step.TrainState]
-    knn: knn_lib.Knn | None
+    encode: Encode
+    knn: Knn | None
 
 
 def build(config: ConfigDict, mesh: Mesh | None = None) -> PretrainSetup:
-    """The parts of a run on the mesh (None: all devices); opens the data, trains nothing.
+    """Opens the data and builds the parts of a run; trains nothing.
 
-    With data.normalize 'auto' config.augment's mean and std become the measured ones.
+    Args:
+      config: Configuration of the run. If data.normalize is 'auto', its augment.mean and
+        augment.std are set to the measured values.
+      mesh: Devices to use; None uses all.
 
     Raises:
-      UserError: a key is unknown, a value impossible, or the data cannot be used.
+      UserError: A key is unknown, a value is impossible, or the data cannot be used.
     """
     config_keys.check(config)
     errors.check_choice('guard', config.guard, collapse_callback.CHOICES)
@@ -76,13 +88,12 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> PretrainSetup:
     to_views = functools.partial(host.to_views, recipes=recipes)
     shape = (recipes[0].size, recipes[0].size, config.data.channels)
     init = functools.partial(step.init_state, method, tx, config.seed, shape)
-    knn = knn_lib.make_monitor(config, method.network.backbone, recipes[0], mesh)
     if method.uses_indices:
-        remembered = jax.eval_shape(init).method_state.shape[0]
-        if remembered != len(source):
+        images = jax.eval_shape(init).method_state.shape[0]
+        if images != len(source):
             raise errors.UserError(
-                f'config.method.images is {remembered}, but {config.data.source} has '
-                f'{len(source)}; set it to that'
+                f'config.method.images is {images}, but {config.data.source} has {len(source)} '
+                f'images. Set --config.method.images={len(source)}'
             )
     return PretrainSetup(
         mesh=mesh,
@@ -95,12 +106,13 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> PretrainSetup:
         batches=batches,
         to_views=to_views,
         init=init,
-        knn=knn,
+        encode=make_encode(method.network.backbone, recipes[0].mean, recipes[0].std),
+        knn=make_monitor(config, recipes[0], mesh),
     )
 
 
 def build_method(config: ConfigDict) -> Method:
-    """The method on its backbone, BN synchronized over the data axis."""
+    """Returns the method on its backbone, with BN synchronized over the data axis."""
     backbone = errors.build('model', resnet.make, config.model.to_dict(), axis_name=mesh_lib.DATA)
     arguments = config.method.to_dict()
     name = arguments.pop('name')
@@ -111,9 +123,9 @@ def build_method(config: ConfigDict) -> Method:
 def build_optimizer(
     config: ConfigDict, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
-    """The optimizer, and the learning rates by name."""
+    """Returns the optimizer and the learning rates by name."""
     arguments = config.optim.to_dict()
-    del arguments['gradient_accumulation_steps']  # the step's
+    del arguments['gradient_accumulation_steps']  # used by the training step
     return errors.build(
         'optim',
         optim.make,
@@ -125,7 +137,11 @@ def build_optimizer(
 
 
 def build_step(config: ConfigDict, parts: PretrainSetup) -> alternation.TrainStep:
-    """The training step, alternating where config.alternate says so."""
+    """Returns the training step; it alternates if config.alternate.steps is not 1.
+
+    Raises:
+      UserError: The configuration does not allow alternation.
+    """
     last = config.epochs * parts.sampler.steps_per_epoch
     block = block_of(config, parts)
     train_step = step.make_train_step(
@@ -141,18 +157,19 @@ def build_step(config: ConfigDict, parts: PretrainSetup) -> alternation.TrainSte
         return train_step
     if config.method.name != 'simsiam' or parts.method.momentum:
         raise errors.UserError(
-            f'config.alternate.steps is {config.alternate.steps}, which only method simsiam '
-            'without momentum takes; set it to 1'
+            f'config.alternate.steps is {config.alternate.steps}; expected 1, unless the method is '
+            'simsiam without momentum. Set it to 1'
         )
     if config.debug_nans:
         raise errors.UserError(
-            f'config.debug_nans makes a step twice, but config.alternate.steps='
-            f'{config.alternate.steps} keeps targets for one time; set alternate.steps to 1'
+            f'config.debug_nans repeats a step, but config.alternate.steps='
+            f'{config.alternate.steps} keeps its targets for one call only. Set '
+            'config.alternate.steps=1'
         )
     errors.check_choice('alternate.dtype', config.alternate.dtype, ('float32', 'bfloat16'))
     dtype = jnp.dtype(config.alternate.dtype)
     size = alternation.cache_bytes(block, config.batch_size, config.method.dim, dtype)
-    say(f'targets of {block} steps at once: {size / 2**20:,.0f} MiB on the hosts')
+    say(f'caching the targets of {block} steps: {size / 2**20:,.0f} MiB of host memory')
     return alternation.Alternating(
         parts.method,
         train_step,
@@ -166,25 +183,33 @@ def build_step(config: ConfigDict, parts: PretrainSetup) -> alternation.TrainSte
 
 
 def block_of(config: ConfigDict, parts: PretrainSetup) -> int:
-    """Steps that are taken on targets of the same weights."""
+    """Returns the number of steps that use targets of the same weights.
+
+    Raises:
+      UserError: config.alternate.steps is negative.
+    """
     if config.alternate.steps < 0:
         raise errors.UserError(
-            f'config.alternate.steps is {config.alternate.steps}; expected 1 or more, or 0 for an '
+            f'config.alternate.steps is {config.alternate.steps}; expected 1 or more, or 0 for one '
             'epoch'
         )
     return config.alternate.steps or parts.sampler.steps_per_epoch
 
 
 def build_recipes(config: ConfigDict) -> tuple[Recipe, ...]:
-    """Of the two large views and the small ones."""
+    """Returns the augmentation of the two large views and of the local crops.
+
+    Raises:
+      UserError: A key is unknown or a value is impossible.
+    """
     augment, second = config.augment.to_dict(), config.second_view.to_dict()
-    small = config.local_crops.to_dict()
-    number = small.pop('number')
+    local = config.local_crops.to_dict()
+    number = local.pop('number')
     if number < 0:
-        raise errors.UserError(f'local_crops.number is {number}; expected 0 or more')
+        raise errors.UserError(f'config.local_crops.number is {number}; expected 0 or more')
     recipes = [
         errors.build('augment', Recipe, augment),
         errors.build('second_view', Recipe, augment | second),
-        *[errors.build('local_crops', Recipe, augment | small)] * number,
+        *[errors.build('local_crops', Recipe, augment | local)] * number,
     ]
     return tuple(recipe.for_channels(config.data.channels) for recipe in recipes)

@@ -1,10 +1,11 @@
-"""A probe in minutes: classifiers on features of center crops, which are computed once.
+"""A probe in minutes: linear classifiers on cached features of center crops.
 
-Many heads by SGD in one vmapped step, and logistic regression by L-BFGS; each kind is chosen
-on a held-out part of the training set, trained again on all of it, and tested once.
+Trains many heads by SGD in one vmapped step, and logistic regression by L-BFGS. Of each kind, the
+best on a held-out part of the training set is trained again on all of it and tested once.
 """
 
-import functools
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,51 +19,57 @@ from sklearn.linear_model import LogisticRegression
 from simsiam_jax import errors
 from simsiam_jax.data import jax_augment, subset
 from simsiam_jax.tasks import eval_setup, selection
-from simsiam_jax.tasks.features import Encode, Features
+from simsiam_jax.tasks.features import Encode, Features, extract_features
 from simsiam_jax.tasks.selection import HeadScores
 from simsiam_jax.terminal import say
 from simsiam_jax.training import classifier, optim
 from simsiam_jax.training import mesh as mesh_lib
 
 
+@dataclasses.dataclass(frozen=True)
+class _Splits:
+    """Features to train (fit) and choose (held_out) on, their union (train), and the test set."""
+
+    fit: Features
+    held_out: Features
+    train: Features
+    test: Features
+    classes: int
+
+
 def run(config: ConfigDict, workdir: str) -> None:
-    """Probes a checkpoint; the tables go to the terminal and to WORKDIR/probe.json.
+    """Probes a checkpoint; prints the tables and writes WORKDIR/probe.json.
 
     Raises:
-      UserError: the configuration, the checkpoint, the data or the workdir cannot be used.
+      UserError: The configuration, the checkpoint, the data or the workdir cannot be used.
     """
-    setting = eval_setup.prepare(config)
+    setup = eval_setup.prepare(config)
     if not 0 < config.eval.holdout < 1:
         raise errors.UserError(
-            f'config.eval.holdout is {config.eval.holdout}; expected a share of the training set, '
-            'above 0 and below 1, to choose by'
+            f'config.eval.holdout is {config.eval.holdout}; expected a share of the training set '
+            'above 0 and below 1. Set it to 0.1 or so'
         )
-    setting.announce('probe')
-    encoder = setting.encoder
-    extract = setting.extractor(config.eval.batch_size)
-
-    def network(variables: Any, images: jax.Array) -> Any:
-        images = jax_augment.normalize(images, config.augment.mean, config.augment.std)
-        return encoder.module.apply(variables, images)
-
-    def pixels(_: Any, images: jax.Array) -> jax.Array:
-        return jax_augment.normalize(images, (0.0,), (1.0,)).reshape(len(images), -1)
-
+    setup.announce('probe')
+    loader, init = setup.loader(), jax.jit(setup.encoder.module.init)
     size = (1, config.augment.size, config.augment.size, config.data.channels)
-    inits: dict[str, tuple[Encode, Any]] = {'checkpoint': (network, lambda: encoder.variables)}
-    if config.eval.baselines:
-        fresh = functools.partial(
-            jax.jit(encoder.module.init), jax.random.key(config.seed), jnp.zeros(size)
-        )
-        inits = {'raw pixels': (pixels, dict), 'random initialization': (network, fresh)} | inits
+    encoders: dict[str, tuple[Encode, Callable[[], Any]]] = {
+        'raw pixels': (_pixels, dict),
+        'random initialization': (
+            setup.encode,
+            lambda: init(jax.random.key(config.seed), jnp.zeros(size)),
+        ),
+        'checkpoint': (setup.encode, lambda: setup.encoder.variables),
+    }
+    if not config.eval.baselines:
+        encoders = {'checkpoint': encoders['checkpoint']}
     results = {}
-    for name, (encode, init) in inits.items():
-        variables = mesh_lib.replicate(init(), setting.mesh)
-        compiled = extract.jit(encode)
+    for name, (encode, load) in encoders.items():
+        variables = mesh_lib.replicate(load(), setup.mesh)
         train, test = (
-            extract(compiled, variables, source) for source in (setting.train, setting.test)
+            extract_features(encode, variables, source, loader)
+            for source in (setup.train, setup.test)
         )
-        results[name] = _probe(train, test, len(setting.train.classes), config)
+        results[name] = _probe(train, test, len(setup.train.classes), config)
         for kind, result in results[name].items():
             say(
                 f'{name}: {kind}, {result["chosen"]}: top-1 {result["top1"]:.4f}  '
@@ -71,40 +78,47 @@ def run(config: ConfigDict, workdir: str) -> None:
     eval_setup.write(workdir, 'probe.json', results)
 
 
+def _pixels(_: Any, images: jax.Array) -> jax.Array:
+    """Returns images [B, H, W, C] as values in [0, 1], [B, H * W * C]."""
+    return jax_augment.normalize(images, (0.0,), (1.0,)).reshape(len(images), -1)
+
+
 def _probe(train: Features, test: Features, classes: int, config: ConfigDict) -> dict[str, Any]:
     held, rest = subset.split(train.labels, config.eval.holdout, config.seed + 1)
     fit, held_out = (Features(*(a[i] for a in train)) for i in (rest, held))
+    splits = _Splits(fit, held_out, train, test, classes)
     results = {}
     if config.optim.learning_rates:
-        results['SGD'] = _sweep(fit, held_out, train, test, classes, config)
+        results['SGD'] = _sweep(splits, config)
     strengths = config.logistic.strengths
     if strengths and train.x.size <= config.logistic.limit:
-        results['L-BFGS'] = _logistic(fit, held_out, train, test, classes, strengths)
+        results['L-BFGS'] = _logistic(splits, strengths)
     elif strengths:
-        say(f'no L-BFGS: {train.x.size} features are above config.logistic.limit')
+        say(
+            f'skipping L-BFGS: {train.x.size} feature values exceed config.logistic.limit='
+            f'{config.logistic.limit}'
+        )
     return results
 
 
-def _sweep(
-    fit: Features, held_out: Features, train: Features, test: Features, classes: int, config: Any
-) -> dict[str, Any]:
+def _sweep(splits: _Splits, config: ConfigDict) -> dict[str, Any]:
     rates, decays = classifier.grid(config.optim.learning_rates, config.optim.weight_decays)
     common: dict[str, Any] = {
-        'classes': classes,
+        'classes': splits.classes,
         'batch_size': config.batch_size,
         'epochs': config.epochs,
         'momentum': config.optim.momentum,
         'seed': config.seed,
     }
-    scores = score(train_heads(fit, rates, decays, **common), held_out)
-    say(selection.table(scores, config.optim.learning_rates, config.optim.weight_decays))
-    best = [selection.choose(scores)]
-    tested = score(train_heads(train, rates[best], decays[best], **common), test)
+    held_out = score(train_heads(splits.fit, rates, decays, **common), splits.held_out)
+    say(selection.table(held_out, config.optim.learning_rates, config.optim.weight_decays))
+    best = [selection.choose(held_out)]
+    test = score(train_heads(splits.train, rates[best], decays[best], **common), splits.test)
     return {
-        'top1': float(tested.top1[0]),
-        'top5': float(tested.top5[0]),
+        'top1': float(test.top1[0]),
+        'top5': float(test.top5[0]),
         'chosen': f'rate {rates[best][0]:g}, decay {decays[best][0]:g}',
-        'heads': selection.rows(scores, rates, decays),
+        'heads': selection.rows(held_out, rates, decays),
     }
 
 
@@ -119,7 +133,18 @@ def train_heads(
     momentum: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Heads by SGD with cosine to 0, each with its base rate (times batch_size/256) and decay."""
+    """Returns heads trained by SGD with a cosine schedule to 0.
+
+    Args:
+      train: Features to train on.
+      rates: Base learning rate of each head, times batch_size/256.
+      decays: Weight decay of each head.
+      classes: Number of classes.
+      batch_size: Batch size; if larger than the data, all of it.
+      epochs: Length of the training.
+      momentum: Momentum of SGD.
+      seed: Seed of the initial weights and of the order.
+    """
     x, labels = jnp.asarray(train.x), jnp.asarray(train.labels)
     batch_size = min(batch_size, len(x))
     steps = len(x) // batch_size
@@ -152,7 +177,7 @@ def train_heads(
 
 
 def score(heads: dict[str, Any], data: Features) -> HeadScores:
-    """Of every head."""
+    """Returns the scores of each head on some features."""
     measure = jax.jit(classifier.measure)
     totals = np.zeros(())
     for start in range(0, len(data.x), 4096):
@@ -162,28 +187,23 @@ def score(heads: dict[str, Any], data: Features) -> HeadScores:
     return HeadScores(top1, top5, loss, len(data.x))
 
 
-def _logistic(
-    fit: Features,
-    held_out: Features,
-    train: Features,
-    test: Features,
-    classes: int,
-    strengths: tuple[float, ...],
-) -> dict[str, Any]:
+def _logistic(splits: _Splits, strengths: Sequence[float]) -> dict[str, Any]:
     def regression(strength: float, data: Features) -> LogisticRegression:
         return LogisticRegression(C=strength, max_iter=10_000).fit(data.x, data.labels)
 
     def score(model: LogisticRegression, data: Features) -> tuple[float, float, float]:
-        probabilities = np.zeros((len(data.x), classes))  # a class may be missing in few labels
+        # With few labels, a class may be missing.
+        probabilities = np.zeros((len(data.x), splits.classes))
         probabilities[:, model.classes_] = model.predict_proba(data.x)
         ranked = np.argsort(-probabilities, axis=1)[:, :5]
-        right = ranked == data.labels[:, None]
+        correct = ranked == data.labels[:, None]
         loss = -np.log(probabilities[np.arange(len(data.x)), data.labels] + 1e-12)
-        return right[:, 0].mean(), right.any(1).mean(), loss.mean()
+        return correct[:, 0].mean(), correct.any(1).mean(), loss.mean()
 
-    top1, top5, loss = np.array([score(regression(c, fit), held_out) for c in strengths]).T
-    best = strengths[selection.choose(HeadScores(top1, top5, loss, len(held_out.x)))]
-    test_top1, test_top5, _ = score(regression(best, train), test)
+    held_out = [score(regression(c, splits.fit), splits.held_out) for c in strengths]
+    top1, top5, loss = np.array(held_out).T
+    best = strengths[selection.choose(HeadScores(top1, top5, loss, len(splits.held_out.x)))]
+    test_top1, test_top5, _ = score(regression(best, splits.train), splits.test)
     return {
         'top1': float(test_top1),
         'top5': float(test_top5),

@@ -1,11 +1,10 @@
 """Linear evaluation and fine-tuning: classifiers trained on augmented images, in one loop.
 
-Task linear leaves the backbone alone (SimSiam, section 4 and appendix A), finetune trains it
-too. Of several heads (every learning rate with every weight decay) one is chosen on held-out
-training images; the test set is used once, at the end.
+Task linear freezes the backbone (SimSiam, section 4 and appendix A); task finetune trains it, too.
+Several heads (each learning rate with each weight decay) are trained at once. The best is chosen
+on held-out training images; the test set is used once, at the end.
 """
 
-import contextlib
 import functools
 from typing import Any
 
@@ -17,12 +16,12 @@ from ml_collections import ConfigDict
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint, same_run
 from simsiam_jax.checkpoints import encoder as encoder_lib
-from simsiam_jax.data import host, jax_augment, sources, subset
+from simsiam_jax.data import host, subset
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sampler import IndexSampler
-from simsiam_jax.logs import writers
 from simsiam_jax.models import resnet
 from simsiam_jax.tasks import eval_setup, inputs, loop, selection
+from simsiam_jax.tasks.features import make_encode
 from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.tasks.selection import HeadScores
 from simsiam_jax.terminal import say
@@ -30,7 +29,7 @@ from simsiam_jax.training import classifier, optim
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState
 
-# What may change when a run goes on; the data it learns from may not.
+# What may change when a run is resumed; its training data may not.
 _FREE = (
     *(key for key in same_run.FREE if key != 'eval'),
     *('eval.test', 'eval.batch_size', 'eval.every_epochs'),
@@ -38,70 +37,50 @@ _FREE = (
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-    """Trains the classifier, going on from the latest checkpoint in `workdir`, and tests it.
+    """Trains the classifiers, resuming from the latest checkpoint in `workdir`, and tests the best.
 
     Writes WORKDIR/result.json.
 
     Raises:
-      UserError: the configuration, the checkpoint, the data or the workdir cannot be used.
-      RuntimeError: a frozen backbone has changed.
+      UserError: The configuration, the checkpoint, the data or the workdir cannot be used.
+      SystemExit: With 143, after the state was saved on SIGTERM or Ctrl-C.
+      RuntimeError: A frozen backbone has changed.
     """
-    setting = eval_setup.prepare(config)
+    setup = eval_setup.prepare(config)
     mesh_lib.check_batch_size(
-        'batch_size', config.batch_size, setting.mesh, config.optim.gradient_accumulation_steps
+        'batch_size', config.batch_size, setup.mesh, config.optim.gradient_accumulation_steps
     )
-    frozen = config.task == 'linear'
     recipe = errors.build('augment', Recipe, config.augment.to_dict()).for_channels(
         config.data.channels
     )
     rates, decays = classifier.grid(config.optim.learning_rates, config.optim.weight_decays)
-    train, holdout = _hold_out(setting.train, config, len(rates))
+    train, holdout = _hold_out(setup.train, config, len(rates))
     sampler = IndexSampler(config.seed, len(train), config.batch_size)
-    backbone = setting.encoder.module.clone(axis_name=mesh_lib.DATA)
-    tx, schedules = _optimizer(config, sampler, rates, decays, frozen=frozen)
+    backbone = setup.encoder.module.clone(axis_name=mesh_lib.DATA)
+    tx, schedules = _optimizer(config, sampler, rates, decays)
     train_step = classifier.make_train_step(
         backbone,
         tx,
-        setting.mesh,
+        setup.mesh,
         functools.partial(host.to_views, recipes=(recipe,)),
-        frozen=frozen,
+        frozen=_is_frozen(config),
         accumulation_steps=config.optim.gradient_accumulation_steps,
     )
-    variables = _variables(config, setting.encoder, recipe)
+    variables = _initial_variables(config, setup.encoder, recipe)
     heads = classifier.init_heads(len(rates), backbone.features, len(train.classes), config.seed)
-    initial = TrainState(
-        step=np.zeros((), np.int32),
-        params={'backbone': variables['params'], 'head': heads},
-        batch_stats={'backbone': variables['batch_stats']},
-        opt_state=tx.init({'head': heads} | ({} if frozen else {'backbone': variables['params']})),
-        target=None,
-        method_state=None,
-    )
-    score = _Scorer(setting, backbone, recipe)
-    score.check(setting.test)
-    setting.announce(f'{config.task}{" from scratch" if config.from_scratch else ""}')
+    score = _Scorer(setup, backbone, recipe)
+    score.check(setup.test)
+    setup.announce(f'{config.task}{" from scratch" if config.from_scratch else ""}')
 
-    def watch(state: TrainState) -> None:
+    def evaluate(state: TrainState) -> None:
         top1 = score(state, holdout).top1.max()
         log.scalars(int(state.step), {'eval/holdout_top1': float(top1)})
         say(f'step {int(state.step)}  held-out top-1 {top1:.4f}')
 
-    with contextlib.ExitStack() as stack:
-        kept = config.to_dict() | {'model': setting.encoder.config['model']}
-        checkpoints = stack.enter_context(
-            checkpoint.open(
-                workdir,
-                kept,
-                max_to_keep=config.checkpoint.max_to_keep,
-                keep_period=sampler.steps(config.checkpoint.keep_period),
-                images=sources.fingerprint(train),
-                free=_FREE,
-                place=('eval.train', 'data.tfds_data_dir'),
-            )
-        )
-        log = stack.enter_context(writers.open_log(workdir, kept, checkpoints.latest_step or 0))
-        log.start(sampler.size, sampler.steps_per_epoch)
-        state = mesh_lib.replicate(initial, setting.mesh)
+    given = config.to_dict() | {'model': setup.encoder.config['model']}
+    same = {'free': _FREE, 'place': ('eval.train', 'data.tfds_data_dir')}
+    with loop.open_workdir(workdir, given, sampler, train, **same) as (checkpoints, log):
+        state = mesh_lib.replicate(_initial_state(config, tx, variables, heads), setup.mesh)
         if checkpoints.latest_step:
             state = checkpoints.restore(state)
             say(f'resuming from step {int(state.step)} in {workdir}')
@@ -109,15 +88,15 @@ def run(config: ConfigDict, workdir: str) -> None:
             config,
             state,
             train_step,
-            batches=inputs.device_batches(train, sampler, (recipe,), config.data, setting.mesh),
+            batches=inputs.device_batches(train, sampler, (recipe,), config.data, setup.mesh),
             sampler=sampler,
             source=train,
             rates=schedules,
             checkpoints=checkpoints,
             log=log,
-            evaluate=watch if len(holdout) else None,
+            evaluate=evaluate if len(holdout) else None,
         )
-        if frozen:
+        if _is_frozen(config):
             _check_unchanged(variables, state)
         best, rows = 0, []
         if len(holdout):
@@ -125,7 +104,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             best = selection.choose(held_out)
             say(selection.table(held_out, config.optim.learning_rates, config.optim.weight_decays))
             rows = selection.rows(held_out, rates, decays)
-        test = score(state, setting.test)
+        test = score(state, setup.test)
         top1, top5 = float(test.top1[best]), float(test.top5[best])
         log.scalars(int(state.step), {'eval/test_top1': top1, 'eval/test_top5': top5})
     say(f'test top-1 {top1:.4f}  top-5 {top5:.4f}  of {test.images} images')
@@ -134,13 +113,17 @@ def run(config: ConfigDict, workdir: str) -> None:
     eval_setup.write(workdir, 'result.json', result)
 
 
+def _is_frozen(config: ConfigDict) -> bool:
+    return config.task == 'linear'
+
+
 def _hold_out(train: ImageSet, config: ConfigDict, heads: int) -> tuple[ImageSet, ImageSet]:
-    """What is learnt from, and what the best head is chosen by (may be empty)."""
+    """Returns the images to train on, and the images to choose the best head on (may be empty)."""
     share = config.eval.holdout
     if not share and heads > 1:
         raise errors.UserError(
-            f'{heads} heads are to be trained, but config.eval.holdout is 0: the best can only be '
-            'chosen on held-out training images; set it to 0.1 or so'
+            f'{heads} heads need held-out training images to choose the best, but '
+            'config.eval.holdout is 0. Set it to 0.1 or so'
         )
     if not share:
         return train, subset.take(train, np.arange(0))
@@ -148,7 +131,9 @@ def _hold_out(train: ImageSet, config: ConfigDict, heads: int) -> tuple[ImageSet
     return subset.take(train, rest), subset.take(train, held)
 
 
-def _variables(config: ConfigDict, encoder: encoder_lib.Encoder, recipe: Recipe) -> dict[str, Any]:
+def _initial_variables(
+    config: ConfigDict, encoder: encoder_lib.Encoder, recipe: Recipe
+) -> dict[str, Any]:
     if not config.from_scratch:
         return encoder.variables
     image = np.zeros((1, recipe.size, recipe.size, config.data.channels), np.float32)
@@ -160,10 +145,8 @@ def _optimizer(
     sampler: IndexSampler,
     rates: np.ndarray,
     decays: np.ndarray,
-    *,
-    frozen: bool,
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
-    """Of the heads, and of the backbone where it is trained; with the rates for the log."""
+    """Returns the optimizer of the heads and of a trained backbone, and the rates for the log."""
     errors.check_choice('optim.name', config.optim.name, optim.OPTIMIZERS)
     kind, momentum = optim.OPTIMIZERS[config.optim.name], config.optim.momentum
     unit = optim.cosine_schedule(
@@ -182,7 +165,7 @@ def _optimizer(
 
     heads = classifier.each_head(optimizer, rates, decays)
     schedules = {'lr': schedule(max(rates))}
-    if frozen:
+    if _is_frozen(config):
         return heads, schedules
     rate, decay = config.optim.backbone_learning_rate, config.optim.backbone_weight_decay
     labels = {'backbone': 'backbone', 'head': 'head'}
@@ -190,30 +173,47 @@ def _optimizer(
     return tx, schedules | {'lr_backbone': schedule(rate)}
 
 
-class _Scorer:
-    """(state, source) -> the Score of every head, over exactly the source's good images."""
+def _initial_state(
+    config: ConfigDict,
+    tx: optax.GradientTransformation,
+    variables: dict[str, Any],
+    heads: dict[str, Any],
+) -> TrainState:
+    backbone = variables['params']
+    return TrainState(
+        step=np.zeros((), np.int32),
+        params={'backbone': backbone, 'head': heads},
+        batch_stats={'backbone': variables['batch_stats']},
+        opt_state=tx.init({'head': heads} | ({} if _is_frozen(config) else {'backbone': backbone})),
+        target=None,
+        method_state=None,
+    )
 
-    def __init__(self, setting: eval_setup.EvalSetup, backbone: resnet.ResNet, recipe: Recipe):
-        self._extract = setting.extractor(setting.config.eval.batch_size)
+
+class _Scorer:
+    """Scores the heads of a state on exactly the readable images of a source."""
+
+    def __init__(self, setup: eval_setup.EvalSetup, backbone: resnet.ResNet, recipe: Recipe):
+        self._loader = setup.loader()
+        encode = make_encode(backbone, recipe.mean, recipe.std)
 
         def measure(state: TrainState, images: Any, labels: Any, indices: Any) -> Any:
-            variables, here = checkpoint.encoder_variables(state), indices >= 0
-            images = jax_augment.normalize(images, recipe.mean, recipe.std)
-            features: Any = backbone.apply(variables, images)
-            return classifier.measure(state.params['head'], features, labels, here), here.sum()
+            features, readable = encode(checkpoint.encoder_variables(state), images), indices >= 0
+            sums = classifier.measure(state.params['head'], features, labels, readable)
+            return sums, readable.sum()
 
-        replicated = jax.sharding.NamedSharding(setting.mesh, jax.sharding.PartitionSpec())
+        replicated = jax.sharding.NamedSharding(setup.mesh, jax.sharding.PartitionSpec())
         self._measure = jax.jit(measure, out_shardings=replicated)
 
     def check(self, source: ImageSet) -> None:
-        """Raises now, not after the training, what a UserError is at the first images."""
-        next(self._extract.batches(source))
+        """Loads a batch, so that an unusable source raises UserError before the training."""
+        next(self._loader.batches(source))
 
     def __call__(self, state: TrainState, source: ImageSet) -> HeadScores:
         totals, images = np.zeros(()), 0
-        for batch in self._extract.batches(source):
-            sums, counted = jax.device_get(self._measure(state, *batch))
-            totals, images = totals + sums.astype(np.float64), images + int(counted)
+        for batch in self._loader.batches(source):
+            sums, count = jax.device_get(self._measure(state, *batch))
+            totals, images = totals + sums.astype(np.float64), images + int(count)
         top1, top5, loss = totals / images
         return HeadScores(top1, top5, loss, images)
 
@@ -225,5 +225,5 @@ def _check_unchanged(before: dict[str, Any], state: TrainState) -> None:
     ):
         if np.asarray(a).tobytes() != np.asarray(b).tobytes():
             name = jax.tree_util.keystr(path)
-            raise RuntimeError(f'the frozen backbone has changed in {name}: not a linear probe')
-    say('the backbone is unchanged to the bit')
+            raise RuntimeError(f'the frozen backbone has changed in {name}; expected no change')
+    say('the backbone is unchanged, bit for bit')
