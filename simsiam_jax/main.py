@@ -1,6 +1,6 @@
-"""Runs the task of a configuration.
+"""Runs the task of a configuration::
 
-python -m simsiam_jax.main --config=configs/imagenet.py --workdir=DIR [--config.key=value ...]
+    python -m simsiam_jax.main --config=configs/imagenet.py --workdir=DIR [--config.key=value ...]
 """
 
 import os
@@ -25,13 +25,13 @@ TASKS = {
 
 
 def run(arguments: command_line.Arguments) -> None:
-    """Runs the task and exits with 0, 1 after an error of the user's, 143 after SIGTERM.
+    """Runs the task. Exits with 0, with 1 after a UserError, or with 143 after SIGTERM.
 
-    All other failures exit with os.EX_TEMPFAIL (75): launchers restart the run after it.
+    Other failures may be transient and exit with os.EX_TEMPFAIL (75): launchers restart the run.
     """
     config, workdir = arguments.config, flags.FLAGS.workdir
-    logging.set_verbosity(logging.FATAL)  # what fails in a save is said in one line of ours
-    sys.unraisablehook = _hook
+    logging.set_verbosity(logging.FATAL)  # our own messages report a failed save in one line
+    sys.unraisablehook = _ignore_closed_loop
     mesh.use_compilation_cache()
     try:
         distributed.start(command_line.cluster(), timeout=flags.FLAGS.timeout)
@@ -50,8 +50,8 @@ def run(arguments: command_line.Arguments) -> None:
         sys.exit(os.EX_TEMPFAIL)
 
 
-def _hook(unraisable: Any) -> None:
-    # Where a save fails, tensorstore's threads still call into the loop that Orbax has closed.
+def _ignore_closed_loop(unraisable: Any) -> None:
+    # After a failed save, tensorstore's threads still call the event loop that Orbax has closed.
     if str(unraisable.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(unraisable)
 

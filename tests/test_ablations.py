@@ -356,7 +356,7 @@ def test_runs_of_the_two_experiments_show_what_they_keep_and_resume(row, tmp_pat
         assert 'caching the targets of 7 steps: 2 MiB' in told  # 7 x 2 x 256 x 128 floats
     else:
         assert checkpoint_reader.list_steps(folder) == [5, 10, 15, 20]
-        assert 'keeps 0.7 MiB between steps on every device: float32[1437, 128]' in told
+        assert 'keeps 0.7 MiB between steps on each device: float32[1437, 128]' in told
     whole = checkpoint_reader.load(tmp_path, 'state')
     for step_ in checkpoint_reader.list_steps(folder)[1:]:
         shutil.rmtree(folder / str(step_))

@@ -139,7 +139,7 @@ def test_out_of_memory_says_what_to_turn() -> None:
     ]
     positions = [text.index(turn) for turn in turns]
     assert positions == sorted(positions)
-    assert 'try a smaller eval.batch_size (now 512), or more devices' in told(config_lib.knn())
+    assert 'Try a smaller eval.batch_size (now 512) or more devices' in told(config_lib.knn())
     with pytest.raises(jax.errors.JaxRuntimeError), memory.oom_as_user_error(small()):
         raise jax.errors.JaxRuntimeError('INTERNAL: another failure')
 
@@ -306,9 +306,10 @@ def test_a_step_too_large_is_told_before_it_is_compiled(monkeypatch, capsys) -> 
     told = capsys.readouterr().out
     # float32: 4 MiB, 8 MiB, and 8 MiB of the product.
     assert (
-        '0.02 GiB a device (state 0.00, batch 0.01, activations 0.01); there are 0.02 GiB' in told
+        '0.02 GiB per device (state 0.00, batch 0.01, activations 0.01); the device has 0.02'
+        in told
     )
-    assert 'warning: by this estimate the run does not fit' in told
+    assert 'warning: by this estimate, the run does not fit' in told
     assert 'model.dtype=bfloat16 (now float32), then model.remat=True' in told
     assert made._cache_size() == 0
     monkeypatch.setattr(memory, 'device_limit', lambda: 2**26)

@@ -1,1 +1,1 @@
-"""What a user runs: each module has run(config, workdir)."""
+"""Tasks of a configuration, each a module with run(config, workdir), and their parts."""

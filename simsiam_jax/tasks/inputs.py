@@ -1,4 +1,4 @@
-"""From a configuration's data section to batches on the devices."""
+"""Opens image sets as a configuration's data section describes them, and loads batches."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,10 +19,14 @@ ImageSet = sources.ArraySource | Reader
 
 
 def open_source(spec: str, data: ConfigDict) -> ImageSet:
-    """The source: whole in memory, or read as it is used, as `data.backend` says.
+    """Returns an image set, either whole in memory or read on demand, by data.backend.
+
+    Args:
+      spec: Name of the set, as config.data.source.
+      data: The data section of the configuration.
 
     Raises:
-      UserError: there is no such source, or 'resident' is asked for and cannot be.
+      UserError: The set does not exist, or data.backend is 'resident' and it cannot be.
     """
     errors.check_choice('data.backend', data.backend, ('auto', 'resident', 'host'))
     source = sources.open_source(spec, data.tfds_data_dir)
@@ -34,14 +38,19 @@ def open_source(spec: str, data: ConfigDict) -> ImageSet:
     images = device_cache.load(reader, data.resident_limit)
     if images is None and data.backend == 'resident':
         raise errors.UserError(
-            f'data.backend is resident, but the images of {spec} differ in size, cannot all be '
-            f'read or take more than data.resident_limit = {data.resident_limit} bytes; use auto'
+            f'data.backend is resident, but the images of {spec} differ in size, are not all '
+            f'readable or exceed data.resident_limit = {data.resident_limit} bytes. Use auto'
         )
     return images or reader
 
 
 def measure_normalization(source: ImageSet, sample: int = 1000) -> dict[str, tuple[float, ...]]:
-    """mean and std by channel of values in [0, 1], over images spread evenly over the source."""
+    """Returns mean and std per channel, of values in [0, 1], from evenly spaced images.
+
+    Args:
+      source: Image set.
+      sample: Largest number of images to read.
+    """
     indices = np.linspace(0, len(source) - 1, min(sample, len(source))).astype(int)
     count, total, squares = 0, np.zeros(1), np.zeros(1)
     for index in indices:
@@ -53,7 +62,7 @@ def measure_normalization(source: ImageSet, sample: int = 1000) -> dict[str, tup
         count, total = count + len(pixels), total + pixels.sum(0)
         squares = squares + np.square(pixels).sum(0)
     mean = total / count
-    # Constant images have no scale of their own.
+    # The floor avoids a division by zero if all images are constant.
     std = np.maximum(np.sqrt(np.maximum(squares / count - mean**2, 0)), 1 / 255)
     return {'mean': tuple(mean.round(4).tolist()), 'std': tuple(std.round(4).tolist())}
 
@@ -65,9 +74,17 @@ def device_batches(
     data: ConfigDict,
     mesh: Mesh,
 ) -> Callable[[int, int], Iterator[Any]]:
-    """(start, stop) -> the batches of these steps, on their way to the devices; for host.to_views.
+    """Returns a function (start, stop) -> prefetched device batches of these steps.
 
-    `data` is the section of the configuration.
+    Args:
+      source: Image set.
+      sampler: Order of the images.
+      recipes: Augmentation of each view, completed by host.to_views.
+      data: The data section of the configuration.
+      mesh: Devices that share each batch.
+
+    Raises:
+      UserError: data.on_device is unknown, or the images do not have data.channels.
     """
     errors.check_choice('data.on_device', data.on_device, host.ON_DEVICE)
     local = mesh_lib.process_slice(sampler.batch_size)

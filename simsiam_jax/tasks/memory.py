@@ -1,4 +1,4 @@
-"""What a step takes of the devices' memory, and what to do where it does not fit."""
+"""Estimates the device memory of a step, and advises what to change if it does not fit."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Bytes on a device: the state, its share of the batch, and what a step holds besides."""
+    """Bytes per device: the state, its share of the batch, and the activations of a step."""
 
     state: int
     batch: int
@@ -30,65 +30,77 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f'about {self.total / _GIB:.2f} GiB a device (state {self.state / _GIB:.2f}, batch '
+            f'about {self.total / _GIB:.2f} GiB per device (state {self.state / _GIB:.2f}, batch '
             f'{self.batch / _GIB:.2f}, activations {self.activations / _GIB:.2f})'
         )
 
 
 def size_of(tree: Any) -> int:
-    """Bytes of its arrays."""
+    """Returns the bytes of a tree's arrays."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def estimate(train_step: Any, state: Any, batch: Any) -> Estimate:
-    """Of a compiled function (state, batch), from shapes alone: it is only traced."""
-    here = sum(
+    """Estimates the memory of a step from shapes alone, without compiling it.
+
+    Args:
+      train_step: Compiled function of (state, batch).
+      state: State, or its shapes.
+      batch: Device batch.
+    """
+    local_batch = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(batch)
     )
     program = train_step.trace(state, batch).jaxpr
-    return Estimate(size_of(state), here, peak_memory.peak_bytes(program))
+    return Estimate(size_of(state), local_batch, peak_memory.peak_bytes(program))
 
 
-def table(config: ConfigDict, make: Callable[[ConfigDict], Any], state: Any, batch: Any) -> str:
-    """The estimate as configured, and with each of the keys that make a step smaller.
+def table(
+    config: ConfigDict, make_step: Callable[[ConfigDict], Any], state: Any, batch: Any
+) -> str:
+    """Returns the estimate as configured, and with each key that reduces memory changed.
 
-    `make` gives the training step of a configuration; none is compiled.
+    Args:
+      config: Configuration of the run.
+      make_step: Function, configuration -> training step; no step is compiled.
+      state: State, or its shapes.
+      batch: Device batch.
     """
     changes: dict[str, dict[str, Any]] = {'as configured': {}}
     changes |= {
         f'{key}={value}': {key: value} for key, (value, _) in memory_options(config).items()
     }
     limit = device_limit()
-    has = f'has {limit / _GIB:.2f} GiB' if limit else 'does not say what it has'
-    rows = [f'memory, estimated from shapes; the device {has}']
+    capacity = f'has {limit / _GIB:.2f} GiB' if limit else 'does not report its size'
+    rows = [f'memory, estimated from shapes; the device {capacity}']
     for name, change in changes.items():
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(change)
-        found = estimate(make(changed), state, batch)
-        rows.append(f'  {name:<{max(map(len, changes))}}  {found}')
+        row = estimate(make_step(changed), state, batch)
+        rows.append(f'  {name:<{max(map(len, changes))}}  {row}')
     return '\n'.join(rows)
 
 
 def announce(config: ConfigDict, train_step: Any, state: Any, batch: Any) -> None:
-    """Says what a step will take, before it is compiled, where the device says what it has."""
+    """Prints the estimate before the step is compiled, if the device reports its memory."""
     limit = device_limit()
     if not limit:
         return
-    found = estimate(train_step, state, batch)
-    say(f'estimated memory of a step: {found}; there are {limit / _GIB:.2f} GiB')
-    if found.total > limit:
-        say(f'warning: by this estimate {advice(config)}')
+    estimated = estimate(train_step, state, batch)
+    say(f'estimated memory of a step: {estimated}; the device has {limit / _GIB:.2f} GiB')
+    if estimated.total > limit:
+        say(f'warning: by this estimate, {advice(config)}')
 
 
 def device_limit() -> int:
-    """Bytes that a device gives to programs; 0 where it does not say."""
+    """Returns the bytes that a device gives to programs; 0 if it does not report them."""
     return (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 0)
 
 
 @contextlib.contextmanager
 def oom_as_user_error(config: ConfigDict) -> Iterator[None]:
-    """Within it, running out of the devices' memory raises UserError with what may be turned."""
+    """Turns running out of device memory, within the context, into UserError with advice."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -98,30 +110,30 @@ def oom_as_user_error(config: ConfigDict) -> Iterator[None]:
 
 
 def memory_options(config: ConfigDict) -> dict[str, tuple[Any, str]]:
-    """Keys that make a step smaller, in the order to try them: key -> (value, what it costs)."""
+    """Returns keys that reduce memory, in the order to try them: key -> (value, its cost)."""
     optim, model = config.get('optim', {}), config.get('model', {})
-    found: dict[str, tuple[Any, str]] = {}
+    options: dict[str, tuple[Any, str]] = {}
     if model.get('dtype') == 'float32':
-        found['model.dtype'] = ('bfloat16', 'now float32')
+        options['model.dtype'] = ('bfloat16', 'now float32')
     if model.get('remat') is False:
-        found['model.remat'] = (True, 'the same result, about a third more time')
+        options['model.remat'] = (True, 'same result, about a third slower')
     twice = 2 * optim.get('gradient_accumulation_steps', 0)
     if twice and config.batch_size % (twice * jax.device_count()) == 0:
-        found['optim.gradient_accumulation_steps'] = (
+        options['optim.gradient_accumulation_steps'] = (
             twice,
-            'the same update but for BN statistics, which are of each part',
+            'same update, except that BN statistics are of each part',
         )
-    return found
+    return options
 
 
 def advice(config: ConfigDict) -> str:
-    """A line with these keys."""
-    tried = [f'{key}={value} ({cost})' for key, (value, cost) in memory_options(config).items()]
+    """Returns a line that lists these options."""
+    options = [f'{key}={value} ({cost})' for key, (value, cost) in memory_options(config).items()]
     section, prefix = (config, '') if 'batch_size' in config else (config.eval, 'eval.')
-    tried.append(f'a smaller {prefix}batch_size (now {section.batch_size}), or more devices')
+    options.append(f'a smaller {prefix}batch_size (now {section.batch_size}) or more devices')
     limit = device_limit()
-    has = f' of {limit / _GIB:.1f} GiB' if limit else ''
+    capacity = f' of {limit / _GIB:.1f} GiB' if limit else ''
     return (
-        f'the run does not fit into the memory{has} of {jax.local_devices()[0].device_kind}; try '
-        + ', then '.join(tried)
+        f'the run does not fit in the memory{capacity} of {jax.local_devices()[0].device_kind}. '
+        f'Try {", then ".join(options)}'
     )

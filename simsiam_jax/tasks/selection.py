@@ -1,4 +1,4 @@
-"""Choosing among classifiers by what they do on held-out images."""
+"""Chooses the best of several classifiers by their scores on held-out images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,12 +9,13 @@ from jaxtyping import Float
 
 @dataclasses.dataclass(frozen=True)
 class HeadScores:
-    """Of some classifiers over the same images.
+    """Scores of several classifiers on the same images.
 
     Attributes:
-      top1, top5: shares of the images.
-      loss: mean cross-entropy.
-      images: their number.
+      top1: Shares of the images whose class is ranked first.
+      top5: Shares of the images whose class is among the first five.
+      loss: Mean cross-entropies.
+      images: Number of images.
     """
 
     top1: Float[np.ndarray, 'heads']
@@ -23,27 +24,27 @@ class HeadScores:
     images: int
 
 
-def choose(score: HeadScores) -> int:
-    """The classifier with the lowest loss of those within a standard error of the best top-1.
+def choose(scores: HeadScores) -> int:
+    """Returns the classifier with the lowest loss within a standard error of the best top-1.
 
-    (The rule of Breiman et al., Classification and Regression Trees, 1984: differences below
-    that are chance, and then the better calibrated one is the safer choice.)
+    This is the rule of Breiman et al., Classification and Regression Trees, 1984: smaller
+    differences are chance, so the better calibrated classifier is the safer choice.
     """
-    best = score.top1.max()
-    error = np.sqrt(best * (1 - best) / score.images)
-    loss = np.nan_to_num(score.loss, nan=np.inf)  # of one that diverged
-    return int(np.where(score.top1 >= best - error, loss, np.inf).argmin())
+    best = scores.top1.max()
+    error = np.sqrt(best * (1 - best) / scores.images)
+    loss = np.nan_to_num(scores.loss, nan=np.inf)  # NaN if a classifier diverged
+    return int(np.where(scores.top1 >= best - error, loss, np.inf).argmin())
 
 
-def table(score: HeadScores, rates: Sequence[float], decays: Sequence[float]) -> str:
-    """Top-1 by learning rate (rows) and weight decay (columns), the chosen one marked."""
-    best = choose(score)
-    cells = [f'{top1:>10.4f}{"*" if i == best else " "}' for i, top1 in enumerate(score.top1)]
+def table(scores: HeadScores, rates: Sequence[float], decays: Sequence[float]) -> str:
+    """Returns a table of top-1 by learning rate (rows) and weight decay (columns), * chosen."""
+    best = choose(scores)
+    cells = [f'{top1:>10.4f}{"*" if i == best else " "}' for i, top1 in enumerate(scores.top1)]
     width = len(decays)
     rows = [cells[i : i + width] for i in range(0, len(cells), width)]
     return '\n'.join(
         [
-            f'top-1 of {score.images} held-out images by rate and weight decay, * chosen',
+            f'top-1 of {scores.images} held-out images by learning rate and weight decay, * chosen',
             '        ' + ''.join(f'{decay:>10.1e} ' for decay in decays),
             *(f'{rate:>8.4g}' + ''.join(row) for rate, row in zip(rates, rows, strict=True)),
         ]
@@ -51,15 +52,15 @@ def table(score: HeadScores, rates: Sequence[float], decays: Sequence[float]) ->
 
 
 def rows(
-    score: HeadScores, rates: Float[np.ndarray, 'heads'], decays: Float[np.ndarray, 'heads']
+    scores: HeadScores, rates: Float[np.ndarray, 'heads'], decays: Float[np.ndarray, 'heads']
 ) -> list[dict[str, float]]:
-    """The same for a file: one row a classifier."""
+    """Returns the scores for a JSON file: one row per classifier."""
     columns = {
         'learning_rate': rates,
         'weight_decay': decays,
-        'holdout_top1': score.top1,
-        'holdout_top5': score.top5,
-        'holdout_loss': score.loss,
+        'holdout_top1': scores.top1,
+        'holdout_top5': scores.top5,
+        'holdout_loss': scores.loss,
     }
     return [
         dict(zip(columns, map(float, row), strict=True))

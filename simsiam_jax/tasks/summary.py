@@ -1,4 +1,4 @@
-"""What a run shows of itself: parameters, memory, views, the final table."""
+"""Summaries that a run prints or logs: parameters, memory, views, the final table."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,29 +17,33 @@ from simsiam_jax.training.step import TrainState
 
 
 def overview(params: dict[str, Any]) -> str:
-    """A table of every parameter's shape."""
+    """Returns a table of the parameters and their shapes."""
     return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 def parameters(params: dict[str, Any]) -> str:
-    """One line: the number of parameters, in all and by part."""
+    """Returns one line with the number of parameters, in total and by part."""
     counts = {part: parameter_overview.count_parameters(tree) for part, tree in params.items()}
     parts = ', '.join(f'{part} {count:,}' for part, count in counts.items())
     return f'{sum(counts.values()):,} parameters: {parts}'
 
 
 def method_state(method: str, tree: Any) -> str:
-    """One line: what a method keeps between steps beside its weights, and how much that is."""
+    """Returns one line with the arrays that a method keeps between steps, and their size."""
     arrays = checkpoint_reader.flatten(tree).items()
     parts = ', '.join(f'{name} {x.dtype}{list(x.shape)}'.strip() for name, x in arrays)
     size = memory.size_of(tree) / 2**20
-    return f'{method} keeps {size:,.1f} MiB between steps on every device: {parts}'
+    return f'{method} keeps {size:,.1f} MiB between steps on each device: {parts}'
 
 
 def dry_run(train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: Mesh) -> str:
-    """Every parameter's shape, the batch, and the memory that a step takes on each device.
+    """Compiles the step, and returns the parameters, the batch and the memory per device.
 
-    Compiles the step and runs nothing.
+    Args:
+      train_step: Compiled function of (state, batch).
+      init: Function () -> state; only its shapes are used.
+      batch: Device batch.
+      mesh: Devices of the run.
     """
     replicated = NamedSharding(mesh, P())
     state = jax.tree.map(
@@ -54,7 +58,7 @@ def dry_run(train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: M
             f'batch{jax.tree_util.keystr(path)}: {x.dtype} {list(x.shape)}'
             for path, x in jax.tree_util.tree_leaves_with_path(batch)
         ),
-        f'memory a device: state and batch {planned.argument_size_in_bytes / gib:.2f} GiB, '
+        f'memory per device: state and batch {planned.argument_size_in_bytes / gib:.2f} GiB, '
         f'activations {planned.temp_size_in_bytes / gib:.2f} GiB '
         f'(as compiled for {mesh.devices.flat[0].device_kind})',
     ]
@@ -67,19 +71,25 @@ def view_grid(
     recipes: Sequence[Recipe],
     images: int = 16,
 ) -> Float[np.ndarray, 'H W 3']:
-    """The views of some images, two images a row, values in [0, 1].
+    """Returns a picture of the views of some images, two images per row, values in [0, 1].
 
-    Images below 64 pixels are enlarged to about that; of images that are not RGB the first channel
-    is shown.
+    Views below 64 pixels are enlarged to about 64. If images are not RGB, their first channel is
+    shown.
+
+    Args:
+      batch: Device batch.
+      to_views: Function, batch -> normalized views [B, H, W, C].
+      recipes: Augmentation of each view.
+      images: Number of images, from the start of the batch.
     """
     replicated = NamedSharding(jax.tree.leaves(batch)[0].sharding.mesh, P())
-    first = jax.jit(
+    views = jax.jit(
         lambda batch: to_views(jax.tree.map(lambda x: x[:images], batch)), out_shardings=replicated
     )(batch)
     large = max(recipe.size for recipe in recipes)
     enlarge = max(1, 64 // large)
     pictures = []
-    for view, recipe in zip(first, recipes, strict=True):
+    for view, recipe in zip(views, recipes, strict=True):
         picture = np.asarray(view) * np.asarray(recipe.std) + np.asarray(recipe.mean)
         if picture.shape[-1] != 3:
             picture = np.repeat(picture[..., :1], 3, axis=-1)
@@ -94,7 +104,7 @@ def view_grid(
 
 
 def table(top1: dict[str, float]) -> str:
-    """kNN top-1 by name, aligned."""
+    """Returns a table of kNN top-1 by name."""
     width = max(map(len, top1))
     rows = [f'  {name:<{width}}  {value:.4f}' for name, value in top1.items()]
     return '\n'.join(['kNN top-1', *rows])
