@@ -295,12 +295,14 @@ def test_groups_have_statistics_of_their_own() -> None:
     # Keys: other groups, but the images in their places.
     keys, _ = through(method.target_forward)
     assert jnp.abs(keys.z - outputs.z).max() > 0.01
-    back, _ = through(moco.shuffled(forward, None))
+    back, _ = through(moco.shuffled_forward(forward, None))
     np.testing.assert_allclose(back.z, together.z, rtol=1e-4, atol=1e-5)
 
 
 def test_a_group_must_divide_the_batch_of_a_device() -> None:
-    with pytest.raises(errors.UserError, match=r'bn_group is 5.*the 32 images of each device'):
+    with pytest.raises(
+        errors.UserError, match=r'bn_group is 5; expected a divisor of the 32 images of each device'
+    ):
         train(make('moco_v2', bn_group=5), 1, 1)
 
 

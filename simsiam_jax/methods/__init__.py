@@ -1,4 +1,4 @@
-"""Self-supervised methods: each a constructor from a backbone and its own arguments."""
+"""Self-supervised methods: constructors that take a backbone and the arguments of the method."""
 
 from collections.abc import Callable
 

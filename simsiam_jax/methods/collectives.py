@@ -1,4 +1,4 @@
-"""Batches over all devices, inside the training step; `axis_name` None is a single device."""
+"""Collectives over the batch axis of the training step; `axis_name` None is a single device."""
 
 import jax
 import jax.numpy as jnp
@@ -6,20 +6,24 @@ from jaxtyping import Array
 
 
 def gather(x: Array, axis_name: str | None) -> Array:
-    """[b, ...] of this device -> [B, ...] of all devices, in their order, the same on each.
+    """Returns the rows [B, ...] of all devices, in device order, identical on every device.
 
-    Gradients go back to the devices that the rows came from.
+    Gradients flow back to the devices that the rows came from.
+
+    Args:
+      x: Rows [b, ...] of this device.
+      axis_name: Mesh axis of the batch.
     """
     if axis_name is None:
         return x
-    # Not all_gather, whose result cannot become replicated state such as a queue.
-    whole = jnp.zeros((jax.lax.axis_size(axis_name) * len(x), *x.shape[1:]), x.dtype)
-    whole = jax.lax.dynamic_update_slice_in_dim(whole, x, first_row(len(x), axis_name), 0)
-    return jax.lax.psum(whole, axis_name)
+    # The result of all_gather cannot become replicated state such as a queue.
+    rows = jnp.zeros((jax.lax.axis_size(axis_name) * len(x), *x.shape[1:]), x.dtype)
+    rows = jax.lax.dynamic_update_slice_in_dim(rows, x, first_row(len(x), axis_name), 0)
+    return jax.lax.psum(rows, axis_name)
 
 
-def share(x: Array, axis_name: str | None) -> Array:
-    """[B, ...] of all devices -> [b, ...] of this one."""
+def local_rows(x: Array, axis_name: str | None) -> Array:
+    """Returns this device's rows [b, ...] of the rows [B, ...] of all devices."""
     if axis_name is None:
         return x
     rows = len(x) // jax.lax.axis_size(axis_name)
@@ -27,5 +31,5 @@ def share(x: Array, axis_name: str | None) -> Array:
 
 
 def first_row(rows: int, axis_name: str | None) -> Array | int:
-    """Where this device's `rows` begin among those of all devices."""
+    """Returns the index of this device's first row among all rows, with `rows` on each device."""
     return 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows

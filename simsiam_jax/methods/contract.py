@@ -1,4 +1,4 @@
-"""What a method is: a network and a loss over the views of a batch, and nothing else."""
+"""The contract of a method: a network, and a loss over the views of a batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,38 +14,39 @@ ForwardFn = Callable[[nn.Module, Any, Array, Array], tuple[Outputs, Any]]
 
 
 def no_method_state(key: Array) -> None:
-    """A method without state beside its weights."""
+    """Returns None, the state of a method that has only weights."""
 
 
 def forward(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:
-    """The network as it is, on this device's share of a view."""
-    outputs, changed = network.apply(variables, view, train=True, mutable='batch_stats')
-    return outputs, changed.get('batch_stats', {})
+    """Returns the network's outputs and BN statistics for this device's images of a view."""
+    outputs, updated = network.apply(variables, view, train=True, mutable='batch_stats')
+    return outputs, updated.get('batch_stats', {})
 
 
-def any_params(params: Any) -> Any:
-    """Weights that may be anything."""
+def unconstrained(params: Any) -> Any:
+    """Returns the weights unchanged: every value is allowed."""
     return params
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A self-supervised method, as the training step sees it.
+    """A self-supervised method, as the training step uses it.
 
     Attributes:
       network: view -> Outputs(feature, z, p).
       loss: (online, target, method_state) -> (loss, method_state, metrics), over one device's
-        batch; `online` has the Outputs of every view, `target` of the first two, the large ones.
-      momentum: share of the training that is done, 0 to 1 -> m of the target's moving average
-        t <- m t + (1 - m) w over the online weights; None: the target is the online network
-        itself.
-      init_method_state: key -> the state that `loss` reads and returns, the same on every device.
-      pass_online, pass_target: (network, variables, view, key) -> (Outputs, BN statistics), a
-        view's way through the network in training; the key is another for each step and view and
-        the same on every device.
-      constrain: weights -> the nearest that are allowed (prototypes of length 1, say), at the
+        batch. `online` has the Outputs of every view, `target` of the first two, the large ones.
+      momentum: Share of the training that is done, 0 to 1 -> m of the target's moving average
+        t <- m t + (1 - m) w over the online weights w. With None the target is the online
+        network itself.
+      init_method_state: key -> the state that `loss` reads and returns, identical on every device.
+      online_forward: (network, variables, view, key) -> (Outputs, BN statistics), the forward
+        pass of a view in training. The key differs for each step and view and is identical on
+        every device.
+      target_forward: The same for the momentum target.
+      project_params: Weights -> the nearest allowed weights (prototypes of length 1, say), at the
         start and after every update.
-      by_image: `loss` is also given the indices of the images, as its fourth argument.
+      uses_indices: Whether `loss` takes the indices of the images as its fourth argument.
     """
 
     network: nn.Module
@@ -54,5 +55,5 @@ class Method:
     init_method_state: Callable[[Array], Any] = no_method_state
     online_forward: ForwardFn = forward
     target_forward: ForwardFn = forward
-    project_params: Callable[[Any], Any] = any_params
+    project_params: Callable[[Any], Any] = unconstrained
     uses_indices: bool = False

@@ -1,4 +1,4 @@
-"""MoCo v2 (He et al., 2019; Chen et al., 2020), its loss symmetrized."""
+"""MoCo v2 (He et al., 2019; Chen et al., 2020) with a symmetrized loss."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,18 +27,18 @@ def make(
     queue_size: int = 65536,
     bn_group: int = 32,
 ) -> Method:
-    """MoCo v2 on a backbone; the defaults are the paper's.
+    """Builds MoCo v2 on a backbone; the defaults are the paper's.
 
     Args:
-      backbone: gives dtype and the data axis to the rest; its BN takes groups of images.
-      dim: of z.
-      projector_hidden_dim: of the hidden layer of the projector, which has no BN.
-      temperature: of the softmax over a query's key and the queue.
-      momentum: of the key encoder.
-      queue_size: keys kept as negatives.
-      bn_group: images that share BN statistics, for queries as they come and for keys shuffled
-        over all devices: an image's query and key see other company. 32 is the paper's batch of
-        256 on 8 GPUs; the number of devices has no part in it.
+      backbone: Backbone, whose dtype and data axis the rest shares; its BN works on groups.
+      dim: Width of z.
+      projector_hidden_dim: Width of the projector's hidden layer, which has no BN.
+      temperature: Temperature of the softmax over a query's key and the queue.
+      momentum: EMA momentum of the key encoder.
+      queue_size: Number of keys kept as negatives.
+      bn_group: Number of images that share BN statistics. Queries are grouped in order, keys are
+        first shuffled over all devices, so an image's query and key are in different groups. 32
+        corresponds to the paper's batch of 256 on 8 GPUs, for any number of devices.
     """
     axis = backbone.axis_name
     projector = MLP((projector_hidden_dim, dim), hidden_bn=False, dtype=backbone.dtype)
@@ -49,7 +49,7 @@ def make(
     def loss(
         online: Sequence[Outputs], target: Sequence[Outputs], method_state: Float[Array, 'K D']
     ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
-        """InfoNCE summed over both directions; then the keys of all devices join the queue."""
+        """Sums InfoNCE over both directions and puts the keys of all devices into the queue."""
         value = 2 * mean_over_view_pairs(
             lambda i, j: info_nce(online[i].p, target[j].z, method_state, temperature=temperature),
             len(online),
@@ -58,48 +58,54 @@ def make(
         keys = [collectives.gather(l2_normalize(view.z), axis) for view in target]
         return value, jnp.concatenate([*keys, method_state])[:queue_size], {}
 
-    groups = in_groups(bn_group, axis)
+    grouped = grouped_forward(bn_group, axis)
     return Method(
         Network(backbone.clone(axis_name=None), projector),
         loss,
         momentum=lambda done: jnp.full_like(done, momentum),
         init_method_state=init_method_state,
-        online_forward=groups,
-        target_forward=shuffled(groups, axis),
+        online_forward=grouped,
+        target_forward=shuffled_forward(grouped, axis),
     )
 
 
-def in_groups(size: int, axis_name: str | None) -> ForwardFn:
-    """Each `size` images in a row have BN statistics of their own; the running ones are means."""
+def grouped_forward(size: int, axis_name: str | None) -> ForwardFn:
+    """Returns a forward pass with separate BN statistics for every `size` consecutive images.
 
-    def through(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:
+    The running statistics are updated with the mean over the groups.
+    """
+
+    def forward(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:
         if len(view) % size:
             raise errors.UserError(
-                f'method.bn_group is {size}, which does not divide the {len(view)} images of '
-                'each device; change it, batch_size or the number of devices'
+                f'method.bn_group is {size}; expected a divisor of the {len(view)} images of each '
+                'device. Set config.method.bn_group or config.batch_size, or change the devices'
             )
 
-        def group(images: Array) -> tuple[Outputs, Any]:
+        def forward_group(images: Array) -> tuple[Outputs, Any]:
             return network.apply(variables, images, train=True, mutable='batch_stats')
 
-        outputs, changed = jax.vmap(group)(view.reshape(-1, size, *view.shape[1:]))
+        outputs, updated = jax.vmap(forward_group)(view.reshape(-1, size, *view.shape[1:]))
         outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
-        stats = jax.tree.map(lambda x: x.mean(0), changed['batch_stats'])
+        stats = jax.tree.map(lambda x: x.mean(0), updated['batch_stats'])
         return outputs, stats if axis_name is None else jax.lax.pmean(stats, axis_name)
 
-    return through
+    return forward
 
 
-def shuffled(inner: ForwardFn, axis_name: str | None) -> ForwardFn:
-    """Images change places over all devices before `inner`, and back after it (MoCo, 3.3)."""
+def shuffled_forward(forward_fn: ForwardFn, axis_name: str | None) -> ForwardFn:
+    """Returns `forward_fn` on images shuffled over all devices, outputs in order (MoCo, 3.3)."""
 
-    def through(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:
+    def forward(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:
         images = collectives.gather(view, axis_name)
         order = jax.random.permutation(key, len(images))
-        outputs, stats = inner(network, variables, collectives.share(images[order], axis_name), key)
-        back = jnp.argsort(order)
-        return jax.tree.map(
-            lambda x: collectives.share(collectives.gather(x, axis_name)[back], axis_name), outputs
-        ), stats
+        shuffled = collectives.local_rows(images[order], axis_name)
+        outputs, stats = forward_fn(network, variables, shuffled, key)
+        inverse = jnp.argsort(order)
 
-    return through
+        def unshuffle(x: Array) -> Array:
+            return collectives.local_rows(collectives.gather(x, axis_name)[inverse], axis_name)
+
+        return jax.tree.map(unshuffle, outputs), stats
+
+    return forward

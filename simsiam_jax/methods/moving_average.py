@@ -1,4 +1,4 @@
-"""The expectation over augmentations made explicit (SimSiam, section 5.2): no predictor."""
+"""SimSiam with an explicit expectation over augmentations, without predictor (section 5.2)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,16 +23,17 @@ def make(
     dim: int = 2048,
     projector_layers: int = 3,
 ) -> Method:
-    """SimSiam without a predictor, towards a moving average of each image's z.
+    """Builds SimSiam without predictor, whose target is a moving average of each image's z.
 
-    eta_x <- m eta_x + (1 - m) f(T'(x)) estimates the expectation over augmentations that the
-    predictor stands for in the paper's hypothesis.
+    eta_x <- m eta_x + (1 - m) f(T'(x)) estimates the expectation over augmentations, which the
+    predictor approximates in the paper's hypothesis.
 
     Args:
-      backbone: gives dtype and the data axis to the rest.
-      images: of the training set; their averages are [images, dim] float32 on every device.
-      average: m; at 0 the target is the other view's z alone, which collapses.
-      dim, projector_layers: of the projector, as SimSiam's.
+      backbone: Backbone, whose dtype and data axis the rest shares.
+      images: Size of the training set; its averages are [images, dim] float32 on every device.
+      average: m; with 0 the target is the other view's z alone, which collapses.
+      dim: Width of z, as in SimSiam.
+      projector_layers: Number of layers of the projector, as in SimSiam.
     """
     axis = backbone.axis_name
 
@@ -42,17 +43,17 @@ def make(
         method_state: Any,
         index: Int[Array, 'B'],
     ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
-        """D(z1, eta moved by z2)/2 + D(z2, eta moved by z1)/2; eta then moves by their mean."""
+        """L = D(z1, eta updated by z2)/2 + D(z2, eta updated by z1)/2; stores eta of their mean."""
         z1, z2 = jax.lax.stop_gradient([view.z for view in target])
-        before = method_state[index]
-        seen = jnp.any(before != 0, axis=1, keepdims=True)
+        eta = method_state[index]
+        seen = jnp.any(eta != 0, axis=1, keepdims=True)
 
-        def moved(z: Float[Array, 'B D']) -> Float[Array, 'B D']:
-            return jnp.where(seen, average * before + (1 - average) * z, z)
+        def update(z: Float[Array, 'B D']) -> Float[Array, 'B D']:
+            return jnp.where(seen, average * eta + (1 - average) * z, z)
 
-        value = negative_cosine(online[0].z, moved(z2)) + negative_cosine(online[1].z, moved(z1))
-        after = collectives.gather(moved((z1 + z2) / 2), axis)
-        method_state = method_state.at[collectives.gather(index, axis)].set(after)
+        value = negative_cosine(online[0].z, update(z2)) + negative_cosine(online[1].z, update(z1))
+        new_eta = collectives.gather(update((z1 + z2) / 2), axis)
+        method_state = method_state.at[collectives.gather(index, axis)].set(new_eta)
         return value / 2, method_state, {}
 
     return dataclasses.replace(

@@ -26,15 +26,18 @@ def make(
     predictor_hidden_dim: int = 512,
     stop_gradient: bool = False,
 ) -> Method:
-    """SimCLR on a backbone; the defaults are SimSiam's reproduction, with a third layer.
+    """Builds SimCLR on a backbone; the defaults are SimSiam's reproduction, with a third layer.
 
     Args:
-      backbone: gives dtype and the data axis to the rest.
-      dim: of z.
-      projector_hidden_dim: of the projector's hidden layers.
-      temperature: of the softmax over all other views.
-      predictor, stop_gradient: SimSiam's, added (SimSiam, section 6.2).
-      predictor_hidden_dim: of the predictor's hidden layer.
+      backbone: Backbone, whose dtype and data axis the rest shares.
+      dim: Width of z.
+      projector_hidden_dim: Width of the projector's hidden layers.
+      projector_layers: Number of layers of the projector.
+      projector_output_bn: Whether z has BN.
+      temperature: Temperature of the softmax over all other views.
+      predictor: Whether to add SimSiam's predictor (SimSiam, section 6.2).
+      predictor_hidden_dim: Width of the predictor's hidden layer.
+      stop_gradient: Whether to add SimSiam's stop-gradient (SimSiam, section 6.2).
     """
     axis = backbone.axis_name
     projector = MLP(
@@ -48,7 +51,7 @@ def make(
     def loss(
         online: Sequence[Outputs], target: Sequence[Outputs], method_state: Any
     ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
-        """NT-Xent against both views of all images on all devices."""
+        """Computes NT-Xent against both views of all images on all devices."""
         z = [collectives.gather(l2_normalize(view.z), axis) for view in online]
         if stop_gradient:
             z = jax.lax.stop_gradient(z)

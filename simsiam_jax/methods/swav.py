@@ -38,20 +38,24 @@ def make(
     predictor_hidden_dim: int = 512,
     stop_gradient: bool = True,
 ) -> Method:
-    """SwAV on a backbone; the defaults are SimSiam's reproduction, with a third layer.
+    """Builds SwAV on a backbone; the defaults are SimSiam's reproduction, with a third layer.
 
     Args:
-      backbone: gives dtype and the data axis to the rest.
-      dim: of z and the prototypes.
-      projector_hidden_dim: of the projector's hidden layers.
-      prototypes: their number.
-      frozen_steps: at first, in which the prototypes' gradient is zero.
-      temperature: of the predictions.
-      sinkhorn_epsilon, sinkhorn_iterations: of Sinkhorn-Knopp.
-      queue_size: earlier images that are assigned along with a small batch, for each large view.
-      queue_start: step from which it is used, once it is full.
-      predictor, stop_gradient: SimSiam's, added or taken away (SimSiam, section 6.2).
-      predictor_hidden_dim: of the predictor's hidden layer.
+      backbone: Backbone, whose dtype and data axis the rest shares.
+      dim: Width of z and the prototypes.
+      projector_hidden_dim: Width of the projector's hidden layers.
+      projector_layers: Number of layers of the projector.
+      prototypes: Number of prototypes.
+      frozen_steps: Number of first steps in which the prototypes' gradient is zero.
+      temperature: Temperature of the predictions.
+      sinkhorn_epsilon: Smoothness of the assignments by Sinkhorn-Knopp.
+      sinkhorn_iterations: Iterations of Sinkhorn-Knopp.
+      queue_size: Number of earlier images that are assigned with a small batch, for each large
+        view; 0 disables the queue.
+      queue_start: Step from which the queue is used, if it is full.
+      predictor: Whether to add SimSiam's predictor (SimSiam, section 6.2).
+      predictor_hidden_dim: Width of the predictor's hidden layer.
+      stop_gradient: False removes the stop-gradient on the assignments (SimSiam, section 6.2).
     """
     axis = backbone.axis_name
     projector = MLP(
@@ -73,28 +77,28 @@ def make(
     def loss(
         online: Sequence[Outputs], target: Sequence[Outputs], method_state: dict[str, Any]
     ) -> tuple[Float[Array, ''], Any, dict[str, Array]]:
-        """Each view predicts the assignments of the others, made over the global batch."""
+        """Predicts from each view the other views' assignments, computed over the global batch."""
         step, centers = method_state['step'], online[0].prototypes
         centers = jnp.where(step < frozen_steps, jax.lax.stop_gradient(centers), centers)
         z = jnp.stack([collectives.gather(l2_normalize(view.z), axis) for view in target])
         q = jax.vmap(assign, (0, None))(z, centers)
-        kept = method_state['queue']
+        queue = method_state['queue']
         if queue_size:
             batch = z.shape[1]
-            kept = jnp.concatenate([z, kept], axis=1)
-            full = step >= max(queue_start, -(-queue_size // batch))
-            q = jnp.where(full, jax.vmap(assign, (0, None))(kept, centers)[:, :batch], q)
-            kept = jax.lax.stop_gradient(kept[:, :queue_size])
+            queue = jnp.concatenate([z, queue], axis=1)
+            in_use = step >= max(queue_start, -(-queue_size // batch))
+            q = jnp.where(in_use, jax.vmap(assign, (0, None))(queue, centers)[:, :batch], q)
+            queue = jax.lax.stop_gradient(queue[:, :queue_size])
         if stop_gradient:
             q = jax.lax.stop_gradient(q)
-        codes = [collectives.share(view, axis) for view in q]
+        codes = [collectives.local_rows(view, axis) for view in q]
         scores = [inner_products(l2_normalize(view.p), centers) for view in online]
         value = mean_over_view_pairs(
             lambda i, j: swapped_prediction(codes[j], scores[i], temperature=temperature),
             len(online),
             len(target),
         )
-        return value, {'step': step + 1, 'queue': kept}, {}
+        return value, {'step': step + 1, 'queue': queue}, {}
 
     def project_params(params: dict[str, Any]) -> dict[str, Any]:
         return {**params, 'prototypes': jax.tree.map(l2_normalize, params['prototypes'])}
