@@ -1,4 +1,4 @@
-"""The command line of every command: flags, a configuration with overrides, one-line errors."""
+"""Command-line parsing for all commands: flags, configuration overrides, one-line errors."""
 
 import dataclasses
 import pathlib
@@ -18,7 +18,7 @@ from simsiam_jax.runtime.launchers import ClusterSpec
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What the command line gives beside plain flags.
+    """The parts of a command line besides plain flags.
 
     Attributes:
       positional: Arguments without --.
@@ -39,18 +39,18 @@ def start(
 ) -> None:
     """Parses the command line and calls `run`; invalid arguments exit with a one-line error.
 
-    Plain flags are defined by the caller, with absl, and read from flags.FLAGS.
+    The caller defines plain flags with absl and reads them from flags.FLAGS.
 
     Args:
-      run: Receives what is not a plain flag.
+      run: Function to call; receives the arguments that are not plain flags.
       required: Names of flags that must be given.
       config: Read a configuration from --config=FILE.py[:VARIANT] and --config.KEY=VALUE.
       positional: Accept arguments without --.
     """
-    given = Arguments([])
+    arguments = Arguments([])
 
     def parse(argv: list[str]) -> list[str]:
-        nonlocal given
+        nonlocal arguments
         try:
             flags.mark_flags_as_required(required)
             file = ''
@@ -61,16 +61,17 @@ def start(
                 raise errors.UserError(f'unexpected argument {rest[1]!r}; expected --NAME=VALUE')
         except (flags.Error, errors.UserError) as error:
             sys.exit(f'error: {" ".join(str(error).split())}')
-        given = Arguments(rest[1:], flags.FLAGS.config if config else None, file)
+        arguments = Arguments(rest[1:], flags.FLAGS.config if config else None, file)
         return rest
 
-    app.run(lambda _: run(given), flags_parser=parse)
+    app.run(lambda _: run(arguments), flags_parser=parse)
 
 
 def _load(argv: list[str]) -> tuple[str, list[str]]:
     """Loads the file of --config and defines a flag for each override in argv.
 
-    Returns the file, and argv without --config and with today's names of renamed keys.
+    Returns:
+      The file, and argv without --config and with the current names of renamed keys.
     """
     rest, file = [], ''
     tokens = iter(argv)
@@ -87,7 +88,7 @@ def _load(argv: list[str]) -> tuple[str, list[str]]:
             raise errors.UserError('--config is missing; pass a file such as configs/imagenet.py')
         return '', argv
     config = load_config(file)
-    rest = [rest[0], *(_renamed(token, config) for token in rest[1:])]
+    rest = [rest[0], *(rename_override(token, config) for token in rest[1:])]
     config_flags.DEFINE_config_dict('config', config, sys_argv=rest)
     return file, rest
 
@@ -102,15 +103,19 @@ def load_config(spec: str) -> ConfigDict:
     if not pathlib.Path(path).is_file():
         raise errors.UserError(f'config file {path} does not exist; pass --config=FILE.py')
     try:
-        get_config = runpy.run_path(path)['get_config']
+        get_config = runpy.run_path(path).get('get_config')
+        if get_config is None:
+            raise errors.UserError(f'config file {path} has no get_config(); add it')
         config = get_config(*([variant] if variant else []))
     except errors.UserError:
         raise
-    except Exception as error:  # anything: the file is a program of the user's
+    except Exception as error:  # any type: the file is a program of the user
         frames = traceback.extract_tb(error.__traceback__)
-        line = next((f'line {x.lineno}' for x in frames[::-1] if x.filename == path), 'the file')
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else (lines or [0])[-1]
         raise errors.UserError(
-            f'config file {spec} failed in {line}: {type(error).__name__}: {errors.reason(error)}'
+            f'config file {spec} failed in line {line}: {type(error).__name__}: '
+            + errors.reason(error)
         ) from error
     if not isinstance(config, ConfigDict):
         raise errors.UserError(
@@ -121,8 +126,12 @@ def load_config(spec: str) -> ConfigDict:
     return config
 
 
-def _renamed(token: str, config: ConfigDict) -> str:
-    """Returns an argument with today's name of its key, which must be one of the configuration."""
+def rename_override(token: str, config: ConfigDict) -> str:
+    """Returns an argument with the current name of its key.
+
+    Raises:
+      UserError: The configuration has no such key.
+    """
     match = re.fullmatch(r'(--?(?:no)?config\.)([^=]+)(=.*)?', token, re.DOTALL)
     if not match:
         return token
@@ -135,7 +144,7 @@ def _renamed(token: str, config: ConfigDict) -> str:
         value = f'={new}'
     section, _, name = key.rpartition('.')
     if section == 'second_view' and name in config.augment:
-        config.second_view = {name: config.augment[name], **config.second_view}  # its type
+        config.second_view = {name: config.augment[name], **config.second_view}  # fixes its type
     known = config_keys.keys(config)
     if key not in known and key not in config:
         raise config_keys.unknown_key(key, known)
@@ -143,20 +152,20 @@ def _renamed(token: str, config: ConfigDict) -> str:
 
 
 def define_cluster_flags() -> None:
-    """Defines the flags by which the processes of a run find each other."""
+    """Defines the flags that connect the processes of a run."""
     flags.DEFINE_string(
-        'coordinator', '', "HOST:PORT of process 0; '' reads the variables of the launcher."
+        'coordinator', '', "HOST:PORT of process 0; '' reads the launcher's variables."
     )
     flags.DEFINE_integer('num_processes', 1, 'Number of processes, with --coordinator.')
-    flags.DEFINE_integer('process_id', 0, 'Number of this process from 0, with --coordinator.')
+    flags.DEFINE_integer('process_id', 0, 'Id of this process, from 0, with --coordinator.')
     flags.DEFINE_integer(
         'timeout', 300, 'Seconds after which a missing or silent process stops the run.'
     )
 
 
 def cluster() -> ClusterSpec | None:
-    """Returns the processes that the flags name; None reads the variables of the launcher."""
-    given = flags.FLAGS
-    if not given.coordinator:
+    """Returns the processes that the flags specify; None if --coordinator is not set."""
+    values = flags.FLAGS
+    if not values.coordinator:
         return None
-    return ClusterSpec(given.coordinator, given.num_processes, given.process_id)
+    return ClusterSpec(values.coordinator, values.num_processes, values.process_id)

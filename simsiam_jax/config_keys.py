@@ -1,4 +1,4 @@
-"""Keys of configurations: which there are, and what to say of those that there are not."""
+"""Checks of configuration keys, and errors for unknown keys."""
 
 import difflib
 from collections.abc import Collection, Mapping
@@ -13,8 +13,8 @@ from simsiam_jax import errors
 def check(config: Any, known: Any = None) -> None:
     """Checks that the configuration has exactly the keys that its task reads.
 
-    `second_view` is left to the constructor of recipes, and `method` to the method's own unless
-    `known` has its keys.
+    Skips `second_view`, which the constructor of recipes checks. Skips `method`, which the method's
+    constructor checks, unless `known` has the keys of the same method.
 
     Args:
       config: Configuration of any task.
@@ -26,20 +26,20 @@ def check(config: Any, known: Any = None) -> None:
     if known is None:
         errors.check_choice('config.task', config['task'], config_lib.DEFAULTS)
         known = config_lib.DEFAULTS[config['task']]()
-    others = {'second_view'}
+    skipped = {'second_view'}
     if config.get('method', {}).get('name') != known.get('method', {}).get('name'):
-        others.add('method')
+        skipped.add('method')
     given, expected = keys(config), keys(known)
     for key in given:
-        if key not in expected and key.partition('.')[0] not in others:
+        if key not in expected and key.partition('.')[0] not in skipped:
             raise unknown_key(key, expected)
     for key in expected:
-        if key not in given and key.partition('.')[0] not in {*others, 'method'}:
+        if key not in given and key.partition('.')[0] not in {*skipped, 'method'}:
             raise errors.UserError(f'key config.{key} is missing')
 
 
 def keys(config: Any) -> list[str]:
-    """Returns the names of all keys, SECTION.KEY within sections."""
+    """Returns the names of all keys, as SECTION.KEY within sections."""
     names: list[str] = []
     for name, value in config.items():
         is_section = isinstance(value, (Mapping, ConfigDict))
@@ -48,7 +48,7 @@ def keys(config: Any) -> list[str]:
 
 
 def unknown_key(key: str, known: Collection[str]) -> errors.UserError:
-    """Returns the error for an unknown key, with the most similar known key of any section."""
+    """Returns the error for an unknown key; it names a similar key, or the known ones."""
     section, _, name = key.rpartition('.')
     scores = {
         other: _similarity(name, other.rpartition('.')[2])
@@ -63,7 +63,10 @@ def unknown_key(key: str, known: Collection[str]) -> errors.UserError:
 
 
 def _similarity(given: str, known: str) -> float:
-    """From 0 to 1, where 1 is equal; initials (lr) and whole words (image_size, size) count."""
+    """Returns a similarity from 0 to 1 (equal).
+
+    Initials (lr for learning_rate) and shared words (image_size and size) count as similar.
+    """
     words, known_words = given.split('_'), known.split('_')
     if len(known_words) > 1 and given == ''.join(word[0] for word in known_words):
         return 0.9

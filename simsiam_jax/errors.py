@@ -1,4 +1,4 @@
-"""Errors a user can mend: main prints them as one line, without a traceback."""
+"""Errors that a user can fix; main prints them in one line, without a traceback."""
 
 import difflib
 import functools
@@ -11,22 +11,22 @@ T = TypeVar('T')
 
 
 class UserError(ValueError):
-    """What was given, what was expected, what to do."""
+    """An error that states what was given, what was expected and what to do."""
 
 
 @functools.cache
 def warn_once(text: str) -> None:
-    """Prints a warning, the first time."""
+    """Prints a warning unless it has been printed before."""
     print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
 def reason(error: Exception) -> str:
-    """What it says, in a line."""
+    """Returns the first line of an error's message, at most 200 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def suggestion(given: str, known: Collection[str]) -> str:
-    """'; did you mean X?' where a known word is close, else the known words."""
+    """Returns 'did you mean X?' if a known word is similar, else the known words."""
     close = difflib.get_close_matches(given, known, n=1)
     return f'did you mean {close[0]}?' if close else f'known: {", ".join(sorted(known))}'
 
@@ -38,7 +38,17 @@ def check_choice(key: str, given: str, known: Collection[str]) -> None:
 
 
 def build(section: str, make: Callable[..., T], values: Mapping[str, Any], **fixed: Any) -> T:
-    """make(**values, **fixed); a key that make does not take raises UserError with its name."""
+    """Returns make(**values, **fixed).
+
+    Args:
+      section: Section of the configuration that `values` come from, for the message.
+      make: Function to call.
+      values: Arguments from the configuration.
+      fixed: Arguments that the configuration cannot set.
+
+    Raises:
+      UserError: `make` has no parameter of a key's name.
+    """
     known = set(inspect.signature(make).parameters) - set(fixed)
     for key in values:
         if key not in known:

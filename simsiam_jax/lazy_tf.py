@@ -1,4 +1,4 @@
-"""TensorFlow, imported only where image files, TensorBoard or buckets need it."""
+"""Imports TensorFlow only when image files, TensorBoard or buckets need it."""
 
 import contextlib
 import functools
@@ -12,10 +12,10 @@ from simsiam_jax import errors
 
 @functools.cache
 def load() -> Any:
-    """The module, kept off the accelerators: they and their memory belong to JAX.
+    """Returns the module, kept off the accelerators, because they and their memory belong to JAX.
 
     Raises:
-      UserError: it is not installed.
+      UserError: TensorFlow is not installed.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     try:
@@ -26,21 +26,22 @@ def load() -> Any:
             tf.config.set_visible_devices([], 'TPU')
     except ModuleNotFoundError as error:
         raise errors.UserError(
-            f'{error.name} is not installed, and image files, TensorBoard and gs:// need it; '
-            f'pip install {error.name}, or use data.source=digits, log.tensorboard=False and disks'
+            f'{error.name} is not installed; image files, TensorBoard and gs:// need it. '
+            f'Run pip install {error.name}, or use data.source=digits, log.tensorboard=False and '
+            'local folders'
         ) from error
     return tf
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # Its start-up lines come from C++ before any log level counts.
+    # TensorFlow's C++ code prints start-up lines before any log level applies.
     sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, 'w') as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    original = os.dup(2)
+    with open(os.devnull, 'w') as null:
+        os.dup2(null.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(original, 2)
+        os.close(original)

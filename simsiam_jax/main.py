@@ -39,7 +39,7 @@ def run(arguments: command_line.Arguments) -> None:
         with distributed.exit_together(), memory.oom_as_user_error(config):
             TASKS[config.task](config, workdir)
         if 'log' in config and config.log.report and not config.get('dry_run'):
-            report.at_end(workdir)
+            report.write_report(workdir)
     except distributed.MissingProcessError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL)

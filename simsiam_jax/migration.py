@@ -1,4 +1,4 @@
-"""Configurations of earlier versions under the names of this one."""
+"""Migration of configurations and checkpoints from earlier versions to this one."""
 
 import json
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from simsiam_jax import config as config_lib
 from simsiam_jax import config_keys, errors, method_defaults
 from simsiam_jax._version import __version__
 
-# Number of the format of stored configurations and checkpoints; 0 is that of version 0.1.0, which
-# stored none. A format grows with every rename below.
+# Format of stored configurations and checkpoints. Version 0.1.0 stored no format, which counts as
+# 0. Every rename below increases the number.
 FORMAT = 1
 
-# Old key -> new key. A key that is renamed or moved gets a line here and keeps it for good.
+# Old key -> new key, for every key that was ever renamed or moved.
 RENAMED_KEYS = {
     'labels': 'label_fraction',
     'augment.solarise': 'augment.solarize',
@@ -33,17 +33,17 @@ RENAMED_KEYS = {
     'small_views.crop_scale': 'local_crops.crop_scale',
 }
 
-# Key of today -> old value -> new value.
+# Current key -> old value -> new value.
 RENAMED_VALUES = {'data.on_device': {'colour': 'color'}}
 
 
 def migrate(config: Any, *, origin: str = '', warn: bool = False) -> None:
-    """Brings a configuration up to date in place: renames old keys, fills in missing ones.
+    """Updates a configuration in place: renames old keys and adds missing ones.
 
     Args:
-      config: Nested mapping, as stored with a run or as a user's file returned it.
-      origin: Where the configuration is from, for messages.
-      warn: Print each renamed key, once.
+      config: Nested mapping, stored with a run or returned by a user's file.
+      origin: Source of the configuration, for messages.
+      warn: Print each renamed key once.
 
     Raises:
       UserError: The configuration has a newer format, an unknown task or an unknown key.
@@ -52,7 +52,7 @@ def migrate(config: Any, *, origin: str = '', warn: bool = False) -> None:
     stored, version = config.get('format', 0), config.get('version', '')
     if stored > FORMAT:
         raise errors.UserError(
-            f'{origin} has format {stored} of simsiam_jax {version}; this is {__version__}, '
+            f'{origin} has format {stored} of simsiam_jax {version}; simsiam_jax {__version__} '
             f'expected format {FORMAT} or older. Install simsiam_jax {version} or newer'
         )
     for key in {'format', 'version'} & set(config):
@@ -63,7 +63,9 @@ def migrate(config: Any, *, origin: str = '', warn: bool = False) -> None:
     task = config.get('task', 'pretrain')
     errors.check_choice('config.task', task, config_lib.DEFAULTS)
     known = config_lib.DEFAULTS[task]().to_dict()
-    if task != 'pretrain' and 'model' in config:  # stored with a classifier: its encoder's
+    if (
+        task != 'pretrain' and 'model' in config
+    ):  # a classifier's run also stores the model of its encoder
         known['model'] = config_lib.default().model.to_dict()
     name = config.get('method', {}).get('name')
     if name in method_defaults.METHODS:
@@ -75,14 +77,14 @@ def migrate(config: Any, *, origin: str = '', warn: bool = False) -> None:
 
 
 def complete(config: Mapping[str, Any], *, origin: str = '') -> dict[str, Any]:
-    """Returns a stored configuration as migrate() makes it, with JSON's types."""
+    """Returns a migrated copy of a stored configuration, with JSON's types."""
     plain = json.loads(json.dumps(config))
     migrate(plain, origin=origin)
-    return json.loads(json.dumps(plain))  # tuples of defaults become lists, as all are
+    return json.loads(json.dumps(plain))  # tuples of defaults become lists
 
 
 def rename(config: Any) -> list[tuple[str, str]]:
-    """Renames old keys and values in place and returns what it renamed: (old, new)."""
+    """Renames old keys and values in place and returns the renamed ones, (old, new)."""
     renamed = []
     for old, new in RENAMED_KEYS.items():
         section, _, key = old.rpartition('.')

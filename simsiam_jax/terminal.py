@@ -1,4 +1,4 @@
-"""What the first host's terminal shows: lines, and bars of progress below them."""
+"""Lines and progress bars on the first host's terminal."""
 
 import sys
 from collections.abc import Iterable
@@ -9,14 +9,14 @@ from tqdm import tqdm
 
 
 def say(text: str) -> None:
-    """A line, above the bars."""
+    """Prints a line on the first host, above any progress bars."""
     if jax.process_index() == 0:
         with tqdm.external_write_mode():
             print(text, flush=True)
 
 
 def progress(items: Iterable[Any] | None = None, what: str | None = None, **options: Any) -> Any:
-    """A tqdm bar, gone when it has ended; where the output is no terminal it shows nothing."""
-    quiet = True if jax.process_index() else None  # None: where sys.stdout is no terminal
+    """Returns a tqdm bar that disappears at its end and shows only in a terminal."""
+    quiet = True if jax.process_index() else None  # None disables the bar without a terminal
     defaults = {'file': sys.stdout, 'dynamic_ncols': True, 'leave': False, 'delay': 3}
     return tqdm(items, what, disable=quiet, **(defaults | options))

@@ -79,7 +79,7 @@ def test_features_are_the_encoders_with_name_and_label(run, embedded) -> None:
 
 
 def test_some_of_many_images_keep_their_names(run) -> None:
-    some = embedding.embed(str(run), 'digits/test', 8, most=5)
+    some = embedding.embed(str(run), 'digits/test', 8, max_images=5)
     places = [0, 89, 179, 269, 359]
     assert some.names == [f'digits/test[{i}]' for i in places]
     module, variables = simsiam_jax.load_encoder(run)

@@ -87,7 +87,7 @@ def test_a_run_shows_and_writes_what_it_does(finished_run: tuple[pathlib.Path, s
     assert len(re.findall(r'^step \d+/44  loss', output, re.MULTILINE)) == 43
     assert '\r' not in output
     assert 'images/s' in output
-    assert 'left 0:00:00' in output
+    assert 'eta 0:00:00' in output
     for row in ('raw pixels', 'random initialization', 'after training'):
         assert row in output.split('kNN top-1\n')[-1]
     measured = lines(workdir)
@@ -153,7 +153,7 @@ def test_load_encoder_gives_the_backbone_alone(finished_run: tuple[pathlib.Path,
         not np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(older), jax.tree.leaves(variables), strict=True)
     )
-    with pytest.raises(errors.UserError, match=r'step 7 was expected.*steps 33, 44'):
+    with pytest.raises(errors.UserError, match=r'no checkpoint for step 7.*found: steps 33, 44'):
         simsiam_jax.load_encoder(workdir, step=7)
     with pytest.raises(errors.UserError, match='workdir of a pre-training run'):
         simsiam_jax.load_encoder(workdir / 'nothing')
@@ -231,7 +231,7 @@ def test_a_folder_of_images_trains_without_labels(finish, tmp_path: pathlib.Path
     assert (tmp_path / 'run' / 'checkpoints' / '2' / 'encoder').is_dir()
     assert list((tmp_path / 'run').glob('events.out.tfevents.*'))
     assert str(folder / 'broken.png') in (tmp_path / 'run' / 'bad_images.txt').read_text()
-    assert '1 images cannot be read' in output
+    assert '1 unreadable images' in output
 
 
 @pytest.mark.long
@@ -268,11 +268,10 @@ def test_the_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
         (
             'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 38.79GiB',
             1,
-            'error: the run does not fit into the memory of cpu; try model.dtype=bfloat16 (now '
-            'float32), then model.remat=True (the same result, about a third more time), then '
-            'optim.gradient_accumulation_steps=2 (the same update but for BN statistics, which are '
-            'of each part), '
-            'then a smaller batch_size (now 128), or more devices',
+            'error: the run does not fit in the memory of cpu. Try model.dtype=bfloat16 (now '
+            'float32), then model.remat=True (same result, about a third slower), then '
+            'optim.gradient_accumulation_steps=2 (same update, except that BN statistics are of '
+            'each part), then a smaller batch_size (now 128) or more devices',
         ),
     ],
 )

@@ -90,13 +90,13 @@ def pages(run) -> tuple[pathlib.Path, pathlib.Path]:
 
 def test_one_line_of_a_terminal_keeps_up_with_the_run(run) -> None:
     workdir, sent = run
-    assert sent.count('left 0:') > 2  # it moved
+    assert sent.count('eta 0:') > 2  # it moved
     seen = screen(sent)
     assert seen[0].startswith('simsiam on resnet18: 1437 images of digits/train, 6 epochs of 11')
-    watch = f'curves: python -m simsiam_jax.tools.report {workdir}'
-    assert seen[1] == f'everything goes to {workdir}; {watch}'
+    watch = f'view curves with: python -m simsiam_jax.tools.report {workdir}'
+    assert seen[1] == f'writing to {workdir}; {watch}'
     (live,) = [i for i, line in enumerate(seen) if 'images/s' in line]
-    assert re.match(r'100%\|█{10}\| step 66/66  left 0:00:00  \d+ images/s  loss -0\.', seen[live])
+    assert re.match(r'100%\|█{10}\| step 66/66  eta 0:00:00  \d+ images/s  loss -0\.', seen[live])
     evaluated = [i for i, line in enumerate(seen) if re.match(r'step \d+  kNN top-1 0\.', line)]
     assert [seen[i].split()[1] for i in evaluated] == ['33', '66']
     assert evaluated[0] < live < evaluated[1]
@@ -188,18 +188,18 @@ def test_time_is_counted_from_each_start_to_the_last_measurement(tmp_path: pathl
     write('starts.jsonl', [{'time': t, 'steps_per_epoch': 5} for t in (100.0, 1000.0, 5000.0)])
     rows = [{'step': i, 'time': t, 'train/loss': 0.5} for i, t in ((1, 110.0), (2, 130.0))]
     write('metrics.jsonl', [*rows, {'step': 3, 'time': 1007.0, 'train/loss': float('nan')}])
-    (found,) = runs.read([tmp_path])
-    assert (found.seconds, found.step, found.name) == (30 + 7, 3, tmp_path.name)
+    (record,) = runs.read_runs([tmp_path])
+    assert (record.seconds, record.step, record.name) == (30 + 7, 3, tmp_path.name)
 
 
 def test_no_report_is_no_reason_to_fail(run, tmp_path, monkeypatch, capsys) -> None:
     with pytest.raises(errors.UserError, match=r'has no metrics\.jsonl; expected the workdir'):
-        report.draw([tmp_path])
+        report.render_report([tmp_path])
     shutil.copy(run[0] / 'metrics.jsonl', tmp_path)
     (tmp_path / 'config.json').write_text('{"cut of')
-    report.at_end(str(tmp_path))
+    report.write_report(str(tmp_path))
     assert 'warning: no report: JSONDecodeError: ' in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, 'plotly.graph_objects', None)
     (tmp_path / 'config.json').unlink()
-    report.at_end(str(tmp_path))
-    assert 'plotly is not installed; pip install plotly, then' in capsys.readouterr().out
+    report.write_report(str(tmp_path))
+    assert 'plotly is not installed. Run pip install plotly, then' in capsys.readouterr().out

@@ -128,7 +128,7 @@ def test_measurements_and_pictures_go_there(storage, workdir, capsys) -> None:
                 log.scalars(at, {'loss': at / 10})
             log.views(np.full((2, 3, 3), 0.5, np.float32))
     assert 'cannot be written' not in capsys.readouterr().out
-    (run,) = runs.read([workdir])
+    (run,) = runs.read_runs([workdir])
     assert run.curves['loss'] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
     assert [start['step'] for start in run.starts] == [0, 2]
     with (storage.folder(workdir) / 'views.png').open('rb') as file:
@@ -157,7 +157,10 @@ def test_a_trace_goes_there_or_stays_on_the_disk(storage, workdir, token: str, c
 
 
 def test_what_is_missing_is_told_in_one_line(storage, workdir, monkeypatch) -> None:
-    with pytest.raises(errors.UserError, match=r'gs://none/run cannot be written: .* 404; check that the bucket exists'):
+    with pytest.raises(
+        errors.UserError,
+        match=r'gs://none/run cannot be written: .* 404; check that the bucket exists',
+    ):
         checkpoint.open('gs://none/run', corruptions.CONFIG, max_to_keep=1).__enter__()
     storage.token.write_text('another')
     with pytest.raises(errors.UserError, match=r'cannot be written: .* 401; .*credentials'):
@@ -169,7 +172,9 @@ def test_what_is_missing_is_told_in_one_line(storage, workdir, monkeypatch) -> N
         patch.delattr('google.cloud.storage')
         with pytest.raises(errors.UserError, match='pip install google-cloud-storage'):
             reopen(workdir).__enter__()
-    with pytest.raises(errors.UserError, match='ram://run is not a folder; expected a local path or gs://'):
+    with pytest.raises(
+        errors.UserError, match='ram://run is not a folder; expected a local path or gs://'
+    ):
         writers.MetricWriter('ram://run', tensorboard=False, step=0)
     assert below(storage, workdir) == []
 
@@ -181,7 +186,7 @@ def test_an_outage_costs_measurements_and_a_save(storage, workdir, capsys) -> No
     ):
         storage.token.write_text('another')
         log.scalars(1, {'loss': 0.1})
-        assert 'measurements cannot be written: ' in capsys.readouterr().out
+        assert 'metrics cannot be written: ' in capsys.readouterr().out
         checkpoints.save(corruptions.state_at(11))
         assert checkpoints.failure(wait=True).startswith('step 11 cannot be saved: ')
         storage.token.write_text(storage_lib.TOKEN)

@@ -1,4 +1,4 @@
-"""Where measurements go: the terminal, metrics.jsonl, TensorBoard, other loggers."""
+"""Writing metrics to the terminal, metrics.jsonl, TensorBoard and other loggers."""
 
 import contextlib
 import json
@@ -17,15 +17,20 @@ from simsiam_jax.logs.progress import Throughput
 from simsiam_jax.runtime import storage, versions
 from simsiam_jax.terminal import say
 
-# What the lines of progress show, where it is measured.
-_SHOWN = {'loss': '.4f', 'z_std': '.3f', 'top1': '.3f', 'lr': '.4g'}
+# Metrics that progress lines show, if measured, with their formats.
+_PROGRESS = {'loss': '.4f', 'z_std': '.3f', 'top1': '.3f', 'lr': '.4g'}
 
 
 def open_log(workdir: str, config: dict[str, Any], step: int) -> 'MetricWriter':
-    """The writers that config['log'] asks for, of a run that goes on from this step.
+    """Opens the writers that config['log'] requests.
+
+    Args:
+      workdir: Workdir of the run; exists.
+      config: Configuration of the run.
+      step: Step from which the run starts or resumes.
 
     Raises:
-      UserError: the package of a logger that is asked for is not installed.
+      UserError: The package of a requested logger is not installed.
     """
     log = config['log']
     return MetricWriter(
@@ -37,15 +42,15 @@ def open_log(workdir: str, config: dict[str, Any], step: int) -> 'MetricWriter':
 
 
 class MetricWriter:
-    """Measurements into metrics.jsonl and TensorBoard's events, progress to the terminal.
+    """Writes metrics to metrics.jsonl and TensorBoard events, and progress to the terminal.
 
-    Every process may call it; only the first one writes. A context manager, which closes it.
+    Every process may call it, but only process 0 writes. The end of its context closes it.
 
     Args:
-      workdir: of the run; exists.
-      tensorboard: whether to write events; needs clu and TensorFlow.
-      step: the run goes on from here; lines of later steps are dropped.
-      loggers: get the same points.
+      workdir: Workdir of the run; exists.
+      tensorboard: Write TensorBoard events; needs clu and TensorFlow.
+      step: Step from which the run starts or resumes; lines of later steps are dropped.
+      loggers: Loggers that receive the same metrics.
     """
 
     def __init__(
@@ -59,14 +64,14 @@ class MetricWriter:
         self.workdir, self._start, self._loggers = workdir, step, loggers
         self._folder = storage.folder(workdir)
         self._events: Any = None
-        self._bad, self._told = 0, False
+        self._num_bad_images, self._warned = 0, False
         self._first = jax.process_index() == 0
         if not self._first:
             return
         path = self._folder / 'metrics.jsonl'
         kept = path.read_text().splitlines() if path.exists() else []
         self._lines = [line for line in kept if _is_up_to(line, step)]
-        # By way of another file: a kill at the wrong moment must not take the old lines along.
+        # Replacing the file at once keeps the old lines if the run is killed here.
         partial = self._folder / 'metrics.jsonl.partial'
         partial.write_text(''.join(line + '\n' for line in self._lines))
         partial.replace(path)
@@ -80,22 +85,22 @@ class MetricWriter:
                 self._events = metric_writers.SummaryWriter(workdir)
 
     def start(self, images: int, steps_per_epoch: int) -> None:
-        """Says where everything goes and how to watch it.
+        """Prints the workdir and the command that shows the curves.
 
-        A line of starts.jsonl keeps when and on what the run was started, each time.
+        Each start of the run adds its time, versions and devices to starts.jsonl.
         """
         if self._first:
-            begun = {'time': round(time.time(), 3), 'step': self._start, 'images': images}
+            start = {'time': round(time.time(), 3), 'step': self._start, 'images': images}
             path = self._folder / 'starts.jsonl'
-            line = begun | {'steps_per_epoch': steps_per_epoch} | versions.describe_process()
+            line = start | {'steps_per_epoch': steps_per_epoch} | versions.describe_process()
             with self._tolerate_io_errors():
-                before = path.read_text() if path.exists() else ''
-                path.write_text(before + json.dumps(line) + '\n')
-        watch = 'tensorboard --logdir' if self._events else 'python -m simsiam_jax.tools.report'
-        say(f'everything goes to {self.workdir}; curves: {watch} {self.workdir}')
+                earlier = path.read_text() if path.exists() else ''
+                path.write_text(earlier + json.dumps(line) + '\n')
+        viewer = 'tensorboard --logdir' if self._events else 'python -m simsiam_jax.tools.report'
+        say(f'writing to {self.workdir}; view curves with: {viewer} {self.workdir}')
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, one point of each curve."""
+        """Writes one line of metrics.jsonl and one point of each curve."""
         if self._first:
             rounded = {key: float(f'{value:.7g}') for key, value in values.items()}
             with self._tolerate_io_errors():
@@ -110,7 +115,7 @@ class MetricWriter:
     def _append(self, line: str) -> None:
         self._lines.append(line)
         path = self._folder / 'metrics.jsonl'
-        if storage.is_remote(path):  # a bucket's objects cannot be appended to
+        if storage.is_remote(path):  # objects in a bucket cannot be appended to
             path.write_text('\n'.join(self._lines) + '\n')
             return
         with path.open('a') as lines:
@@ -118,48 +123,48 @@ class MetricWriter:
 
     @contextlib.contextmanager
     def _tolerate_io_errors(self) -> Iterator[None]:
-        """A full disk costs measurements, not the run; it is said once."""
+        """Prints the first error of writing in this context and lets the run continue."""
         try:
             yield
         except storage.io_errors() as error:
-            if not self._told:
-                why = storage.reason(error)
-                say(f'warning: measurements cannot be written: {why}; training goes on')
-            self._told = True
+            if not self._warned:
+                reason = storage.reason(error)
+                say(f'warning: metrics cannot be written: {reason}; training continues')
+            self._warned = True
 
-    def training(self, step: int, metrics: dict[str, Any], clock: Throughput) -> None:
-        """The metrics of a step, with the rate since the last call, and a line of progress."""
+    def training(self, step: int, metrics: dict[str, Any], throughput: Throughput) -> None:
+        """Writes the metrics of a step, with the rate since the last call, and a progress line."""
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
-        rate, wait = clock.lap(step)
+        rate, wait = throughput.lap(step)
         values |= {'images_per_second': rate, 'data_wait': wait}
         self.scalars(step, {f'train/{key}': value for key, value in values.items()})
-        shown = '  '.join(
-            f'{key} {values[key]:{form}}' for key, form in _SHOWN.items() if key in values
+        progress = '  '.join(
+            f'{key} {values[key]:{form}}' for key, form in _PROGRESS.items() if key in values
         )
-        if clock.live:
-            clock.show(f'{shown}  data wait {wait:.0%}')
+        if throughput.live:
+            throughput.show(f'{progress}  data wait {wait:.0%}')
         else:
             say(
-                f'step {step}/{clock.last}  {shown}  {rate:.0f} images/s  '
-                f'data wait {wait:.0%}  left {clock.left(step)}'
+                f'step {step}/{throughput.last}  {progress}  {rate:.0f} images/s  '
+                f'data wait {wait:.0%}  eta {throughput.eta(step)}'
             )
 
     def text(self, name: str, text: str) -> None:
-        """A text file in the workdir."""
+        """Writes a text file in the workdir."""
         if self._first:
             with self._tolerate_io_errors():
                 (self._folder / name).write_text(text + '\n')
 
     def bad_images(self, bad: dict[str, str]) -> None:
-        """The images that could not be read, with the reason, in bad_images.txt."""
-        if len(bad) > self._bad:
-            self._bad = len(bad)
+        """Writes unreadable images and the reasons to bad_images.txt, and prints their number."""
+        if len(bad) > self._num_bad_images:
+            self._num_bad_images = len(bad)
             rows = [f'{name}\t{reason}' for name, reason in sorted(bad.items())]
             self.text('bad_images.txt', '\n'.join(rows))
-            say(f'{len(bad)} images cannot be read and are replaced by others: bad_images.txt')
+            say(f'{len(bad)} unreadable images are replaced by others; see bad_images.txt')
 
     def views(self, grid: Float[np.ndarray, 'H W 3']) -> None:
-        """The picture of augmented views, values in [0, 1]: views.png and TensorBoard."""
+        """Writes a picture of augmented views, values in [0, 1], to views.png and TensorBoard."""
         from PIL import Image
 
         if self._first:
@@ -184,5 +189,5 @@ class MetricWriter:
 def _is_up_to(line: str, step: int) -> bool:
     try:
         return json.loads(line)['step'] <= step
-    except ValueError:  # a line cut off by a kill
+    except ValueError:  # a kill truncated the line
         return False

@@ -1,1 +1,1 @@
-"""HTML pages of runs and of what networks see."""
+"""HTML pages of runs and embeddings."""

@@ -1,4 +1,4 @@
-"""The curves of runs, one chart a quantity, all runs in each."""
+"""Charts of the metrics of runs, one chart per metric with all runs."""
 
 import html
 import math
@@ -10,23 +10,24 @@ import numpy as np
 from simsiam_jax.pages import page
 from simsiam_jax.pages.runs import Curve, RunRecord
 
-# Colors that the color-blind tell apart (Okabe & Ito), and some more.
+# Colors that the color-blind can distinguish (Okabe & Ito), and some more.
 _COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#882255', '#555555')
 _DASHES = ('solid', 'dash', 'dot')
 
-# Keys in the order of their charts; those of one title share it. Others follow under their names.
+# Titles of charts in their order; keys with the same title share a chart. Charts of all other keys
+# follow, titled by the key.
 _TITLES = {
     'train/loss': 'loss',
     'train/z_std': 'z_std: 1 is healthy, 0 collapsed',
-    'guard/rank': 'effective rank',
+    'guard/rankme': 'effective rank (RankMe)',
     'eval/knn_top1': 'kNN top-1',
     'train/lr': 'learning rate',
     'train/lr_predictor': 'learning rate',
     'train/lr_backbone': 'learning rate',
     'train/images_per_second': 'images/s',
-    'train/data_wait': 'waiting for data, share of the time',
+    'train/data_wait': 'waiting for data, fraction of the time',
 }
-_MOST = 2000  # points of a curve
+_MAX_POINTS = 2000  # per curve
 
 _STYLE = """<style>
 .runs { position: sticky; top: 0; z-index: 9; background: #fff; padding: .5rem 0; display: flex;
@@ -48,38 +49,38 @@ document.querySelectorAll('.runs input').forEach((box, run) => box.onchange = ()
     if (own.length) Plotly.restyle(chart, {visible: box.checked}, own);
   }));
 document.querySelector('.runs select').onchange = event => charts.forEach((chart, i) => {
-  const of = trace => event.target.value === 'images' ? trace.meta.batch : 1;
-  Plotly.restyle(chart, {x: steps[i].map((x, k) => x.map(step => step * of(chart.data[k])))});
+  const factor = trace => event.target.value === 'images' ? trace.meta.batch : 1;
+  Plotly.restyle(chart, {x: steps[i].map((x, k) => x.map(step => step * factor(chart.data[k])))});
 });
 </script>"""
 
 
-def draw(runs: Sequence[RunRecord]) -> str:
-    """Charts that stand beside each other where there is room, and what chooses their runs."""
+def render_curves(runs: Sequence[RunRecord]) -> str:
+    """Returns the HTML of all charts, with controls for the runs and the horizontal axis."""
     colors = [_COLORS[i % len(_COLORS)] for i in range(len(runs))]
-    # What is measured once, as at the end, stands in the summary.
+    # Metrics that are measured once, such as at the end, are in the summary only.
     keys = {key for run in runs for key, curve in run.curves.items() if len(curve) > 1}
     if not keys:
-        return '<p>Nothing is measured twice yet.</p>'
+        return '<p>No metric has two points yet.</p>'
     by_title: dict[str, list[str]] = {}
     for key in [*(key for key in _TITLES if key in keys), *sorted(keys - _TITLES.keys())]:
         by_title.setdefault(_TITLES.get(key, key), []).append(key)
     charts = [
-        f'<div>{page.plot(_chart(title, together, runs, colors), first=i == 0)}</div>'
-        for i, (title, together) in enumerate(by_title.items())
+        f'<div>{page.plot(_chart(title, shared, runs, colors), first=i == 0)}</div>'
+        for i, (title, shared) in enumerate(by_title.items())
     ]
-    chosen = ''.join(
+    checkboxes = ''.join(
         f'<label><input type="checkbox" checked><i style="background:{color}"></i>'
         f'{html.escape(run.name)}</label>'
         for run, color in zip(runs, colors, strict=True)
         if len(runs) > 1
     )
     axis = (
-        '<label>against <select><option value="steps">steps</option>'
+        '<label>x axis <select><option value="steps">steps</option>'
         '<option value="images">images seen</option></select></label>'
     )
     return (
-        f'{_STYLE}<div class="runs">{axis}{chosen}</div>'
+        f'{_STYLE}<div class="runs">{axis}{checkboxes}</div>'
         f'<div class="charts">{"".join(charts)}</div>{_SCRIPT}'
     )
 
@@ -93,7 +94,7 @@ def _chart(
     for number, (run, color) in enumerate(zip(runs, colors, strict=True)):
         for key, dash in zip(keys, _DASHES, strict=False):
             curve = _thinned(run.curves.get(key, []))
-            what = key.rpartition('/')[2]
+            name = key.rpartition('/')[2]
             chart.add_trace(
                 go.Scatter(
                     x=[step for step, _ in curve],
@@ -101,8 +102,8 @@ def _chart(
                     mode='lines+markers' if len(curve) < 30 else 'lines',
                     marker={'size': 4},
                     line={'color': color, 'dash': dash, 'width': 1.5},
-                    name=what,
-                    legendgroup=what,
+                    name=name,
+                    legendgroup=name,
                     showlegend=len(keys) > 1 and number == 0,
                     meta={'run': number, 'batch': run.batch_size},
                     hovertemplate='%{x}: %{y:.5g}' + f'<extra>{html.escape(run.name)}</extra>',
@@ -119,6 +120,6 @@ def _chart(
 
 
 def _thinned(curve: Curve) -> Curve:
-    """At most so many points, spread evenly, the last among them."""
-    places = np.unique(np.linspace(0, len(curve) - 1, min(_MOST, len(curve))).astype(int))
-    return [curve[i] for i in places]
+    """Returns at most _MAX_POINTS evenly spaced points, including the last."""
+    count = min(_MAX_POINTS, len(curve))
+    return [curve[i] for i in np.unique(np.linspace(0, len(curve) - 1, count).astype(int))]

@@ -1,4 +1,4 @@
-"""Features of images, and their nearest neighbors as a page shows them."""
+"""Features of images, and the nearest neighbors of images as HTML."""
 
 import dataclasses
 import pathlib
@@ -19,11 +19,13 @@ from simsiam_jax.training import mesh as mesh_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedded:
-    """Images and what a network makes of them.
+class Embedding:
+    """Images with their features.
 
     Attributes:
-      names: of the images that features holds: a path, or what else tells one from the others.
+      source: All images.
+      features: Features of the readable images.
+      names: Path, or another unique name, of each image in `features`.
     """
 
     source: inputs.ImageSet
@@ -31,23 +33,28 @@ class Embedded:
     names: list[str]
 
 
-def embed(checkpoint: str, images: str, batch_size: int, most: int | None = None) -> Embedded:
-    """Images with their features in evaluation mode; bad images are left out.
+def embed(
+    checkpoint: str, images: str, batch_size: int, max_images: int | None = None
+) -> Embedding:
+    """Computes features in evaluation mode; skips unreadable images.
 
     Args:
-      most: of the images so many, spread evenly; None: all.
+      checkpoint: Workdir or weight file of the encoder.
+      images: Source of the images, as config.data.source names it.
+      batch_size: Images per batch, at least one per device.
+      max_images: Number of images, evenly spaced in the source; None embeds all.
 
     Raises:
-      UserError: the checkpoint or the images cannot be used.
+      UserError: The checkpoint or the images cannot be used.
     """
     encoder = encoder_lib.open_encoder(checkpoint)
     trained = encoder.config
     data = config_lib.knn().data
-    data.backend = 'host'  # files keep their names
+    data.backend = 'host'  # this backend keeps the files' names
     data.channels = trained['data']['channels']
     data.tfds_data_dir = trained['data']['tfds_data_dir']
     source = inputs.open_source(images, data)
-    kept = np.linspace(0, len(source) - 1, min(most or len(source), len(source))).astype(int)
+    kept = np.linspace(0, len(source) - 1, min(max_images or len(source), len(source))).astype(int)
     if len(kept) < len(source):
         source = subset.take(source, kept)
     mesh = mesh_lib.make_mesh()
@@ -66,41 +73,59 @@ def embed(checkpoint: str, images: str, batch_size: int, most: int | None = None
         names = [f'{images}[{kept[i]}]' for i in features.indices]
     else:
         names = [source.source.name(int(i)) for i in features.indices]
-    return Embedded(source, features, names)
+    return Embedding(source, features, names)
 
 
 def neighbors(features: Features, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(places, cosine similarities) [N, k] of every image's nearest others."""
+    """Returns positions and cosine similarities [N, k] of every image's nearest neighbors.
+
+    An image is not its own neighbor.
+
+    Raises:
+      UserError: k is not from 1 to N - 1.
+    """
     if not 0 < k < len(features.x):
         raise errors.UserError(
-            f'--neighbors is {k}; expected from 1 to {len(features.x) - 1}, the other images'
+            f'--neighbors is {k}; expected 1 to {len(features.x) - 1}, the number of other images'
         )
     x = np.asarray(l2_normalize(jnp.asarray(features.x)))
-    similarity, places = knn.nearest(x, x, mesh_lib.make_mesh(), k=k + 1)
-    # Among exact copies an image need not be its own nearest: it is left out where it stands.
-    own = places == np.arange(len(x))[:, None]
+    similarities, positions = knn.nearest(x, x, mesh_lib.make_mesh(), k=k + 1)
+    # An image with exact copies is not always its own nearest, and may even be missing: then the
+    # last neighbor is dropped instead.
+    own = positions == np.arange(len(x))[:, None]
     own[~own.any(1), -1] = True
     shape = (len(x), k)
-    return places[~own].reshape(shape), similarity[~own].reshape(shape)
+    return positions[~own].reshape(shape), similarities[~own].reshape(shape)
 
 
-def draw(embedded: Embedded, places: np.ndarray, similarities: np.ndarray, *, queries: int) -> str:
-    """Rows of images, spread evenly, each with its nearest as neighbors() gives them."""
-    source, features = embedded.source, embedded.features
+def render_neighbors(
+    embedding: Embedding, positions: np.ndarray, similarities: np.ndarray, *, num_queries: int
+) -> str:
+    """Returns the HTML of evenly spaced images, each in a row with its nearest neighbors.
 
-    def show(place: int, similarity: float | None = None) -> str:
-        index = int(features.indices[place])
+    Args:
+      embedding: Images with their features.
+      positions: Positions [N, k] of the neighbors, as returned by neighbors().
+      similarities: Their cosine similarities [N, k].
+      num_queries: Number of rows.
+    """
+    source, features = embedding.source, embedding.features
+
+    def figure(position: int, similarity: float | None = None) -> str:
+        index = int(features.indices[position])
         if isinstance(source, ArraySource):
             image = source.images[index]
         else:
             image, _ = source.example(index)
-        caption = [pathlib.PurePath(embedded.names[place]).name]
+        caption = [pathlib.PurePath(embedding.names[position]).name]
         if source.classes:
-            caption.append(source.classes[features.labels[place]])
+            caption.append(source.classes[features.labels[position]])
         if similarity is not None:
             caption.append(f'{similarity:.3f}')
         return page.figure(page.picture(image), caption, query=similarity is None)
 
     count = len(features.x)
-    chosen = np.unique(np.linspace(0, count - 1, min(queries, count)).astype(int))
-    return ''.join(page.row([show(i), *map(show, places[i], similarities[i])]) for i in chosen)
+    queries = np.unique(np.linspace(0, count - 1, min(num_queries, count)).astype(int))
+    return ''.join(
+        page.row([figure(i), *map(figure, positions[i], similarities[i])]) for i in queries
+    )

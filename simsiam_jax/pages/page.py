@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: no network is needed to look at them."""
+"""Self-contained HTML pages that need no network."""
 
 import base64
 import html
@@ -34,7 +34,10 @@ pre { overflow-x: auto; background: #f6f6f6; padding: .75rem; font-size: .8rem }
 
 
 def picture(image: np.ndarray, *, side: int = 128) -> str:
-    """A data: URL of an image [H, W, C], uint8; one that is not RGB shows its first channel."""
+    """Returns a data: URL of an image [H, W, C], uint8, at most `side` pixels wide and high.
+
+    Images that are not RGB show their first channel.
+    """
     pixels = image if image.shape[-1] == 3 else image[..., 0]
     small = Image.fromarray(pixels)
     small.thumbnail((side, side))
@@ -44,7 +47,7 @@ def picture(image: np.ndarray, *, side: int = 128) -> str:
 
 
 def figure(url: str, caption: Sequence[str], *, query: bool = False) -> str:
-    """A picture with lines of text under it."""
+    """Returns an image with a caption, one line per string."""
     lines = '<br>'.join(html.escape(line) for line in caption)
     alt = html.escape(caption[0])
     kind = ' class="query"' if query else ''
@@ -52,17 +55,20 @@ def figure(url: str, caption: Sequence[str], *, query: bool = False) -> str:
 
 
 def row(figures: Sequence[str]) -> str:
-    """Beside each other, as far as there is room."""
+    """Returns figures side by side, in several lines if the page is narrow."""
     return f'<div class="row">{"".join(figures)}</div>'
 
 
 def scatter(points: np.ndarray, groups: Sequence[str], names: Sequence[str], *, title: str) -> Any:
-    """Points [N, 2], a color and a legend entry for each group; names are shown on hovering."""
+    """Returns a scatter plot of points [N, 2] with a color and a legend entry for each group.
+
+    Hovering over a point shows its name.
+    """
     import plotly.graph_objects as go
 
-    plot, of = go.Figure(), np.asarray(groups)
+    plot = go.Figure()
     for group in sorted(set(groups)):
-        (members,) = np.nonzero(of == group)
+        (members,) = np.nonzero(np.asarray(groups) == group)
         plot.add_trace(
             go.Scatter(
                 x=points[members, 0],
@@ -88,7 +94,7 @@ def scatter(points: np.ndarray, groups: Sequence[str], names: Sequence[str], *, 
 
 
 def plot(chart: Any, *, first: bool) -> str:
-    """The chart as HTML; the first one of a page brings the library along."""
+    """Returns a chart as HTML; the first chart of a page must include the library."""
     import plotly.io
 
     return plotly.io.to_html(
@@ -102,7 +108,13 @@ def plot(chart: Any, *, first: bool) -> str:
 def table(
     head: Sequence[str], rows: Mapping[str, Sequence[str]], *, marked: Container[str] = ()
 ) -> str:
-    """Rows by their names, with some of them marked; where it is too wide it scrolls in itself."""
+    """Returns a table that scrolls if it is too wide.
+
+    Args:
+      head: Names of the columns; empty names omit the head.
+      rows: Name of a row -> its cells.
+      marked: Names of the rows to highlight.
+    """
 
     def line(kind: str, name: str, cells: Sequence[str]) -> str:
         mark = ' class="marked"' if name in marked else ''
@@ -115,13 +127,13 @@ def table(
 
 
 def folded(summary: str, content: str, *, opened: bool = False) -> str:
-    """Content that is shown at a click."""
+    """Returns content that a click on the summary shows or hides."""
     state = ' open' if opened else ''
     return f'<details{state}><summary>{html.escape(summary)}</summary>{content}</details>'
 
 
 def page(title: str, sections: dict[str, str]) -> str:
-    """A page of sections, heading -> HTML."""
+    """Returns a page of sections, heading -> HTML."""
     body = ''.join(f'<h2>{html.escape(head)}</h2>{content}' for head, content in sections.items())
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -1,4 +1,4 @@
-"""The report of runs: one page with their curves, pictures, configurations and versions."""
+"""Reports of runs: one page with curves, images, configurations and versions."""
 
 import base64
 import datetime
@@ -21,64 +21,65 @@ from simsiam_jax.terminal import say
 
 NAME = 'report.html'
 
-# Images whose nearest neighbors are shown, so many of each, found among so many.
-_QUERIES, _NEAREST, _AMONG = 8, 7, 1000
+# Number of images in the report, of nearest neighbors per image, and of images to search.
+_NUM_QUERIES, _NUM_NEIGHBORS, _NUM_IMAGES = 8, 7, 1000
 
 
-def at_end(workdir: str) -> None:
-    """WORKDIR/report.html, by the first process. What is in its way is said and ends no run."""
+def write_report(workdir: str) -> None:
+    """Writes WORKDIR/report.html in process 0; prints a warning if that fails."""
     if jax.process_index():
         return
-    again = f'python -m simsiam_jax.tools.report {workdir}'
+    command = f'python -m simsiam_jax.tools.report {workdir}'
     try:
-        # One process of several cannot compute on the devices of all.
-        text = draw([workdir], neighbors=jax.process_count() == 1)
+        # A single process of several cannot run computations on all devices.
+        text = render_report([workdir], neighbors=jax.process_count() == 1)
         (epath.Path(workdir) / NAME).write_text(text)
     except ModuleNotFoundError as error:
         package = (error.name or '').partition('.')[0]
-        say(f'no report: {package} is not installed; pip install {package}, then {again}')
-    except Exception as error:  # whatever it is: the run is whole
+        say(f'no report: {package} is not installed. Run pip install {package}, then {command}')
+    except Exception as error:  # of any type, because the run itself is complete
         reason = [type(error).__name__, *str(error).splitlines()[:1]]
-        say(f'warning: no report: {": ".join(reason)}; {again} tries again')
+        say(f'warning: no report: {": ".join(reason)}; to retry, run {command}')
     else:
         say(f'report: {epath.Path(workdir) / NAME}')
 
 
-def draw(
+def render_report(
     workdirs: Sequence[str | os.PathLike[str]], *, neighbors: bool = True, images: str = ''
 ) -> str:
-    """The page of one run, or of several to compare.
+    """Returns the page of one run, or of several runs to compare.
 
     Args:
-      neighbors: whether to compute them, from the newest checkpoints.
-      images: a source to show the neighbors of; '': as the run says, those of the evaluation or
-        else of the training.
+      workdirs: Workdirs of the runs.
+      neighbors: Show nearest neighbors, computed from the newest checkpoints.
+      images: Source of the images whose neighbors are shown; '' uses the run's evaluation images,
+        or else its training images.
 
     Raises:
-      UserError: a folder is not the workdir of a run.
+      UserError: A folder is not the workdir of a run.
       ModuleNotFoundError: plotly is not installed.
     """
-    found = runs.read(workdirs)
-    sections = {'Summary': page.table([run.name for run in found], _summary(found))}
-    if warnings := _warnings(found):
+    records = runs.read_runs(workdirs)
+    sections = {'Summary': page.table([run.name for run in records], _summary(records))}
+    if warnings := _warnings(records):
         sections['Warnings'] = warnings
-    sections['Curves'] = curves.draw(found)
-    if views := _views(found):
-        sections['Augmented views, each image and its views side by side'] = views
+    sections['Curves'] = curves.render_curves(records)
+    if views := _views(records):
+        sections['Augmented views, each image beside its views'] = views
     if neighbors:
-        sections['Images, left, and their nearest by cosine similarity'] = ''.join(
+        sections['Images, left, and their nearest neighbors by cosine similarity'] = ''.join(
             page.folded(run.name, _neighbors(run, images), opened=i == 0)
-            for i, run in enumerate(found)
+            for i, run in enumerate(records)
         )
-    sections['Configuration'] = _configuration(found)
-    if any(run.starts for run in found):
-        sections['Versions and devices'] = _versions(found)
-    title = found[0].name if len(found) == 1 else f'{len(found)} runs'
+    sections['Configuration'] = _configuration(records)
+    if any(run.starts for run in records):
+        sections['Versions and devices'] = _versions(records)
+    title = records[0].name if len(records) == 1 else f'{len(records)} runs'
     return page.page(title, sections)
 
 
-def _summary(found: Sequence[RunRecord]) -> dict[str, list[str]]:
-    columns = [_facts(run) | _figures(run) | _circumstances(run) for run in found]
+def _summary(records: Sequence[RunRecord]) -> dict[str, list[str]]:
+    columns = [_facts(run) | _final_metrics(run) | _speed(run) for run in records]
     names = dict.fromkeys(name for column in columns for name in column)
     return {name: [column.get(name, '') for column in columns] for name in names}
 
@@ -88,7 +89,7 @@ def _facts(run: RunRecord) -> dict[str, str]:
     method = f'{config["method.name"]} on ' if 'method.name' in config else ''
     facts = {
         'task': config.get('task', ''),
-        'what': f'{method}{config.get("model.name", "")}',
+        'model': f'{method}{config.get("model.name", "")}',
         'data': config.get('data.source') or config.get('eval.train') or '',
         'steps': f'{step:,}',
         'epochs': f'of {config.get("epochs", "?")}',
@@ -101,35 +102,35 @@ def _facts(run: RunRecord) -> dict[str, str]:
     return facts
 
 
-def _figures(run: RunRecord) -> dict[str, str]:
-    """The last of what was measured; of accuracies the best, too."""
-    figures = {}
+def _final_metrics(run: RunRecord) -> dict[str, str]:
+    """Returns the last value of each metric, and the best value of accuracies."""
+    metrics = {}
     for key, curve in sorted(run.curves.items(), key=lambda item: item[0] != 'train/loss'):
         part, _, name = key.rpartition('/')
         if key in ('train/images_per_second', 'train/data_wait') or name.startswith('lr'):
             continue
-        figures[name if part == 'train' else key] = f'{curve[-1][1]:.5g}'
+        metrics[name if part == 'train' else key] = f'{curve[-1][1]:.5g}'
         step, best = max(curve, key=lambda point: point[1])
         if part == 'eval' and best > curve[-1][1]:
-            figures[key] += f' (best {best:.5g}, step {step:,})'
-    return figures
+            metrics[key] += f' (best {best:.5g}, step {step:,})'
+    return metrics
 
 
-def _circumstances(run: RunRecord) -> dict[str, str]:
+def _speed(run: RunRecord) -> dict[str, str]:
     rows = {}
-    if rate := run.typical('train/images_per_second'):
+    if rate := run.median('train/images_per_second'):
         rows['images/s (median)'] = f'{rate:,.0f}'
-    if (wait := run.typical('train/data_wait')) is not None:
+    if (wait := run.median('train/data_wait')) is not None:
         rows['waiting for data (median)'] = f'{wait:.0%}'
     if run.seconds:
         rows['time'] = str(datetime.timedelta(seconds=round(run.seconds)))
     return rows
 
 
-def _warnings(found: Sequence[RunRecord]) -> str:
-    """What the guard has said, and the images that could not be read."""
+def _warnings(records: Sequence[RunRecord]) -> str:
+    """Returns the warnings of the collapse monitor and the lists of unreadable images."""
     parts = []
-    for run in found:
+    for run in records:
         for name in ('guard.txt', 'bad_images.txt'):
             if (path := run.folder / name).exists():
                 text = f'<pre class="text">{html.escape(path.read_text())}</pre>'
@@ -137,10 +138,10 @@ def _warnings(found: Sequence[RunRecord]) -> str:
     return ''.join(parts)
 
 
-def _views(found: Sequence[RunRecord]) -> str:
-    """Each picture once, though several runs may have it."""
+def _views(records: Sequence[RunRecord]) -> str:
+    """Returns the pictures of augmented views; runs with identical pictures share one."""
     owners: dict[bytes, list[str]] = {}
-    for run in found:
+    for run in records:
         if (path := run.folder / 'views.png').exists():
             owners.setdefault(path.read_bytes(), []).append(run.name)
     pictures = [
@@ -154,44 +155,44 @@ def _views(found: Sequence[RunRecord]) -> str:
 def _neighbors(run: RunRecord, images: str) -> str:
     images = images or run.config.get('eval.test') or run.config.get('data.source') or ''
     try:
-        embedded = embedding.embed(str(run.folder), images, 64, _AMONG)
-        nearest = min(_NEAREST, len(embedded.features.x) - 1)
-        places, similarities = embedding.neighbors(embedded.features, nearest)
+        embedded = embedding.embed(str(run.folder), images, 64, _NUM_IMAGES)
+        k = min(_NUM_NEIGHBORS, len(embedded.features.x) - 1)
+        positions, similarities = embedding.neighbors(embedded.features, k)
     except (errors.UserError, OSError, ModuleNotFoundError) as error:
         return f'<p>None: {html.escape(str(error))}</p>'
-    among = f'<p>Among {len(embedded.features.x):,} images of {html.escape(images)}.</p>'
-    return among + embedding.draw(embedded, places, similarities, queries=_QUERIES)
+    rows = embedding.render_neighbors(embedded, positions, similarities, num_queries=_NUM_QUERIES)
+    return f'<p>Among {len(embedded.features.x):,} images of {html.escape(images)}.</p>{rows}'
 
 
-def _configuration(found: Sequence[RunRecord]) -> str:
-    """What differs between the runs, or of one run from the default; then all."""
-    columns = {run.name: run.config for run in found}
-    if len(found) == 1:
-        make = config_lib.DEFAULTS.get(found[0].config.get('task', ''), ConfigDict)
+def _configuration(records: Sequence[RunRecord]) -> str:
+    """Returns the values that differ between runs, or from the default of one run; then all."""
+    columns = {run.name: run.config for run in records}
+    if len(records) == 1:
+        make = config_lib.DEFAULTS.get(records[0].config.get('task', ''), ConfigDict)
         columns['default'] = flatten_dict(make().to_dict(), sep='.')
     keys = sorted({key for column in columns.values() for key in column})
-    rows = {key: [_shown(column.get(key, '')) for column in columns.values()] for key in keys}
+    rows = {key: [_text(column.get(key, '')) for column in columns.values()] for key in keys}
     differing = {key: cells for key, cells in rows.items() if len(set(cells)) > 1}
     everything = page.table(list(columns), rows, marked=differing)
-    first = page.table(list(columns), differing) if differing else '<p>Nothing differs.</p>'
+    first = page.table(list(columns), differing) if differing else '<p>No values differ.</p>'
     return first + page.folded(f'All {len(rows)} keys', everything)
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _versions(found: Sequence[RunRecord]) -> str:
-    """A column for every start of every run."""
+def _versions(records: Sequence[RunRecord]) -> str:
+    """Returns a table with a column for each start of each run."""
     columns: dict[str, dict[str, str]] = {}
-    for run in found:
+    for run in records:
         for start in run.starts:
-            begun = datetime.datetime.fromtimestamp(start['time'], datetime.UTC)
+            time = datetime.datetime.fromtimestamp(start['time'], datetime.UTC)
             head = f'{run.name}, from step {start["step"]:,}'
             while head in columns:
                 head += ', again'
             columns[head] = {
-                'begun': f'{begun:%Y-%m-%d %H:%M} UTC',
+                'started': f'{time:%Y-%m-%d %H:%M} UTC',
                 'host': start['host'],
                 'processes': str(start['processes']),
                 'devices': start['devices'],

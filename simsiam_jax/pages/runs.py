@@ -1,4 +1,4 @@
-"""A run as its workdir tells of it: running, ended or broken off."""
+"""Records of runs, read from workdirs of running, finished or interrupted runs."""
 
 import dataclasses
 import itertools
@@ -16,17 +16,21 @@ from simsiam_jax.runtime import storage
 
 Curve = list[tuple[int, float]]  # (step, value)
 
+# Metrics of earlier versions -> their names now.
+_RENAMED_METRICS = {'guard/rank': 'guard/rankme'}
+
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What the files of a workdir hold; empty where one is not there.
+    """Content of the files in a workdir; missing files leave fields empty.
 
     Attributes:
-      name: tells it from the others of a page.
-      config: by key, such as optim.momentum.
-      curves: by key, such as train/loss.
-      starts: see runtime/versions.py.
-      seconds: it ran, as far as times were kept.
+      name: Name that is unique on a page.
+      folder: Workdir of the run.
+      config: Values by key, such as optim.momentum.
+      curves: Curves by key, such as train/loss.
+      starts: Lines of starts.jsonl, as written by MetricWriter.start.
+      seconds: Time the run has taken, measured as far as the files have times.
     """
 
     name: str
@@ -38,11 +42,12 @@ class RunRecord:
 
     @property
     def step(self) -> int:
+        """Last step with a metric."""
         return max((curve[-1][0] for curve in self.curves.values()), default=0)
 
     @property
     def steps(self) -> int:
-        """In all, as planned; 0 where that is not known."""
+        """Planned number of steps; 0 if unknown."""
         return self.steps_per_epoch * self.config.get('epochs', 0)
 
     @property
@@ -53,35 +58,35 @@ class RunRecord:
     def batch_size(self) -> int:
         return self.config.get('batch_size', 0)
 
-    def typical(self, key: str) -> float | None:
-        """The median."""
+    def median(self, key: str) -> float | None:
+        """Returns the median of a curve; None if there is none."""
         return statistics.median(y for _, y in self.curves[key]) if key in self.curves else None
 
 
-def read(workdirs: Sequence[str | os.PathLike[str]]) -> list[RunRecord]:
-    """The runs, named by what their paths do not have in common.
+def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[RunRecord]:
+    """Reads the records of runs, named by the parts of their paths that differ.
 
     Raises:
-      UserError: a folder is not the workdir of a run.
+      UserError: A folder is not the workdir of a run.
     """
     paths = list(dict.fromkeys(storage.folder(workdir) for workdir in workdirs))
     levels = zip(*(path.parent.parts for path in paths), strict=False)
     common = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, levels)))
-    found = []
+    records = []
     for path in paths:
         with storage.reading(path):
-            found.append(_read(path, '/'.join(path.parts[common:])))
-    return found
+            records.append(_read_run(path, '/'.join(path.parts[common:])))
+    return records
 
 
-def _read(folder: epath.Path, name: str) -> RunRecord:
+def _read_run(folder: epath.Path, name: str) -> RunRecord:
     if not (folder / 'metrics.jsonl').exists():
         raise errors.UserError(
             f'{folder} has no metrics.jsonl; expected the workdir of a run of task pretrain, '
             'linear or finetune'
         )
-    lines = json_lines(folder / 'metrics.jsonl')
-    starts = json_lines(folder / 'starts.jsonl')
+    lines = _read_json_lines(folder / 'metrics.jsonl')
+    starts = _read_json_lines(folder / 'starts.jsonl')
     path = folder / 'config.json'
     config = json.loads(path.read_text()) if path.exists() else {}
     return RunRecord(
@@ -89,35 +94,36 @@ def _read(folder: epath.Path, name: str) -> RunRecord:
     )
 
 
-def json_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """[] where there is no such file; a line that is cut off is left out."""
-    found = []
+def _read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
+    """Reads the lines of a file, [] if it is missing; skips truncated lines."""
+    values = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(line))
+            values.append(json.loads(line))
         except ValueError:
             continue
-    return found
+    return values
 
 
-def curves(folder: str | os.PathLike[str]) -> dict[str, Curve]:
-    """Those of a workdir's metrics.jsonl, name -> (step, value) of every point."""
-    return _curves(json_lines(epath.Path(folder) / 'metrics.jsonl'))
+def read_curves(folder: str | os.PathLike[str]) -> dict[str, Curve]:
+    """Reads the curves of a workdir's metrics.jsonl, by key."""
+    return _curves(_read_json_lines(epath.Path(folder) / 'metrics.jsonl'))
 
 
 def _curves(lines: list[dict[str, Any]]) -> dict[str, Curve]:
-    found: dict[str, Curve] = {}
+    curves: dict[str, Curve] = {}
     for values in lines:
         for key in values.keys() - {'step', 'time'}:
-            found.setdefault(key, []).append((values['step'], values[key]))
-    return found
+            name = _RENAMED_METRICS.get(key, key)
+            curves.setdefault(name, []).append((values['step'], values[key]))
+    return curves
 
 
 def _seconds(starts: list[dict[str, Any]], lines: list[dict[str, Any]]) -> float:
-    """From each start to the last measurement before the next."""
+    """Sums the times from each start to the last metrics before the next start."""
     total = 0.0
-    begins = [start['time'] for start in starts]
-    for begin, end in itertools.pairwise([*begins, float('inf')]):
-        times = [line['time'] for line in lines if begin <= line.get('time', 0) < end]
-        total += max(times, default=begin) - begin
+    start_times = [start['time'] for start in starts]
+    for start, end in itertools.pairwise([*start_times, float('inf')]):
+        times = [line['time'] for line in lines if start <= line.get('time', 0) < end]
+        total += max(times, default=start) - start
     return total

@@ -67,7 +67,7 @@ def require_client(folder: epath.Path) -> None:
     except ImportError as error:
         raise errors.UserError(
             f'google-cloud-storage is not installed; checkpoints in {folder} need it. '
-            'Run: pip install google-cloud-storage'
+            'Run pip install google-cloud-storage'
         ) from error
 
 

@@ -54,7 +54,7 @@ def save(path: str, columns: dict[str, Any], classes: tuple[str, ...]) -> None:
 
 
 def draw(
-    embedded: embedding.Embedded, columns: dict[str, Any], *, title: str, map_name: str
+    embedded: embedding.Embedding, columns: dict[str, Any], *, title: str, map_name: str
 ) -> str:
     """The page: some images, spread evenly, with their neighbors; and the map."""
     classes, features = embedded.source.classes, embedded.features
@@ -70,8 +70,10 @@ def draw(
     )
     sections[f'Map of the features ({map_name})'] = page.plot(chart, first=True)
     if 'neighbors' in columns:
-        sections['Images, left, and their nearest by cosine similarity'] = embedding.draw(
-            embedded, columns['neighbors'], columns['similarities'], queries=_QUERIES
+        sections['Images, left, and their nearest neighbors by cosine similarity'] = (
+            embedding.render_neighbors(
+                embedded, columns['neighbors'], columns['similarities'], num_queries=_QUERIES
+            )
         )
     return page.page(title, sections)
 

@@ -30,7 +30,9 @@ def run(arguments: command_line.Arguments) -> None:
             raise errors.UserError(
                 'no run is given; python -m simsiam_jax.tools.report WORKDIR [WORKDIR ...]'
             )
-        text = report.draw(arguments.positional, neighbors=given.neighbors, images=given.images)
+        text = report.render_report(
+            arguments.positional, neighbors=given.neighbors, images=given.images
+        )
         out.write_text(text)
     except errors.UserError as error:
         sys.exit(f'error: {error}')

@@ -39,7 +39,7 @@ def run(disk: pathlib.Path, logs: pathlib.Path) -> list[str]:
             pass
     code = kills.end(started)
     full, kept = log.read_text(), checkpoint_reader.list_steps(workdir / checkpoint_reader.FOLDER)
-    if code != [1] or not kept or 'Traceback' in full or 'training goes on' not in full:
+    if code != [1] or not kept or 'Traceback' in full or 'training continues' not in full:
         raise AssertionError(f'{code}, {kept}: {full}')
     filler.unlink()
     if kills.end(kills.start(workdir, 1, logs=logs)) != [0]:

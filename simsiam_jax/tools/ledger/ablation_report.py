@@ -11,7 +11,7 @@ matplotlib.use('Agg')
 
 from matplotlib import pyplot as plt
 
-from simsiam_jax.pages.runs import curves
+from simsiam_jax.pages.runs import read_curves
 
 COLUMNS = ('knn', 'linear', 'loss', 'z_std', 'seconds')
 
@@ -58,7 +58,7 @@ def _figure2(workdir: pathlib.Path, pair: dict[str, str]) -> None:
     names = {'train/loss': 'loss', 'train/z_std': 'std of z/|z|, x sqrt(d)', 'eval/knn_top1': 'kNN'}
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout='constrained')
     for row, label in pair.items():
-        runs = [curves(folder) for folder in sorted((workdir / row).iterdir())]
+        runs = [read_curves(folder) for folder in sorted((workdir / row).iterdir())]
         for axis, (key, title) in zip(axes, names.items(), strict=True):
             steps = [step for step, _ in runs[0][key]]
             values = np.array([[value for _, value in run[key]] for run in runs])

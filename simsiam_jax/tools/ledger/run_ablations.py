@@ -39,7 +39,7 @@ def run_once(config: ConfigDict, folder: pathlib.Path) -> Result:
     with (folder / 'log.txt').open('w') as log, contextlib.redirect_stdout(log):
         with memory.oom_as_user_error(config):
             pretrain.run(config, str(folder))
-        curves = runs.curves(folder)
+        curves = runs.read_curves(folder)
         last = {key: values[-1][1] for key, values in curves.items()}
         linear = _linear(folder) if math.isfinite(last['train/loss']) else math.nan
     return {
