@@ -1,1 +1,1 @@
-"""Backbones, heads and the network made of them."""
+"""Backbones, heads and the network that combines them."""

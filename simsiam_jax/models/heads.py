@@ -1,4 +1,4 @@
-"""The heads: projection and prediction MLPs (SimSiam, section 3), and prototypes (SwAV)."""
+"""Heads: projection and prediction MLPs (SimSiam, section 3) and prototypes (SwAV)."""
 
 from typing import Any
 
@@ -8,20 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default: a fixed std of 0.01 may not converge.
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default; with std 0.01 training may not converge.
 _uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
 class MLP(nn.Module):
-    """Fully connected layers, ReLU between them.
+    """Fully connected layers with ReLUs between them.
 
     Attributes:
-      widths: of every layer; the last is the output.
-      hidden_bn: BN before each ReLU.
-      output_bn: BN on the output, which never has a ReLU.
-      output_affine: scale and bias in the output's BN.
-      dtype: of the computation; the output is float32 always.
-      axis_name: mesh axis over which BN is synchronized, None for a single device.
+      widths: Width of every layer; the last is the output.
+      hidden_bn: Whether there is BN before each ReLU.
+      output_bn: Whether there is BN on the output, which never has a ReLU.
+      output_affine: Whether the output's BN has scale and bias.
+      dtype: Type of the computation; the output is always float32.
+      axis_name: Mesh axis over which BN is synchronized; None for a single device.
     """
 
     widths: tuple[int, ...]
@@ -62,7 +62,7 @@ class MLP(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """The centers of `count` clusters in `dim` dimensions."""
+    """Centers of `count` clusters in `dim` dimensions."""
 
     count: int
     dim: int

@@ -1,9 +1,10 @@
-"""The two places of a ResNet where XLA moves more bytes on GPUs than it must.
+"""Fused gradients for the two parts of a ResNet for which XLA moves too many bytes on GPUs.
 
-BN, shortcut and ReLU: the plain gradient writes the masked gradient and reads it again; here the
-mask is made anew from the convolution's output in each of two passes. Max-pool: the plain gradient
-scatters; here it gathers, by an index of one byte. Both agree with the plain versions: those are
-the reference, and better on TPUs, where XLA makes BN's sums part of the convolutions.
+BN, shortcut and ReLU: the plain gradient writes the masked gradient and reads it again. The fused
+gradient recomputes the mask from the convolution's output in each of two passes. Max-pool: the
+plain gradient scatters; the fused gradient gathers by an index of one byte. Both agree with the
+plain versions, which are the reference. On TPUs the plain versions are faster, because XLA makes
+BN's sums part of the convolutions.
 """
 
 import functools
@@ -18,16 +19,16 @@ KERNELS = ('auto', 'plain', 'fused')
 
 
 def are_fused(kernels: str) -> bool:
-    """Whether one of KERNELS means the fused versions here; 'auto' does so on GPUs."""
+    """Returns whether this choice of KERNELS uses the fused versions; 'auto' does on GPUs."""
     return kernels == 'fused' or (kernels == 'auto' and jax.default_backend() == 'gpu')
 
 
 class NormReLU(nn.BatchNorm):
-    """relu(BN(y) + shortcut), with the variables of nn.BatchNorm.
+    """relu(BN(y) + shortcut) with the variables of nn.BatchNorm.
 
     Attributes:
-      relu: False leaves the ReLU out.
-      fused: in training, two passes over memory forward and two backward.
+      relu: Whether to apply the ReLU.
+      fused: Whether training uses two passes over memory forward and two backward.
     """
 
     relu: bool = True
@@ -56,7 +57,7 @@ class NormReLU(nn.BatchNorm):
 
 
 def _statistics(y: Array, axis_name: str | None) -> tuple[Array, Array]:
-    """Mean and variance by channel over all devices, float32; one read of y."""
+    """Returns mean and variance by channel over all devices, in float32, with one read of y."""
     x = y.astype(jnp.float32)
     sums = _sums(x, jnp.square(x))
     mean, square = _over_devices(sums, axis_name) / _count(y, axis_name)
@@ -64,7 +65,7 @@ def _statistics(y: Array, axis_name: str | None) -> tuple[Array, Array]:
 
 
 def _sums(a: Array, b: Array) -> Array:
-    """[2, C] by channel; an image at a time first, so that both end in one small kernel."""
+    """Returns sums by channel [2, C]; sums by image first, so that one small kernel ends both."""
     return jnp.stack([a.sum((1, 2)), b.sum((1, 2))]).sum(1)
 
 
@@ -73,7 +74,7 @@ def _over_devices(x: Array, axis_name: str | None) -> Array:
 
 
 def _count(y: Array, axis_name: str | None) -> int:
-    """Values of a channel on all devices."""
+    """Returns the number of values of a channel on all devices."""
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     return y.size // y.shape[-1] * devices
 
@@ -88,7 +89,7 @@ def _normalize(
     mean: Array,
     rstd: Array,
 ) -> Array:
-    """The output, of y's dtype; its gradient is that through `mean` and `rstd` too."""
+    """Returns the output in y's dtype; its gradient includes the one through `mean` and `rstd`."""
     _, relu = static
     x = _affine(y, scale, bias, mean, rstd)
     x = x.astype(y.dtype) if shortcut is None else x.astype(y.dtype) + shortcut
@@ -103,8 +104,8 @@ def _normalize_forward(static: Any, y: Array, shortcut: Array | None, *rest: Arr
     out = _normalize(static, y, shortcut, *rest)
     if shortcut is None:
         return out, (y, None, *rest)
-    # The next block reads the output anyway: kept, where XLA would compute it again from y and
-    # the shortcut.
+    # The next block reads the output anyway. The barrier keeps it; otherwise XLA would recompute it
+    # from y and the shortcut.
     out = jax.lax.optimization_barrier(out)
     return out, (y, out, *rest)
 
@@ -121,17 +122,17 @@ def _normalize_backward(static: Any, residuals: Any, g: Array) -> Any:
 
     d = masked(y, g)
     if out is not None:
-        g = d  # the shortcut's gradient, written once and read by the second pass
+        g = d  # the second pass reads the shortcut's gradient, which is written once
     d = d.astype(jnp.float32)
     own = _sums(d, d * (y - mean))
     total, count = _over_devices(own, axis_name), _count(y, axis_name)
     slope = rstd * scale
     offset = slope * total[0] / count
-    inclination = slope * jnp.square(rstd) * total[1] / count
-    # Without the barrier XLA writes what both passes compute, instead of computing it twice.
-    y, g, offset, inclination = jax.lax.optimization_barrier((y, g, offset, inclination))
+    projection = slope * jnp.square(rstd) * total[1] / count
+    # Without the barrier XLA stores what both passes need, instead of computing it twice.
+    y, g, offset, projection = jax.lax.optimization_barrier((y, g, offset, projection))
     d = (masked(y, g) if out is None else g).astype(jnp.float32)
-    dy = slope * d - offset - inclination * (y - mean)
+    dy = slope * d - offset - projection * (y - mean)
     shortcut = None if out is None else g
     return dy.astype(y.dtype), shortcut, own[1] * rstd, own[0], None, None
 
@@ -140,7 +141,7 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def max_pool(x: Float[Array, 'B H W C'], *, fused: bool = False) -> Float[Array, 'B H2 W2 C']:
-    """3x3, stride 2, padding 1; of equal values the first, in rows, has the gradient."""
+    """Max-pools 3x3, stride 2, padding 1; the first of equal values, by rows, gets the gradient."""
     if fused:
         return _max_pool(x.shape[1:3], x)
     return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
@@ -152,31 +153,31 @@ def _max_pool(size: tuple[int, int], x: Array) -> Array:
 
 
 def _max_pool_forward(size: tuple[int, int], x: Array) -> tuple[Array, Array]:
-    """The pooled image, and each pixel's place 0 to 8 in its window."""
+    """Returns the pooled image and the position, 0 to 8, of each maximum in its window."""
     pad = ((0, 0), (1, 1), (1, 1), (0, 0))
     padded = jnp.pad(x, pad, constant_values=-jnp.inf)
     height, width = ((n + 1) // 2 for n in size)
 
-    def pixels(place: int) -> Array:
-        top, left = divmod(place, 3)
+    def pixels(position: int) -> Array:
+        top, left = divmod(position, 3)
         return padded[:, top : top + 2 * height - 1 : 2, left : left + 2 * width - 1 : 2]
 
     best = pixels(0)
     index = jnp.zeros(best.shape, jnp.uint8)
-    for place in range(1, 9):
-        pixel = pixels(place)
-        index = jnp.where(pixel > best, jnp.uint8(place), index)
+    for position in range(1, 9):
+        pixel = pixels(position)
+        index = jnp.where(pixel > best, jnp.uint8(position), index)
         best = jnp.maximum(best, pixel)  # NaN stays NaN
     return best, index
 
 
 def _max_pool_backward(size: tuple[int, int], index: Array, g: Array) -> tuple[Array]:
     dx = jnp.zeros((g.shape[0], *size, g.shape[3]), jnp.float32)
-    # The last place first: a pixel's windows in rows, the order of the plain gradient's sum.
-    for place in reversed(range(9)):
-        part = jnp.where(index == place, g, 0).astype(jnp.float32)
+    # From the last position to the first, the plain gradient adds a pixel's windows by rows.
+    for position in reversed(range(9)):
+        part = jnp.where(index == position, g, 0).astype(jnp.float32)
         config = [(0, 0, 0)]
-        for n, windows, offset in zip(size, g.shape[1:3], divmod(place, 3), strict=True):
+        for n, windows, offset in zip(size, g.shape[1:3], divmod(position, 3), strict=True):
             low = offset - 1
             config.append((low, n - low - (2 * windows - 1), 1))
         dx = dx + jax.lax.pad(part, jnp.float32(0), [*config, (0, 0, 0)])

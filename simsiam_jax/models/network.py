@@ -1,4 +1,4 @@
-"""A view's way through the network: backbone, projector, predictor."""
+"""The network of a method: backbone, projector, predictor and prototypes."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from jaxtyping import Array, Num
 
 @flax.struct.dataclass
 class Outputs:
-    """What the network makes of one view.
+    """Outputs of the network for one view.
 
     Attributes:
-      feature: [B, C], the backbone's pooled output, what is evaluated and transferred.
+      feature: [B, C], the backbone's pooled output, which is evaluated and transferred.
       z: [B, D], the projector's output.
-      p: [B, D], the predictor's output, z itself where there is no predictor.
-      prototypes: [K, D], the same for every view; None where there are none.
+      p: [B, D], the predictor's output; z itself without a predictor.
+      prototypes: [K, D], identical for every view; None without prototypes.
     """
 
     feature: Any
@@ -25,7 +25,7 @@ class Outputs:
 
 
 class Network(nn.Module):
-    """Encoder (backbone and projector), predictor, and prototypes that z is compared with."""
+    """Encoder (backbone and projector), predictor, and prototypes to compare z with."""
 
     backbone: nn.Module
     projector: nn.Module

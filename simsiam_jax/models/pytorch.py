@@ -1,10 +1,9 @@
-"""Names and layouts of the weights in PyTorch's files: NumPy both ways, no PyTorch.
+"""Names and layouts of weights in PyTorch's files, both ways in NumPy, without PyTorch.
 
-Arrays are named as torchvision names them. A convolution's kernel [H, W, in, out] is a weight
-[out, in, H, W] there, a fully connected layer's [in, out] one [out, in]. A backbone's values
-are never changed: running variances stay what they are, although PyTorch's is n/(n-1) times
-Flax's over the same n values. The counters num_batches_tracked, which nothing reads, are written
-as 0.
+Arrays have torchvision's names. A convolution's kernel [H, W, in, out] becomes a weight
+[out, in, H, W], a fully connected layer's kernel [in, out] a weight [out, in]. The values of a
+backbone never change: running variances are kept, although PyTorch's are n/(n-1) times Flax's over
+the same n values. The counters num_batches_tracked, which nothing reads, are written as 0.
 """
 
 import collections
@@ -30,8 +29,8 @@ LEAVES = {
     'var': 'running_var',
 }
 
-# Where files keep the backbone: prefix -> (the predictor's prefix, prefixes of what is not
-# needed). SimSiam's official code has encoder, MoCo's encoder_q; `module` is DataParallel's.
+# Prefix of the backbone in files -> (prefix of the predictor, prefixes to skip). SimSiam's official
+# code uses encoder, MoCo's encoder_q; `module` is from DataParallel.
 _LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {
     '': ('', ()),
     'module.': ('', ()),
@@ -43,30 +42,34 @@ _LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def first(names: Iterable[str], count: int = 3) -> str:
-    """The first few names and how many more there are."""
+    """Returns the first few names, sorted, and the number of the rest."""
     names = sorted(names)
     rest = f' and {len(names) - count} more' if len(names) > count else ''
     return ', '.join(names[:count]) + rest
 
 
 def split(arrays: Arrays, origin: str) -> dict[str, Arrays]:
-    """backbone, and of SimSiam's own files projector and predictor: each with names of its own.
+    """Splits arrays into 'backbone' and, for SimSiam's files, 'projector' and 'predictor'.
 
-    A classifier and other methods' heads are left out.
+    Names in each part have no prefix. A classifier and the heads of other methods are skipped.
+
+    Args:
+      arrays: Arrays of a file by name.
+      origin: Name of the file, for messages.
 
     Raises:
-      UserError: no backbone is found, or arrays are left over.
+      UserError: There is no backbone, or there are unexpected arrays.
     """
     prefixes = [p for p in _LAYOUTS if f'{p}conv1.weight' in arrays]
     if not prefixes:
         raise errors.UserError(
-            f'{origin} holds no ResNet: conv1.weight was expected, alone or after '
-            f'{", ".join(p for p in _LAYOUTS if p)}; there is {first(arrays) or "nothing"}'
+            f'no ResNet in {origin}: found {first(arrays) or "nothing"}; expected conv1.weight, '
+            f'alone or after {", ".join(p for p in _LAYOUTS if p)}. Use a file with a ResNet'
         )
     prefix = prefixes[0]
     predictor, unneeded = _LAYOUTS[prefix]
     parts: dict[str, Arrays] = {'backbone': {}, 'projector': {}, 'predictor': {}}
-    left_over = []
+    unexpected = []
     for name, array in arrays.items():
         if predictor and name.startswith(predictor):
             parts['predictor'][name.removeprefix(predictor)] = array
@@ -75,20 +78,24 @@ def split(arrays: Arrays, origin: str) -> dict[str, Arrays]:
         elif name.startswith(prefix):
             parts['backbone'][name.removeprefix(prefix)] = array
         elif not name.startswith(unneeded):
-            left_over.append(name)
-    if left_over:
+            unexpected.append(name)
+    if unexpected:
         raise errors.UserError(
-            f'{origin}: {first(left_over)} left over beside the ResNet under '
-            f'{prefix or "plain"} names; remove what does not belong to it'
+            f'unexpected arrays in {origin}: {first(unexpected)}; expected only the ResNet under '
+            f'{prefix or "plain"} names. Remove the other arrays'
         )
     return parts if parts['predictor'] else {'backbone': parts['backbone']}
 
 
 def identify(backbone: Arrays, origin: str) -> tuple[dict[str, Any], int]:
-    """The arguments of resnet.make and the number of input channels, from names and shapes.
+    """Returns the arguments of resnet.make and the number of input channels.
+
+    Args:
+      backbone: Arrays under torchvision's names; only their names and shapes are used.
+      origin: Name of the file, for messages.
 
     Raises:
-      UserError: it is not one of this package's ResNets.
+      UserError: The network is none of this package's ResNets.
     """
     conv1 = backbone['conv1.weight']
     blocks: collections.Counter[int] = collections.Counter()
@@ -102,53 +109,57 @@ def identify(backbone: Arrays, origin: str) -> tuple[dict[str, Any], int]:
         or sorted(blocks) != [*range(1, len(blocks) + 1)]
     ):
         raise errors.UserError(
-            f'{origin} is another network: a conv1 of 7x7 or 3x3 and layer1 to layer4 were '
-            f'expected, conv1 has shape {list(conv1.shape)} and there are layers {sorted(blocks)}'
+            f'unknown network in {origin}: conv1 has shape {list(conv1.shape)} and the layers are '
+            f'{sorted(blocks)}; expected a conv1 of 7x7 or 3x3 and layer1 to layer4. Use one of '
+            f'{", ".join(resnet.RESNETS)}'
         )
     stages = tuple(blocks[i] for i in sorted(blocks))
     block = resnet.Bottleneck if 'layer1.0.conv3.weight' in backbone else resnet.BasicBlock
-    names = {kind: name for name, kind in resnet.RESNETS.items()}
+    names = {architecture: name for name, architecture in resnet.RESNETS.items()}
     fallback = 'resnet50' if block is resnet.Bottleneck else 'resnet18'
-    named = (block, stages) in names
     model = {
         'name': names.get((block, stages), fallback),
         'stem': stems[conv1.shape[-1]],
         'width_multiplier': conv1.shape[0] / 64,
-        'stages': () if named else stages,
+        'stages': () if (block, stages) in names else stages,
     }
     return model, conv1.shape[1]
 
 
 def backbone_from_torch(backbone: Arrays, origin: str) -> Variables:
-    """{'params', 'batch_stats'} of resnet.make(**identify(...)), the values unchanged.
+    """Returns {'params', 'batch_stats'} of resnet.make(**identify(...)), the values unchanged.
+
+    Args:
+      backbone: Arrays under torchvision's names.
+      origin: Name of the file, for messages.
 
     Raises:
-      UserError: keys are missing, left over or of another shape, by their names.
+      UserError: Arrays are missing, unexpected or of a different shape.
     """
     model, channels = identify(backbone, origin)
-    wanted = _flat(resnet.abstract_variables(resnet.make(**model), channels))
-    names = {path: _name(path) for path in wanted}
+    expected = _flat(resnet.abstract_variables(resnet.make(**model), channels))
+    names = {path: _name(path) for path in expected}
     missing = set(names.values()) - set(backbone)
     extra = {name for name in set(backbone) - set(names.values()) if not name.endswith(COUNTER)}
     flat = {path: from_layout(backbone[name]) for path, name in names.items() if name in backbone}
-    unfit = {names[path] for path, array in flat.items() if array.shape != wanted[path].shape}
-    if missing or extra or unfit:
-        found = {'missing': missing, 'left over': extra, 'of another shape': unfit}
+    misshaped = {names[path] for path, x in flat.items() if x.shape != expected[path].shape}
+    if missing or extra or misshaped:
+        differences = {'missing': missing, 'unexpected': extra, 'different shape': misshaped}
         raise errors.UserError(
-            f'{origin} is no {model["name"]}: '
-            + '; '.join(f'{first(keys)} {what}' for what, keys in found.items() if keys)
-            + f'; this package has {", ".join(resnet.RESNETS)} alone'
+            f'{origin} does not match {model["name"]}: '
+            + '; '.join(f'{kind}: {first(keys)}' for kind, keys in differences.items() if keys)
+            + f'. Use one of {", ".join(resnet.RESNETS)}'
         )
     return traverse_util.unflatten_dict(flat)
 
 
 def backbone_to_torch(variables: Variables) -> Arrays:
-    """The arrays of torchvision's resnetNN without its fc."""
+    """Returns the arrays of torchvision's resnetNN without its fc."""
     return rename({_name(path): array for path, array in _flat(variables).items()})
 
 
 def rename(named: Mapping[str, Any]) -> Arrays:
-    """Flax's arrays, already under PyTorch's names, in its layouts and with its counters."""
+    """Returns Flax's arrays under PyTorch's names in PyTorch's layouts, with its counters."""
     arrays = {}
     for name, array in named.items():
         arrays[name] = to_layout(np.asarray(array, np.float32))
@@ -158,7 +169,7 @@ def rename(named: Mapping[str, Any]) -> Arrays:
 
 
 def _flat(variables: Variables) -> dict[tuple[str, ...], Any]:
-    """By path, the collection first."""
+    """Returns the arrays by path, which starts with the collection."""
     return traverse_util.flatten_dict(
         {key: variables[key] for key in ('params', 'batch_stats') if key in variables}
     )
@@ -171,7 +182,7 @@ def _name(path: tuple[str, ...]) -> str:
 
 
 def from_layout(array: np.ndarray) -> np.ndarray:
-    """PyTorch's weight as Flax's kernel; other arrays as they are."""
+    """Returns PyTorch's weight as Flax's kernel, and other arrays unchanged."""
     order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
     return np.ascontiguousarray(array.transpose(order)) if order else array
 
@@ -182,10 +193,10 @@ def to_layout(array: np.ndarray) -> np.ndarray:
 
 
 def to_detectron2(backbone: Arrays) -> Arrays:
-    """The same arrays under the names of Detectron2's ResNets: stem, res2 to res5."""
+    """Returns the arrays under the names of Detectron2's ResNets: stem, res2 to res5."""
     renamed = {}
     for name, array in backbone.items():
-        if name.endswith(COUNTER):  # its frozen BN counts nothing
+        if name.endswith(COUNTER):  # its frozen BN has no counter
             continue
         name = re.sub(r'^layer(\d+)', lambda match: f'res{int(match[1]) + 1}', name)
         name = re.sub(r'\bbn(\d+)\b', r'conv\1.norm', name)

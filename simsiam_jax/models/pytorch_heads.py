@@ -1,4 +1,4 @@
-"""Projectors and predictors as SimSiam's official code names them; see models/pytorch.py."""
+"""Projectors and predictors under the names of SimSiam's official code; see models/pytorch.py."""
 
 import collections
 from typing import Any
@@ -10,10 +10,11 @@ from simsiam_jax.models import heads, pytorch
 
 
 def to_torch(variables: pytorch.Variables, output_bias: bool = False) -> pytorch.Arrays:
-    """The arrays of nn.Sequential(Linear, BatchNorm1d, ReLU, Linear, ...) for a heads.MLP.
+    """Returns the arrays of nn.Sequential(Linear, BatchNorm1d, ReLU, Linear, ...) for a heads.MLP.
 
     Args:
-      output_bias: zeros for the last layer's bias where there is none: the official projector
+      variables: {'params', 'batch_stats'} of the MLP.
+      output_bias: Whether to add zeros for a missing bias of the last layer. The official projector
         ends with the ResNet's own fc, whose bias the BN after it cancels.
     """
     params, stats = variables['params'], variables.get('batch_stats', {})
@@ -34,12 +35,16 @@ def to_torch(variables: pytorch.Variables, output_bias: bool = False) -> pytorch
 
 
 def from_torch(head: pytorch.Arrays, origin: str) -> pytorch.Variables:
-    """The {'params', 'batch_stats'} of a heads.MLP.
+    """Returns the {'params', 'batch_stats'} of a heads.MLP.
 
-    A bias before a BN, whose effect the BN takes away, becomes part of its running mean.
+    A bias before a BN, which the BN cancels, becomes part of its running mean.
+
+    Args:
+      head: Arrays under PyTorch's names.
+      origin: Name of the file, for messages.
 
     Raises:
-      UserError: the layers are not fully connected ones with a BN after some.
+      UserError: A layer is neither fully connected nor a BN.
     """
     layers: dict[str, pytorch.Arrays] = collections.defaultdict(dict)
     for name, array in head.items():
@@ -64,14 +69,14 @@ def from_torch(head: pytorch.Arrays, origin: str) -> pytorch.Variables:
                 params[f'bn{depth}'] = {'scale': layer['weight'], 'bias': layer['bias']}
         else:
             raise errors.UserError(
-                f'{origin}: fully connected layers and BN were expected in a head, not '
-                f'{number}.{next(iter(layer))}'
+                f'unknown layer in a head of {origin}: {number}.{next(iter(layer))}; expected '
+                'fully connected layers and BN. Use a head of such layers'
             )
     return {'params': params, 'batch_stats': stats}
 
 
 def mlp_of(head: pytorch.Variables) -> heads.MLP:
-    """The module that has such variables."""
+    """Returns the module for these variables."""
     params, stats = head['params'], head.get('batch_stats', {})
     depth = sum(key.startswith('fc') for key in params)
     return heads.MLP(
@@ -83,7 +88,7 @@ def mlp_of(head: pytorch.Variables) -> heads.MLP:
 
 
 def simsiam_arguments(projector: heads.MLP, predictor: heads.MLP) -> dict[str, Any]:
-    """The arguments of methods.simsiam.make that give such heads."""
+    """Returns the arguments of methods.simsiam.make for these heads."""
     return {
         'dim': projector.widths[-1],
         'projector_layers': len(projector.widths),

@@ -1,6 +1,8 @@
-"""ResNets (He et al., 2016) equal to torchvision's: the stride in the 3x3 convolution,
-explicit symmetric padding, fan-out initialization, and the last BN scale of every residual
-block at zero (SimSiam, section 3)."""
+"""ResNets (He et al., 2016) equal to torchvision's.
+
+The stride is in the 3x3 convolution, padding is explicit and symmetric, initialization is fan-out,
+and the last BN scale of every residual block starts at zero (SimSiam, section 3).
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,7 +21,7 @@ _fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; `channels` in and out of both."""
+    """Two 3x3 convolutions with `channels` outputs each."""
 
     channels: int
     stride: int
@@ -38,7 +40,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions; the last has four times `channels`."""
+    """1x1, 3x3 and 1x1 convolutions; the last has four times `channels` outputs."""
 
     channels: int
     stride: int
@@ -69,15 +71,15 @@ class ResNet(nn.Module):
     """A residual network without its classifier.
 
     Attributes:
-      stages: number of blocks in each stage; the resolution halves between stages.
+      stages: Number of blocks in each stage; the resolution halves between stages.
       block: BasicBlock or Bottleneck.
       stem: 'imagenet' (7x7 stride 2, then 3x3 max-pool stride 2) or 'cifar' (3x3 stride 1).
-      width: channels of the first stage; they double from stage to stage.
-      zero_init_residual: the last BN scale of every block starts at 0, its output at x.
-      dtype: of the computation; parameters and BN statistics are float32 always.
-      axis_name: mesh axis over which BN is synchronized in training, None for a single device.
-      remat: blocks are computed again in the backward pass instead of kept: the same result.
-      kernels: 'plain', 'fused' for GPUs, or 'auto', what suits the device: the same result.
+      width: Channels of the first stage; they double from stage to stage.
+      zero_init_residual: Whether the last BN scale of every block starts at 0 and its output at x.
+      dtype: Type of the computation; parameters and BN statistics are always float32.
+      axis_name: Mesh axis over which BN is synchronized in training; None for a single device.
+      remat: Whether the backward pass recomputes the blocks; the result is the same.
+      kernels: 'plain', 'fused' (for GPUs) or 'auto' (by device); the result is the same.
     """
 
     stages: tuple[int, ...]
@@ -92,14 +94,14 @@ class ResNet(nn.Module):
 
     @property
     def features(self) -> int:
-        """Width D of the pooled output."""
+        """Returns the width D of the pooled output."""
         return self.width * 2 ** (len(self.stages) - 1) * self.block.expansion
 
     @nn.compact
     def __call__(
         self, images: Num[Array | np.ndarray, 'B H W C'], train: bool = False
     ) -> Float[Array, 'B D']:
-        """The feature of a batch of normalized images: mean over positions, float32."""
+        """Returns the features of a batch of normalized images: float32 means over positions."""
         fused = kernels_lib.are_fused(self.kernels)
         norm = functools.partial(
             kernels_lib.NormReLU,
@@ -132,7 +134,7 @@ class ResNet(nn.Module):
 
 
 def _conv(channels: int, size: int, stride: int = 1, **kwargs: Any) -> nn.Conv:
-    # Explicit padding: 'SAME' is asymmetric at stride 2, PyTorch's is not.
+    # The padding is explicit, because 'SAME' is asymmetric at stride 2 and PyTorch's is not.
     return nn.Conv(
         channels,
         (size, size),
@@ -151,8 +153,8 @@ def _convolve(
     size, stride = kernel.shape[0], strides[0]
     if min(x.shape[1:3]) >= size:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
-    # Of a map below the kernel's size XLA makes kernel and map change places, and a slow loop of
-    # that on CPUs: a product of the windows instead.
+    # If the map is smaller than the kernel, XLA swaps the two, which is a slow loop on CPUs. A
+    # product of the windows is faster.
     height, width = ((n - 1) // stride * stride + 1 for n in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     windows = [
@@ -184,10 +186,21 @@ def make(
     remat: bool = False,
     kernels: str = 'auto',
 ) -> ResNet:
-    """Builds one of RESNETS; `stages` replaces its numbers of blocks (small nets for tests).
+    """Builds one of RESNETS; the other arguments are attributes of ResNet.
+
+    Args:
+      name: One of RESNETS.
+      stem: 'imagenet' or 'cifar'.
+      width_multiplier: Factor on the 64 channels of the first stage.
+      stages: Number of blocks in each stage, as in small nets for tests; () uses those of `name`.
+      zero_init_residual: Whether the last BN scale of every block starts at 0.
+      dtype: Type of the computation, 'float32' or 'bfloat16'.
+      axis_name: Mesh axis over which BN is synchronized in training; None for a single device.
+      remat: Whether the backward pass recomputes the blocks.
+      kernels: One of kernels.KERNELS.
 
     Raises:
-      UserError: unknown name, stem, dtype or kernels, or a width below one channel.
+      UserError: The name, stem, dtype or kernels are unknown, or the width is below one channel.
     """
     errors.check_choice('model.name', name, RESNETS)
     errors.check_choice('model.stem', stem, ('imagenet', 'cifar'))
@@ -196,7 +209,7 @@ def make(
     width = round(64 * width_multiplier)
     if width < 1:
         raise errors.UserError(
-            f'model.width_multiplier is {width_multiplier}: 64 times it must be at least 1'
+            f'model.width_multiplier is {width_multiplier}; expected 1/64 or more, for one channel'
         )
     block, blocks = RESNETS[name]
     return ResNet(
@@ -213,6 +226,6 @@ def make(
 
 
 def abstract_variables(backbone: ResNet, channels: int) -> Any:
-    """Shapes of the backbone's {'params', 'batch_stats'}; the image's size has no part in them."""
+    """Returns shapes of the backbone's {'params', 'batch_stats'}, for images of any size."""
     image = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
     return jax.eval_shape(backbone.init, jax.random.key(0), image)
