@@ -1,4 +1,4 @@
-"""The doctor: right about images of all kinds, and what it writes runs."""
+"""Tests of tools/doctor/: examine.py, environment_checks.py, image_checks.py, estimates.py."""
 
 import dataclasses
 import itertools
@@ -22,13 +22,14 @@ from PIL import Image
 
 from simsiam_jax.data import sources
 from simsiam_jax.tasks import lr_finder, memory, pretrain, pretrain_setup
-from simsiam_jax.tools.doctor import environment_checks, estimates, examine, image_checks
+from simsiam_jax.tools.doctor import environment_checks, estimates, examine
+from simsiam_jax.tools.doctor.context import SEVERITIES, Context, Finding
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def quickstart() -> ConfigDict:
-    """On few of its images, without kNN."""
+    """Returns the quickstart on few of its images, without kNN."""
     config = load('quickstart')
     config.data.source = 'digits/test'
     config.eval.train = config.eval.test = ''
@@ -36,7 +37,7 @@ def quickstart() -> ConfigDict:
 
 
 def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A smooth random image in colors, with a little noise."""
+    """Returns a smooth random image in colors, with a little noise."""
     small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     large = np.asarray(small.resize((width, height))).astype(float)
     return np.clip(large + rng.normal(0, 4, large.shape), 0, 255).astype(np.uint8)
@@ -65,26 +66,32 @@ def make(kind: str, root: pathlib.Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What the doctor says of a folder: whether the run as given starts, lines, and keys."""
+    """What the doctor finds in a folder.
+
+    Attributes:
+      starts: Whether the run as given starts.
+      lines: Parts of its report.
+      keys: Keys that it recommends.
+    """
 
     starts: bool
-    says: tuple[str, ...]
+    lines: tuple[str, ...]
     keys: dict
 
 
 CASES = {
-    'healthy': Case(True, ('fine   60 images (all), none damaged', 'no near-duplicates'), {}),
+    'healthy': Case(True, ('ok       60 images (all), none damaged', 'no near-duplicates'), {}),
     'gray': Case(True, ('every image is gray',), {'data.channels': 1, 'augment.hue': 0.0}),
     'deep': Case(True, ('60 images of 16 bits become 8 bits, full range',), {'data.channels': 1}),
     'broken': Case(
         False,
-        ('stops  5.0% of the images cannot be read (3 are damaged)', '007.jpg: '),
+        ('error    5.0% of the images cannot be read (3 are damaged)', '007.jpg: '),
         {'data.max_bad_fraction': 0.06},
     ),
-    'forty': Case(False, ('batch_size is 64', '40 different images'), {'batch_size': 16}),
+    'forty': Case(False, ('batch_size is 64', '40 distinct images'), {'batch_size': 16}),
     'channels': Case(False, ('60 have 5 channels, not 3', 'of 5 channels'), {'data.channels': 5}),
     'duplicates': Case(
-        True, ('57 images (95.0% of all) are all but copies', '3 different'), {'batch_size': 16}
+        True, ('57 images (95.0% of all) are near-duplicates', '3 distinct'), {'batch_size': 16}
     ),
 }
 
@@ -98,7 +105,7 @@ def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures('_no_measuring')
 @pytest.mark.parametrize('kind', CASES)
-def test_what_is_written_for_images_of_all_kinds_trains(
+def test_examine_writes_configuration_that_trains(
     kind: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     images, written, case = tmp_path / 'images', tmp_path / 'mine.py', CASES[kind]
@@ -109,13 +116,12 @@ def test_what_is_written_for_images_of_all_kinds_trains(
     config.model.update(name='resnet18', width_multiplier=0.0625, stages=(1,))
     config.batch_size = 56 if kind != 'forty' else 64
     assert examine.examine(config, str(tmp_path / 'run')) == case.starts
-    said = capsys.readouterr().out
-    for line in case.says:
-        assert line in said
-    levels = [
-        word for line in said.splitlines() if (word := line[:5].strip()) in image_checks.LEVELS
-    ]
-    assert levels == sorted(levels, key=image_checks.LEVELS.index)
+    report = capsys.readouterr().out
+    for line in case.lines:
+        assert line in report
+    words = [line.partition(' ')[0] for line in report.splitlines()]
+    severities = [word for word in words if word in SEVERITIES]
+    assert severities == sorted(severities, key=SEVERITIES.index)
 
     assert examine.examine(config, str(tmp_path / 'run'), write=str(written), origin='folder.py')
     assert 'the run as written would start' in capsys.readouterr().out
@@ -127,10 +133,10 @@ def test_what_is_written_for_images_of_all_kinds_trains(
     mine.model.update(stages=(1,), width_multiplier=0.0625)
     mine.method.update(dim=16, predictor_hidden_dim=8)
     mine.log.tensorboard = False
-    if kind != 'gray':  # of these only a batch and the step's shapes: it is quicker
-        parts = pretrain_setup.build(mine)
-        batch, state = next(parts.batches(0, 1)), jax.eval_shape(parts.init)
-        _, metrics = jax.eval_shape(pretrain_setup.build_step(mine, parts), state, batch)
+    if kind != 'gray':  # a batch and the shapes of the step, which is quicker
+        setup = pretrain_setup.build(mine)
+        batch, state = next(setup.batches(0, 1)), jax.eval_shape(setup.init)
+        _, metrics = jax.eval_shape(pretrain_setup.build_step(mine, setup), state, batch)
         assert metrics['loss'].shape == ()
         return
     pretrain.run(mine, str(tmp_path / 'run'))
@@ -139,16 +145,16 @@ def test_what_is_written_for_images_of_all_kinds_trains(
 
 
 @pytest.mark.filterwarnings('ignore:the load_module')  # of ml_collections
-def test_a_run_that_would_not_start_ends_with_1_and_no_traceback(tmp_path: pathlib.Path) -> None:
+def test_doctor_command_exits_with_1_if_run_would_not_start(tmp_path: pathlib.Path) -> None:
     make('channels', tmp_path)
     command = [sys.executable, '-m', 'simsiam_jax.tools.doctor', '--config=configs/folder.py']
     command.append(f'--config.data.source=folder:{tmp_path}')
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stdout.startswith('stops  100.0% of the images cannot be read')
+    assert done.stdout.startswith('error    100.0% of the images cannot be read')
     assert done.stdout.endswith('the run as given would not start\n')
     assert 'Traceback' not in done.stderr
-    # What is printed to be pasted is what the configuration reads.
+    # The configuration reads the overrides as they are printed.
     pasted = [line for line in done.stdout.splitlines() if line.startswith('--config.')]
     values = flags.FlagValues()
     line = ['main', f'--config={ROOT}/configs/folder.py', *shlex.split(pasted[0])]
@@ -162,13 +168,13 @@ def test_a_run_that_would_not_start_ends_with_1_and_no_traceback(tmp_path: pathl
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'data.source': 'folder:/no/such'}, 'stops  image folder /no/such does not exist'),
-        ({'optim.learning_rat': 1}, r'stops  unknown key config\.optim\.learning_rat'),
-        ({'model.stem': 'imagnet'}, "stops  model.stem is 'imagnet'"),
-        ({'task': 'knn'}, 'stops  '),
+        ({'data.source': 'folder:/no/such'}, 'error    image folder /no/such does not exist'),
+        ({'optim.learning_rat': 1}, r'error    unknown key config\.optim\.learning_rat'),
+        ({'model.stem': 'imagnet'}, "error    model.stem is 'imagnet'"),
+        ({'task': 'knn'}, 'error    '),
     ],
 )
-def test_what_main_would_refuse_stops(
+def test_examine_reports_what_main_would_refuse(
     change: dict, message: str, capsys: pytest.CaptureFixture
 ) -> None:
     config = quickstart()
@@ -178,39 +184,41 @@ def test_what_main_would_refuse_stops(
     assert re.search(message, capsys.readouterr().out)
 
 
-def test_the_workdir_must_have_room_and_no_other_run(
+def test_check_workdir_needs_disk_space_and_no_other_run(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = quickstart()
-    parts = pretrain_setup.build(config)
+    setup = pretrain_setup.build(config)
 
-    def levels(workdir: pathlib.Path | str) -> list[str]:
-        return [f.level for f in environment_checks.check_workdir(config, parts, str(workdir))]
+    def check(workdir: pathlib.Path) -> list[Finding]:
+        return environment_checks.check_workdir(Context(config, str(workdir), setup=setup))
 
-    assert levels(tmp_path / 'new' / 'run') == ['fine']
+    def severities(workdir: pathlib.Path) -> list[str]:
+        return [finding.severity for finding in check(workdir)]
+
+    assert severities(tmp_path / 'new' / 'run') == ['ok']
     assert not (tmp_path / 'new').exists()
     (tmp_path / 'file').write_text('')
-    assert levels(tmp_path / 'file') == ['stops']
+    assert severities(tmp_path / 'file') == ['error']
 
     (tmp_path / 'checkpoints' / '50').mkdir(parents=True)
     (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
-    assert levels(tmp_path) == ['fine', 'fine']
+    assert severities(tmp_path) == ['ok', 'ok']
     config.optim.learning_rate = 0.1
     (tmp_path / 'lock.json').write_text('{}')
-    assert levels(tmp_path) == ['fine', 'warns', 'stops']
-    last = environment_checks.check_workdir(config, parts, str(tmp_path))[-1]
-    assert 'optim.learning_rate (0.8 -> 0.1)' in str(last)
+    assert severities(tmp_path) == ['ok', 'warning', 'error']
+    assert 'optim.learning_rate (0.8 -> 0.1)' in str(check(tmp_path)[-1])
 
-    state = jax.eval_shape(parts.init)
+    state = jax.eval_shape(setup.init)
     each = memory.size_of(state) + memory.size_of(state.params['backbone'])
     free = shutil.disk_usage(tmp_path)._replace(free=2 * each)  # three are needed
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: free)
-    assert levels(tmp_path / 'new') == ['warns']
+    assert severities(tmp_path / 'new') == ['warning']
     free = free._replace(free=each - 1)
-    assert levels(tmp_path / 'new') == ['stops']
+    assert severities(tmp_path / 'new') == ['error']
 
 
-def test_batches_shrink_to_the_memory(
+def test_advise_halves_batch_until_step_fits_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     config = quickstart()
@@ -222,41 +230,45 @@ def test_batches_shrink_to_the_memory(
     assert load(tmp_path / 'mine.py').batch_size == 64
     monkeypatch.setattr(estimates, 'device_memory', lambda: 2**20)
     assert not examine.examine(config)
-    assert 'does not fit into the memory' in capsys.readouterr().out
+    assert 'does not fit in the memory' in capsys.readouterr().out
 
 
-def test_the_rate_of_a_step_follows_its_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, 'perf_counter', itertools.count().__next__)  # all takes a second
+def test_step_rate_is_inverse_to_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        time, 'perf_counter', itertools.count().__next__
+    )  # every block takes a second
     config = quickstart()
-    parts = pretrain_setup.build(config)
-    small = estimates.step_rate(config, parts)
+    setup = pretrain_setup.build(config)
+    small = estimates.step_rate(config, setup)
     config.model.stages = (3, 3, 3)
-    # A block has two convolutions, the first of stages two and three at half the price: 5 of them
-    # grow to 17, 3.4 times as many; less, for stem, shortcuts and heads stay.
+    # A block has two convolutions; the first of stages two and three costs half. Their sum grows
+    # from 5 to 17, by 3.4; the step grows by less, because stem, shortcuts and heads stay.
     assert small / estimates.step_rate(config, pretrain_setup.build(config)) == pytest.approx(
         3.2, rel=0.05
     )
 
 
-def test_processes_that_differ_are_named() -> None:
-    facts = environment_checks.facts_of(sources.open_source('digits/test'))
+def test_compare_hosts_names_processes_that_differ() -> None:
+    facts = environment_checks.host_facts(sources.open_source('digits/test'))
     assert facts['number of images'] == '360'
-    assert environment_checks.facts_of(None)['number of images'] == 'none'
-    everyone = np.array([[1, 2, 3], [1, 2, 3], [1, 5, 3]])
-    (found,) = environment_checks.compare(['jax', 'numpy', 'names'], everyone)
-    assert str(found) == ('stops  numpy: processes 2 have another than process 0; make them alike')
-    (found,) = environment_checks.compare(['jax', 'numpy', 'names'], everyone[:2])
-    assert found.level == 'fine'
+    assert environment_checks.host_facts(None)['number of images'] == 'none'
+    hashes = np.array([[1, 2, 3], [1, 2, 3], [1, 5, 3]])
+    (finding,) = environment_checks.compare_hosts(['jax', 'numpy', 'names'], hashes)
+    assert str(finding) == (
+        'error    numpy: different in processes 2 than in process 0; make them identical'
+    )
+    (finding,) = environment_checks.compare_hosts(['jax', 'numpy', 'names'], hashes[:2])
+    assert finding.severity == 'ok'
 
 
-def test_a_probe_gives_the_rate(
+def test_probe_sets_learning_rate_of_written_configuration(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    found = lr_finder.SearchResult(rate=0.37, reason='of four the best', table='0.37\n0.74')
-    monkeypatch.setattr(lr_finder, 'search', lambda config: found)
+    result = lr_finder.SearchResult(rate=0.37, reason='best of four', table='0.37\n0.74')
+    monkeypatch.setattr(lr_finder, 'search', lambda config: result)
     monkeypatch.setattr(estimates, 'step_rate', lambda *_: 100.0)
     path = tmp_path / 'mine.py'
     assert examine.examine(quickstart(), write=str(path), probe=True)
-    assert '# of four the best\n    config.optim.learning_rate = 0.37' in path.read_text()
+    assert '# best of four\n    config.optim.learning_rate = 0.37' in path.read_text()
     assert load(path).optim.learning_rate == 0.37
     assert capsys.readouterr().out.startswith('0.37\n0.74\n')

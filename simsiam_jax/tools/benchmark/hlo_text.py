@@ -81,7 +81,9 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
         elif match := _INSTRUCTION.match(line):
             current[match[2]] = _instruction(match[2], match[3], bool(match[1]))
     if not entry:
-        raise ValueError('cannot parse the program: no ENTRY computation; expected compiled.as_text()')
+        raise ValueError(
+            'cannot parse the program: no ENTRY computation; expected compiled.as_text()'
+        )
     return computations, entry
 
 

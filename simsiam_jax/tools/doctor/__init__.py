@@ -1,1 +1,1 @@
-"""Checks before a run."""
+"""Checks a run before it starts."""

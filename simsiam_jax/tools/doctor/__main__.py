@@ -1,13 +1,12 @@
-"""What will go wrong with a run, and what fits it, in under a minute before it starts.
+"""Finds what would go wrong with a run, and what fits it, in under a minute and without training.
 
 python -m simsiam_jax.tools.doctor --config=configs/folder.py --config.data.source=folder:DIR \
     [--workdir=DIR] [--write=configs/mine.py] [--probe]
 
-looks at the images, at the configuration and at this machine, trains nothing, and prints a line
-for each thing it found, the worst first, then what to change in the configuration and why.
---write makes a configuration of that. --probe takes some hundred steps at several learning rates
-and the best of them, in minutes. Ends with 0 where the run would start (with --write: the one
-written), else 1.
+Checks the images, the configuration and this machine, and prints a line for each finding, errors
+first. Then it prints which keys of the configuration to change, and why. --write writes them as a
+configuration, which is then the one checked. --probe trains some hundred steps at each of several
+learning rates and picks the best, in minutes. Exits with 0 if the run would start, otherwise 1.
 """
 
 import sys

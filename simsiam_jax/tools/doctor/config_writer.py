@@ -1,4 +1,4 @@
-"""A configuration as a file that a person reads."""
+"""Writes a configuration as a readable Python file."""
 
 import pathlib
 
@@ -11,13 +11,13 @@ from simsiam_jax.tools.doctor.recommend import Advice
 
 _FILE = '''"""{title}
 
-Written by simsiam_jax.tools.doctor from {origin}. Not a setting of the paper.
+Written by simsiam_jax.tools.doctor from {origin}; not a setting of the paper.
 
     python -m simsiam_jax.main --config={path} --workdir=DIR
 
-Look at DIR/views.png first. What no look at pixels tells: where a mirrored image is another thing
-(digits, letters), set config.augment.flip = 0.0; where color or brightness is what tells images
-apart, lower config.augment.jitter.
+Check DIR/views.png first. The pixels alone do not show which augmentations keep the meaning:
+  - If a mirrored image means something else (digits, letters), set config.augment.flip = 0.0.
+  - If color or brightness distinguishes the images, lower config.augment.jitter.
 """
 
 from flax.traverse_util import flatten_dict
@@ -34,26 +34,34 @@ def get_config() -> ConfigDict:
 
 
 def write(path: str, given: ConfigDict, advice: list[Advice], origin: str) -> None:
-    """Writes `given` with what is advised, each with its reason, as a file for --config.
+    """Writes a configuration that follows the advice, with the reasons, as a file for --config.
+
+    Args:
+      path: File to write.
+      given: Configuration to start from.
+      advice: Keys to change.
+      origin: Name of the configuration to start from.
 
     Raises:
-      UserError: the file is there already, or cannot be written.
+      UserError: The file exists or cannot be written.
     """
     file = pathlib.Path(path)
     try:
         with file.open('x') as opened:
             opened.write(text(path, given, advice, origin))
     except FileExistsError as error:
-        raise errors.UserError(f'{path} is there already; give another name to --write') from error
+        raise errors.UserError(
+            f'cannot write {path}: it exists; pass another name to --write'
+        ) from error
     except OSError as error:
-        raise errors.UserError(f'{path} cannot be written: {error.strerror}') from error
+        raise errors.UserError(f'cannot write {path}: {error.strerror}') from error
 
 
 def text(path: str, given: ConfigDict, advice: list[Advice], origin: str) -> str:
-    """What `write` writes."""
+    """Returns the content of the file; the arguments are those of `write`."""
     advised = {a.key for a in advice}
     default = flatten_dict(config_lib.default().to_dict(), sep='.')
-    lines = [f'    # As in {origin}.']
+    lines = [f'    # From {origin}.']
     method = given.method.to_dict()
     if set(method) != set(config_lib.default().method):
         lines.append(f'    config.method = ConfigDict({method!r})')
@@ -62,12 +70,12 @@ def text(path: str, given: ConfigDict, advice: list[Advice], origin: str) -> str
         if key in advised or (key in default and value == default[key]):
             continue
         lines.append(f'    config.{key} = {value!r}')
-    lines.append('\n    # What fits these images and this machine.')
-    before = ''
+    lines.append('\n    # Recommended for these images and this machine.')
+    previous = ''
     for a in advice:
-        lines += [f'    # {a.reason}'] * (a.reason != before) + [
+        lines += [f'    # {a.reason}'] * (a.reason != previous) + [
             f'    config.{a.key} = {a.value!r}'
         ]
-        before = a.reason
+        previous = a.reason
     title = f'{given.method.name} on {given.data.source}.'
     return _FILE.format(title=title, origin=origin, path=path, lines='\n'.join(lines))

@@ -1,4 +1,4 @@
-"""What a run asks of this machine, estimated without a compiled step, and what the machine has."""
+"""Estimates what a run needs of this machine, without compiling its step."""
 
 import dataclasses
 import os
@@ -16,36 +16,36 @@ from simsiam_jax.tasks import inputs, memory, pretrain_setup
 from simsiam_jax.tools.benchmark import cost_model, workload
 from simsiam_jax.training import mesh as mesh_lib
 
-# Batches that the pipeline has ready before it is measured.
+# Batches that the pipeline prefetches before it is measured.
 _WARM_UP = 4
 
 
 def step_memory(config: ConfigDict) -> int:
-    """Bytes that a step takes on a device, as a dry run estimates it."""
+    """Returns the bytes that a step needs on a device, as a dry run estimates them."""
     images = max(workload.IMAGENET, config.batch_size)
     work = workload.build(config, mesh_lib.make_mesh(), images=images)
     return memory.estimate(work.train_step, *work.abstract()).total
 
 
 def device_memory() -> int:
-    """Bytes of a device; where it does not say, those of the machine, shared by its devices."""
+    """Returns the bytes of a device, or its share of the machine's if it does not report them."""
     whole = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return memory.device_limit() or whole // jax.local_device_count()
 
 
-def step_rate(config: ConfigDict, parts: pretrain_setup.PretrainSetup) -> float:
-    """Images a second that all devices take, estimated.
+def step_rate(config: ConfigDict, setup: pretrain_setup.PretrainSetup) -> float:
+    """Returns the estimated images per second of the training step on all devices.
 
-    Measured on the first block of the backbone, forward and backward, and scaled by operations:
-    a residual network's blocks have about the same number each.
+    Times the first block of the backbone, forward and backward, and scales by operations. The
+    blocks of a residual network have about the same number of operations.
     """
     arguments = config.model.to_dict() | {'stages': (1,)}
     block = resnet.make(**arguments)
-    size, channels = parts.recipes[0].size, config.data.channels
+    size, channels = setup.recipes[0].size, config.data.channels
     cost = _forward_operations(block, size, channels)
-    # Enough to fill the device for a moment: 4e9 operations of a CPU, 4e11 of others.
-    enough = (4e9 if on_cpu() else 4e11) / (3 * cost)
-    batch = int(np.clip(enough, 2, max(2, config.batch_size // parts.mesh.size)))
+    # Operations that keep a device busy for a moment: 4e9 on a CPU, 4e11 on an accelerator.
+    busy = (4e9 if on_cpu() else 4e11) / (3 * cost)
+    batch = int(np.clip(busy, 2, max(2, config.batch_size // setup.mesh.size)))
     images = jnp.zeros((batch, size, size, channels))
     variables = jax.jit(block.init)(jax.random.key(0), images[:1])
 
@@ -66,30 +66,33 @@ def step_rate(config: ConfigDict, parts: pretrain_setup.PretrainSetup) -> float:
         jax.block_until_ready(gradients(variables['params']))
         times.append(time.perf_counter() - begin)
     speed = 3 * cost * batch / min(times)
-    whole = sum(_forward_operations(parts.method.network, r.size, channels) for r in parts.recipes)
-    passes = 3 if parts.method.momentum is None else 4
-    return speed / (passes * whole) * (1 if on_cpu() else parts.mesh.size)
+    whole = sum(_forward_operations(setup.method.network, r.size, channels) for r in setup.recipes)
+    passes = 3 if setup.method.momentum is None else 4
+    return speed / (passes * whole) * (1 if on_cpu() else setup.mesh.size)
 
 
 def _forward_operations(network: nn.Module, size: int, channels: int) -> int:
-    """Multiplications and additions, of one image."""
+    """Returns the multiplications and additions for one image."""
     return 2 * sum(layer.macs for layer in cost_model.layers(network, size, channels))
 
 
 def on_cpu() -> bool:
+    """Returns whether JAX has no accelerator."""
     return jax.default_backend() == 'cpu'
 
 
-def feed_rate(config: ConfigDict, parts: pretrain_setup.PretrainSetup, seconds: float) -> float:
-    """Images a second that this host makes ready of a source that is read as it is used.
+def feed_rate(config: ConfigDict, setup: pretrain_setup.PretrainSetup, seconds: float) -> float:
+    """Returns the images per second that the input pipeline of this host delivers.
 
     Args:
-      seconds: an image takes to be decoded, which bounds the sample.
+      config: Configuration of the run.
+      setup: Parts of the run, with a source that is read during training.
+      seconds: Seconds to decode an image, which bound the number of images measured.
     """
-    devices, most = parts.mesh.size, min(64, config.batch_size)
-    batch = devices * max(1, int(min(0.5 / max(seconds, 1e-4), most)) // devices)
-    order = dataclasses.replace(parts.sampler, batch_size=batch)
-    make = inputs.device_batches(parts.source, order, parts.recipes, config.data, parts.mesh)
+    devices, limit = setup.mesh.size, min(64, config.batch_size)
+    batch = devices * max(1, int(min(0.5 / max(seconds, 1e-4), limit)) // devices)
+    order = dataclasses.replace(setup.sampler, batch_size=batch)
+    make = inputs.device_batches(setup.source, order, setup.recipes, config.data, setup.mesh)
     batches = make(0, _WARM_UP + 8)
     for _ in range(_WARM_UP):
         next(batches)

@@ -1,6 +1,8 @@
-"""Checks a run before it starts: images, configuration, machine; and what fits them."""
+"""Checks a run before it starts, and recommends what fits its images and this machine."""
 
 import copy
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +10,7 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import config_keys, errors
 from simsiam_jax.data import sources, tfds_source
-from simsiam_jax.data.survey import DatasetSurvey, survey
+from simsiam_jax.data.survey import survey
 from simsiam_jax.runtime import distributed
 from simsiam_jax.tasks import lr_finder, pretrain_setup
 from simsiam_jax.terminal import say
@@ -19,8 +21,27 @@ from simsiam_jax.tools.doctor import (
     image_checks,
     recommend,
 )
-from simsiam_jax.tools.doctor.image_checks import Finding
+from simsiam_jax.tools.doctor.context import Context, Finding, by_severity
 from simsiam_jax.tools.doctor.recommend import Advice
+
+
+def check_problems(context: Context) -> list[Finding]:
+    """Returns the problems of opening the images and building the run."""
+    return list(context.problems)
+
+
+# In this order; every process runs all of them, because check_hosts communicates.
+CHECKS: tuple[Callable[[Context], list[Finding]], ...] = (
+    environment_checks.check_devices,
+    check_problems,
+    environment_checks.check_hosts,
+    image_checks.check_readable,
+    image_checks.check_images,
+    environment_checks.check_memory,
+    environment_checks.check_speed,
+    environment_checks.check_input,
+    environment_checks.check_workdir,
+)
 
 
 def examine(
@@ -31,92 +52,78 @@ def examine(
     probe: bool = False,
     origin: str = 'the configuration given',
 ) -> bool:
-    """Prints what was found and what fits; whether the run would start.
+    """Prints findings and recommendations; returns whether the run would start.
 
     Args:
-      config: of a pre-training.
-      workdir: where it would go.
-      write: a file for the configuration with what is advised, which is then what is judged.
-      probe: search for the learning rate, too.
-      origin: what to call the configuration in the file.
+      config: Configuration of a pre-training.
+      workdir: Workdir of the run; None skips the check of its disk.
+      write: File to write the recommended configuration to, which is then the one checked; ''
+        writes none.
+      probe: Search for the learning rate too.
+      origin: Name of the configuration in the written file.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: The file cannot be written.
     """
-    found, advice = environment_checks.check_devices(), []
-    source = looked = None
+    context = _open(Context(config, workdir))
+    advice: list[Advice] = []
+    if context.survey is not None and context.survey.images:
+        advice = _advise(context)
+        if probe:
+            advice = _probe(config, advice)
+        if write:
+            context = dataclasses.replace(context, config=recommend.apply(config, advice))
+        context = _build(context)
+    starts = _report([finding for check in CHECKS for finding in check(context)])
+    _print_advice(advice)
+    if write and context.survey and context.survey.images and jax.process_index() == 0:
+        config_writer.write(write, config, advice, origin)
+        say(f'\nwrote {write}: python -m simsiam_jax.main --config={write} --workdir=DIR')
+    checked = 'the run as written' if write else 'the run as given'
+    say(f'\n{checked} would {"" if starts else "not "}start')
+    return starts
+
+
+def _open(context: Context) -> Context:
+    """Returns the context with its images and their survey, or with the problem."""
+    config = context.config
     try:
         config_keys.check(config)
         if config.task != 'pretrain':
             raise errors.UserError(
-                f'config.task is {config.task!r}; the doctor looks at pre-training only'
+                f"cannot check config.task={config.task!r}; expected 'pretrain'. "
+                'Pass a pre-training configuration'
             )
-        source = _open(config)
-        if source is None:
+        kind, _, name = config.data.source.partition(':')
+        data_dir = config.data.tfds_data_dir
+        if kind == 'tfds' and '/' in name and not tfds_source.is_prepared(name, data_dir):
             text = f'{config.data.source} is not prepared here: the run would download it first'
-            found.append(Finding('warns', text))
+            return dataclasses.replace(context, problems=(Finding('warning', text),))
+        source = sources.open_source(config.data.source, data_dir)
     except errors.UserError as error:
-        found.append(Finding('stops', str(error)))
-    found += environment_checks.check_hosts(source)
-    if source is not None:
-        looked = survey(source)
-        copies, pairs = looked.copies()
-        if looked.looks:
-            advice = _advise(looked, image_checks.distinct(looked, copies), config)
-        if probe and looked.looks:
-            advice = _probed(config, advice)
-        judged = recommend.apply(config, advice) if write else config
-        found += image_checks.check_images(looked, copies, pairs, judged)
-        if looked.looks:
-            found += _judge(judged, looked, workdir)
-    would = _tell(image_checks.by_severity(found))
-    _show(advice)
-    if write and looked and looked.looks and jax.process_index() == 0:
-        config_writer.write(write, config, advice, origin)
-        say(f'\n{write} is written: python -m simsiam_jax.main --config={write} --workdir=DIR')
-    what = 'the run as written' if write else 'the run as given'
-    say(f'\n{what} would {"" if would else "not "}start')
-    return would
-
-
-def _tell(found: list[Finding]) -> bool:
-    """Prints the findings; whether none of any process stops the run."""
-    for finding in found:
-        if jax.process_index() == 0:
-            print(finding, flush=True)
-        elif finding.level == 'stops':
-            print(f'process {jax.process_index()}: {finding}', flush=True)
-    return distributed.all_processes(all(finding.level != 'stops' for finding in found))
-
-
-def _advise(looked: DatasetSurvey, distinct: int, config: ConfigDict) -> list[Advice]:
-    """What fits the images, and then the devices' memory."""
-    unit = jax.device_count() * max(
-        1, config.optim.gradient_accumulation_steps
-    )  # every device's part the same
-    advice = recommend.recommend(
-        looked, distinct, config, devices=unit, accelerator=not estimates.on_cpu()
+        return dataclasses.replace(context, problems=(Finding('error', str(error)),))
+    seen = survey(source)
+    copies, pairs = seen.near_duplicates()
+    return dataclasses.replace(
+        context, source=source, survey=seen, copies=copies, pairs=tuple(pairs)
     )
-    planned = _normalized(recommend.apply(config, advice))
-    batch, has = planned.batch_size, estimates.device_memory()
+
+
+def _build(context: Context) -> Context:
+    """Returns the context with the run built, or with the problem; trains nothing."""
+    if image_checks.check_readable(context):
+        return context
+    config = _normalized(context.config)
     try:
-        while estimates.step_memory(
-            planned
-        ) > environment_checks.TIGHT * has and planned.batch_size >= 2 * max(64, unit):
-            planned.batch_size = planned.batch_size // 2 // unit * unit
-    except errors.UserError:
-        return advice  # the run cannot be built, which will be said
-    if planned.batch_size == batch:
-        return advice
-    reason = (
-        f'what fits into {has / 2**30:.0f} GiB; 64 instead of 256 cost 2 points, 128 0.8 (Table 2)'
-    )
-    advice = [a for a in advice if a.key != 'batch_size']
-    return [*advice, Advice('batch_size', planned.batch_size, reason)]
+        setup = pretrain_setup.build(config)
+    except errors.UserError as error:
+        problem = Finding('error', str(error))
+        return dataclasses.replace(context, problems=(*context.problems, problem))
+    return dataclasses.replace(context, config=config, setup=setup)
 
 
 def _normalized(config: ConfigDict) -> ConfigDict:
-    """A copy with some mean and std where they would be measured, which takes its time."""
+    """Returns a copy with placeholders for a mean and std that would take time to measure."""
     config = copy.deepcopy(config)
     if config.data.normalize == 'auto':
         config.data.normalize = 'given'
@@ -124,48 +131,68 @@ def _normalized(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _open(config: ConfigDict) -> sources.Source | sources.ArraySource | None:
-    """The images; None where TFDS would have to download them."""
-    kind, _, name = config.data.source.partition(':')
-    data_dir = config.data.tfds_data_dir
-    if kind == 'tfds' and '/' in name and not tfds_source.is_prepared(name, data_dir):
-        return None
-    return sources.open_source(config.data.source, data_dir)
+def _advise(context: Context) -> list[Advice]:
+    """Returns what fits the images, with a batch that fits the memory of the devices."""
+    assert context.survey is not None
+    config = context.config
+    # Every device gets an equal share of every accumulated part.
+    unit = jax.device_count() * max(1, config.optim.gradient_accumulation_steps)
+    advice = recommend.recommend(
+        context.survey,
+        context.distinct,
+        config,
+        devices=unit,
+        accelerator=not estimates.on_cpu(),
+    )
+    planned = _normalized(recommend.apply(config, advice))
+    batch, available = planned.batch_size, estimates.device_memory()
+    limit = environment_checks.TIGHT * available
+    try:
+        while estimates.step_memory(planned) > limit and planned.batch_size >= 2 * max(64, unit):
+            planned.batch_size = planned.batch_size // 2 // unit * unit
+    except errors.UserError:
+        return advice  # the run cannot be built, which check_problems reports
+    if planned.batch_size == batch:
+        return advice
+    reason = (
+        f'fits into {available / 2**30:.0f} GiB; against 256, a batch of 64 costs 2 points and '
+        '128 costs 0.8 (Table 2)'
+    )
+    advice = [a for a in advice if a.key != 'batch_size']
+    return [*advice, Advice('batch_size', planned.batch_size, reason)]
 
 
-def _probed(config: ConfigDict, advice: list[Advice]) -> list[Advice]:
-    """The advice with the learning rate that a search found for it."""
+def _probe(config: ConfigDict, advice: list[Advice]) -> list[Advice]:
+    """Returns the advice with the learning rate that a search with it selects."""
     best = lr_finder.search(recommend.apply(config, advice))
     kept = [a for a in advice if a.key != 'optim.learning_rate']
     say(f'{best.table}\n')
     return [*kept, Advice('optim.learning_rate', best.rate, best.reason)]
 
 
-def _judge(config: ConfigDict, looked: DatasetSurvey, workdir: str | None) -> list[Finding]:
-    """Findings on the run that `config` is, which is built but not started."""
-    if found := image_checks.unreadable(looked, config):
-        return found
-    config = _normalized(config)
-    try:
-        parts = pretrain_setup.build(config)
-    except errors.UserError as error:
-        return [Finding('stops', str(error))]
-    return environment_checks.check_run(config, parts, workdir, looked.seconds)
+def _report(findings: list[Finding]) -> bool:
+    """Prints the findings; returns whether no process has an error."""
+    for finding in by_severity(findings):
+        if jax.process_index() == 0:
+            print(finding, flush=True)
+        elif finding.severity == 'error':
+            print(f'process {jax.process_index()}: {finding}', flush=True)
+    return distributed.all_processes(all(finding.severity != 'error' for finding in findings))
 
 
-def _show(advice: list[Advice]) -> None:
+def _print_advice(advice: list[Advice]) -> None:
     if not advice:
         return
-    say('\nWhat fits these images and this machine:')
+    say('\nRecommended for these images and this machine:')
     overrides = [f'--config.{a.key}={_shell(a.value)}' for a in advice]
     width = min(max(map(len, overrides)), 40)
-    before = ''
+    previous = ''
     for override, a in zip(overrides, advice, strict=True):
-        say(f'  {override:{width}}  # {a.reason}' if a.reason != before else f'  {override}')
-        before = a.reason
+        say(f'  {override:{width}}  # {a.reason}' if a.reason != previous else f'  {override}')
+        previous = a.reason
     say('\n' + ' '.join(overrides))
 
 
 def _shell(value: Any) -> str:
-    """As config_flags reads it from a shell."""
+    """Returns a value as config_flags reads it from a shell."""
     return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,68 +1,40 @@
-"""What is wrong, or right, with the images of a run: one line each."""
-
-import dataclasses
+"""Checks the images of a run."""
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from simsiam_jax.data.survey import DatasetSurvey
 from simsiam_jax.tools.doctor import recommend
+from simsiam_jax.tools.doctor.context import Context, Finding, by_severity
 
-# The run would not start, or would end; it would go but not well; as it should be.
-LEVELS = ('stops', 'warns', 'fine')
-
-# Of digits 1,437 are enough for a network of three blocks (configs/quickstart.py); nothing
-# smaller was measured.
+# A network of three blocks learns from 1,437 digits (configs/quickstart.py); smaller sets were not
+# measured.
 _FEW = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """A line of the report: one of LEVELS; what was seen, what it means and what to do."""
-
-    level: str
-    text: str
-
-    def __str__(self) -> str:
-        return f'{self.level:5}  {self.text}'
-
-
-def by_severity(findings: list[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
-
-
-def check_images(
-    survey: DatasetSurvey, copies: int, pairs: list[tuple[str, str]], config: ConfigDict
-) -> list[Finding]:
-    """Findings on the images of a survey; `copies` and `pairs` are its copies()."""
-    seen = 'all' if survey.whole else f'{survey.seen:,} looked at'
-    found = [_files(survey, seen)]
-    if not survey.looks:
-        return found
-    found += _shapes(survey, config)
-    found += _depth(survey)
-    found += _number(survey, copies, pairs, seen)
-    found += _crops(survey, config)
-    return by_severity(found)
+def check_images(context: Context) -> list[Finding]:
+    """Returns findings on the files, sizes, channels, depth, near-duplicates and crops."""
+    survey = context.survey
+    if survey is None:
+        return []
+    sample = 'all' if survey.whole else f'{survey.seen:,} sampled'
+    findings = [_files(survey, sample)]
+    if not survey.images:
+        return findings
+    findings += _shapes(survey, context.config)
+    findings += _depth(survey)
+    findings += _duplicates(context, sample)
+    findings += _blank(survey, sample)
+    findings += _number(context)
+    findings.append(_crops(survey, context.config))
+    return by_severity(findings)
 
 
-def _files(survey: DatasetSurvey, seen: str) -> Finding:
-    examples = '; '.join(f'{name}: {reason}' for name, reason in list(survey.bad.items())[:3])
-    more = f' and {len(survey.bad) - 3} more' if len(survey.bad) > 3 else ''
-    if not survey.looks:
-        return Finding('stops', f'none of {survey.count:,} images can be read ({examples}{more})')
-    count = f'{survey.count:,} images ({seen})'
-    if not survey.bad:
-        return Finding('fine', f'{count}, none damaged')
-    return Finding(
-        'warns',
-        f'{count}, {len(survey.bad):,} ({survey.bad_fraction:.1%}) cannot be read ({examples}'
-        f'{more}); their neighbors take their place: mend them or take them out',
-    )
-
-
-def unreadable(survey: DatasetSurvey, config: ConfigDict) -> list[Finding]:
-    """Where more images cannot be read with config.data.channels than the run allows."""
+def check_readable(context: Context) -> list[Finding]:
+    """Returns an error if the run, with config.data.channels, cannot read too many images."""
+    survey, config = context.survey, context.config
+    if survey is None or not survey.images:
+        return []
     channels = config.data.channels
 
     def misfits(kind: int) -> bool:
@@ -72,16 +44,31 @@ def unreadable(survey: DatasetSurvey, config: ConfigDict) -> list[Finding]:
     bad = (len(survey.bad) + sum(kinds.values())) / max(survey.seen, 1)
     if bad <= config.data.max_bad_fraction:
         return []
-    why = [f'{count:,} have {kind} channels, not {channels}' for kind, count in kinds.items()]
-    why += [f'{len(survey.bad):,} are damaged'] if survey.bad else []
+    causes = [f'{count:,} have {kind} channels, not {channels}' for kind, count in kinds.items()]
+    causes += [f'{len(survey.bad):,} are damaged'] if survey.bad else []
     return [
         Finding(
-            'stops',
-            f'{bad:.1%} of the images cannot be read ({", ".join(why)}), more than '
-            f'config.data.max_bad_fraction = {config.data.max_bad_fraction}: the run would end; '
-            'mend them, take them out, set config.data.channels or raise the fraction',
+            'error',
+            f'{bad:.1%} of the images cannot be read ({", ".join(causes)}), more than '
+            f'config.data.max_bad_fraction = {config.data.max_bad_fraction}: the run would stop; '
+            'fix or remove them, set config.data.channels, or raise config.data.max_bad_fraction',
         )
     ]
+
+
+def _files(survey: DatasetSurvey, sample: str) -> Finding:
+    examples = '; '.join(f'{name}: {reason}' for name, reason in list(survey.bad.items())[:3])
+    more = f' and {len(survey.bad) - 3} more' if len(survey.bad) > 3 else ''
+    if not survey.images:
+        return Finding('error', f'none of {survey.count:,} images can be read ({examples}{more})')
+    count = f'{survey.count:,} images ({sample})'
+    if not survey.bad:
+        return Finding('ok', f'{count}, none damaged')
+    return Finding(
+        'warning',
+        f'{count}, {len(survey.bad):,} ({survey.bad_fraction:.1%}) cannot be read ({examples}'
+        f'{more}): the run replaces them by the next readable image; fix or remove them',
+    )
 
 
 def _shapes(survey: DatasetSurvey, config: ConfigDict) -> list[Finding]:
@@ -93,105 +80,94 @@ def _shapes(survey: DatasetSurvey, config: ConfigDict) -> list[Finding]:
         size = f'{low[0]}x{low[1]} to {high[0]}x{high[1]}, median {median[0]}x{median[1]}'
     kinds = ', '.join(f'{n:,} of {c} channels' for c, n in survey.channels().items())
     bits = ' and '.join(map(str, survey.bits()))
-    found = [Finding('fine', f'height x width {size}; {kinds}; {bits} bits a value')]
+    findings = [Finding('ok', f'height x width {size}; {kinds}; {bits} bits per value')]
     if recommend.channels_of(survey) == 1 and config.data.channels == 3:
-        found.append(
+        findings.append(
             Finding(
-                'warns',
-                'every image is gray, config.data.channels is 3: it would run, but two thirds of '
-                'the input are copies; set it to 1',
+                'warning',
+                'every image is gray but config.data.channels is 3, so two thirds of the input '
+                'are copies; set config.data.channels=1',
             )
         )
-    return found
+    return findings
 
 
 def _depth(survey: DatasetSurvey) -> list[Finding]:
-    deep = [look for look in survey.looks if look.bits > 8]
+    deep = [image for image in survey.images if image.bits > 8]
     if not deep:
         return []
-    brightest = max(look.brightest for look in deep)
-    bits = max(look.bits for look in deep)
-    if brightest < 64:
-        return [
-            Finding(
-                'warns',
-                f'{len(deep):,} images of {bits} bits reach only {brightest / 255:.1%} of their '
-                f'range: the 8 bits that are trained on would leave {brightest + 1} shades; '
-                'stretch them first (12-bit data: times 16)',
-            )
-        ]
-    return [Finding('fine', f'{len(deep):,} images of {bits} bits become 8 bits, full range')]
-
-
-def _number(
-    survey: DatasetSurvey, copies: int, pairs: list[tuple[str, str]], seen: str
-) -> list[Finding]:
-    found = []
-    share = copies / len(survey.looks)
-    if copies:
-        names = '; '.join(f'{a} = {b}' for a, b in pairs[:2])
-        text = f'{copies:,} images ({share:.1%} of {seen}) are all but copies of others ({names})'
-        if not survey.whole:
-            text += ', and of all images more'
-        if share > 0.05:
-            found.append(
-                Finding(
-                    'warns',
-                    f'{text}: an epoch shows them again and again, and the fewer different images '
-                    'the nearer a collapse; take them out',
-                )
-            )
-        else:
-            found.append(Finding('fine', text))
-    else:
-        found.append(Finding('fine', f'no near-duplicates ({seen})'))
-    blank = sum(not look.thumb.any() for look in survey.looks)
-    if blank:
-        found.append(
-            Finding(
-                'warns', f'{blank:,} of {seen} are of one color, nothing to learn; take them out'
-            )
+    brightest = max(image.brightest for image in deep)
+    bits = max(image.bits for image in deep)
+    if brightest >= 64:
+        return [Finding('ok', f'{len(deep):,} images of {bits} bits become 8 bits, full range')]
+    return [
+        Finding(
+            'warning',
+            f'{len(deep):,} images of {bits} bits reach only {brightest / 255:.1%} of their '
+            f'range: the 8 bits used in training would keep {brightest + 1} shades; stretch the '
+            'images first (multiply 12-bit data by 16)',
         )
-    different = distinct(survey, copies)
-    if different < _FEW:
-        found.append(
-            Finding(
-                'warns',
-                f'{different:,} different images: a network from random weights learns them by '
-                f'heart (the smallest set that was measured here has 1,437); start from trained '
-                'weights (--config.init_from), or find more images',
-            )
+    ]
+
+
+def _duplicates(context: Context, sample: str) -> list[Finding]:
+    survey, copies = context.survey, context.copies
+    assert survey is not None
+    if not copies:
+        return [Finding('ok', f'no near-duplicates ({sample})')]
+    share = copies / len(survey.images)
+    names = '; '.join(f'{a} = {b}' for a, b in context.pairs[:2])
+    text = f'{copies:,} images ({share:.1%} of {sample}) are near-duplicates ({names})'
+    if not survey.whole:
+        text += '; the whole set has more'
+    if share <= 0.05:
+        return [Finding('ok', text)]
+    return [
+        Finding(
+            'warning',
+            f'{text}: an epoch repeats them, and fewer distinct images make a collapse more '
+            'likely; remove them',
         )
-    return found
+    ]
 
 
-def distinct(survey: DatasetSurvey, copies: int) -> int:
-    """Different images that the source holds, at most: a sample shows fewer of the copies."""
-    return max(1, round(survey.count * (len(survey.looks) - copies) / max(survey.seen, 1)))
+def _blank(survey: DatasetSurvey, sample: str) -> list[Finding]:
+    blank = sum(not image.thumb.any() for image in survey.images)
+    text = f'{blank:,} of {sample} have a single color and nothing to learn; remove them'
+    return [Finding('warning', text)] if blank else []
 
 
-def _crops(survey: DatasetSurvey, config: ConfigDict) -> list[Finding]:
-    scale, size = survey.shrinkage(config.augment.size, config.augment.crop_scale), config.augment
+def _number(context: Context) -> list[Finding]:
+    if context.distinct >= _FEW:
+        return []
+    return [
+        Finding(
+            'warning',
+            f'{context.distinct:,} distinct images: a network from random weights memorizes '
+            'them (the smallest set measured has 1,437); start from trained weights with '
+            '--config.init_from, or add images',
+        )
+    ]
+
+
+def _crops(survey: DatasetSurvey, config: ConfigDict) -> Finding:
+    augment = config.augment
+    scale = survey.shrinkage(augment.size, augment.crop_scale)
     low, middle, high = scale[[len(scale) // 20, len(scale) // 2, -len(scale) // 20 - 1]]
     enlarged = (scale < 1).mean()
     text = (
-        f'crops have {low:.2g} to {high:.2g} times the side of the views of {size.size} pixels '
+        f'crops have {low:.2g} to {high:.2g} times the side of the views of {augment.size} pixels '
         f'(median {middle:.2g}; {enlarged:.0%} are enlarged)'
     )
     if middle > 4:
-        return [
-            Finding(
-                'warns',
-                f'{text}: what is smaller than {middle:.0f} pixels is lost; if it matters, cut the '
-                'images into tiles or raise config.augment.size',
-            )
-        ]
+        return Finding(
+            'warning',
+            f'{text}: details below {middle:.0f} pixels are lost; if they matter, cut the images '
+            'into tiles or raise config.augment.size',
+        )
     if middle < 0.5:
-        return [
-            Finding(
-                'warns',
-                f'{text}: the network works on pixels that are not there; lower '
-                'config.augment.size',
-            )
-        ]
-    return [Finding('fine', text)]
+        return Finding(
+            'warning',
+            f'{text}: the network processes interpolated pixels; lower config.augment.size',
+        )
+    return Finding('ok', text)

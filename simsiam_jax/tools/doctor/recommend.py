@@ -1,4 +1,4 @@
-"""The recipe that fits some images: what to change in a configuration, with the reason."""
+"""Recommends what to change in a configuration for given images and devices, with the reasons."""
 
 import copy
 import dataclasses
@@ -11,20 +11,72 @@ from ml_collections import ConfigDict
 
 from simsiam_jax.data.survey import DatasetSurvey
 
-# Sides in pixels. Below TINY the CIFAR recipe's four stages have nothing left to halve; to SMALL
-# the CIFAR stem keeps the resolution that ImageNet's would quarter; LARGE is the paper's view.
+# Value of a key and its source.
+Settings = dict[str, tuple[Any, str]]
+
+# Sides of the views in pixels. Below TINY the four stages of the CIFAR network have nothing left to
+# halve. Up to SMALL the CIFAR stem keeps the resolution, which ImageNet's would quarter. LARGE is
+# the paper's size.
 TINY, SMALL, LARGE = 16, 64, 224
-# What views a CPU is left with.
+# Side of the views on a CPU.
 _CPU_SIZE = 32
-# Images: the paper's two sets have 50,000 (ResNet-18) and 1.28 million (ResNet-50).
+# Images in the paper's two sets: CIFAR-10 (for ResNet-18) and, rounded, ImageNet (for ResNet-50).
 _SMALL_SET, _LARGE_SET = 50_000, 1_000_000
-_BATCHES = 8  # an epoch should have
-_CROP = 6  # pixels on a side, of the smallest crop
+_BATCHES = 8  # minimum per epoch
+_CROP = 6  # pixels on a side of the smallest crop
+_SMALL_NETWORKS = ('resnet18', 'resnet34')
+
+_MEASURED = 'measured on digits of 8x8 pixels on a CPU (configs/quickstart.py)'
+_CIFAR = "the paper's on CIFAR-10 (App. D)"
+_IMAGENET = "the paper's on ImageNet"
+
+_TINY_NETWORK = {
+    'model.name': 'resnet18',
+    'model.stages': (1, 1, 1),
+    'model.width_multiplier': 0.25,
+    'model.zero_init_residual': False,
+    'method.dim': 128,
+    'method.predictor_hidden_dim': 32,
+}
+# tiny: views below TINY pixels, or no accelerator; small: views up to SMALL; large: larger views.
+PROFILES: dict[str, Settings] = {
+    'tiny': {
+        'augment.blur': (0.0, f'small views are not blurred: {_CIFAR}'),
+        **{key: (value, _MEASURED) for key, value in _TINY_NETWORK.items()},
+        'model.stem': ('cifar', f'no stride or pooling at the start keeps the pixels: {_CIFAR}'),
+        'optim.learning_rate': (0.8, f'{_MEASURED}; times batch/256'),
+        'optim.weight_decay': (5e-4, _CIFAR),
+        'epochs': (200, f'{_MEASURED}; more help if there is time'),
+    },
+    'small': {
+        'augment.blur': (0.0, f'small views are not blurred: {_CIFAR}'),
+        'model.name': ('resnet18', f'{_CIFAR}, 50,000 images'),
+        'model.stem': ('cifar', f'no stride or pooling at the start keeps the pixels: {_CIFAR}'),
+        'method.projector_layers': (2, _CIFAR),
+        'optim.learning_rate': (0.03, f'{_CIFAR}, times batch/256'),
+        'optim.weight_decay': (5e-4, _CIFAR),
+    },
+    'large': {
+        'model.name': (
+            'resnet50',
+            f'{_IMAGENET}; a small network on many images may collapse in part (Li et al., 2022)',
+        ),
+        'model.stem': ('imagenet', 'for views above 64 pixels the CIFAR stem costs 16 times more'),
+        'optim.learning_rate': (0.05, f'{_IMAGENET}, times batch/256'),
+        'optim.weight_decay': (1e-4, _IMAGENET),
+    },
+}
+# Distinct images (fewer than this), epochs, and their source; on accelerators.
+_EPOCHS = (
+    (2 * _SMALL_SET, 800, f'few images need more epochs: {_CIFAR}'),
+    (_LARGE_SET, 200, 'between 800 for 50,000 images and 100 for 1.28 million'),
+    (math.inf, 100, f'{_IMAGENET}; 800 gain 3.2 points (Table 4)'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """A key of the configuration, the value it should have, and why."""
+    """A key of the configuration, the recommended value, and the reason."""
 
     key: str
     value: Any
@@ -34,223 +86,168 @@ class Advice:
 def recommend(
     survey: DatasetSurvey, distinct: int, config: ConfigDict, *, devices: int, accelerator: bool
 ) -> list[Advice]:
-    """What to change in `config`, a pre-training; nothing where it fits.
+    """Returns what to change in the configuration; nothing if it fits.
 
-    The network, the heads and the optimizer are left alone where the method is not simsiam.
+    The network, the heads and the optimizer of methods other than simsiam are kept.
 
     Args:
-      survey: of the images, some of which can be read.
-      distinct: images of the source that are not a copy of another.
-      devices: of all processes.
-      accelerator: whether they are more than CPUs.
+      survey: Survey of the images, some of which can be read.
+      distinct: Number of images that are no copy of another.
+      config: Configuration of a pre-training.
+      devices: Number of devices of all processes; the batch is a multiple of it.
+      accelerator: Whether the devices are more than CPUs.
     """
     side = int(np.median(survey.sides().min(1)))
     size, size_reason = _size(side, accelerator)
-    batch, batch_reason = _batch(config.batch_size, min(distinct, survey.count), devices)
-    wanted = [
-        *_data(survey, config),
-        Advice('augment.size', size, size_reason),
-        *_augment(size, channels_of(survey), config),
-        Advice('batch_size', batch, batch_reason),
-    ]
-    if config.method.name == 'simsiam':
-        wanted += _network(size, distinct, config, accelerator)
-        wanted += _schedule(size, distinct, batch, config, accelerator)
-    wanted += _intervals(wanted, distinct // batch, config)
+    name = 'tiny' if size < TINY or not accelerator else 'small' if size <= SMALL else 'large'
+    batch = _batch(config.batch_size, min(distinct, survey.count), devices)
+    profile = _adapted(name, distinct, batch[0], config, accelerator)
+    if config.method.name != 'simsiam':
+        profile = {key: setting for key, setting in profile.items() if key.startswith('augment.')}
+    wanted: Settings = {
+        **_data(survey, config),
+        'augment.size': (size, size_reason),
+        **_augment(size, channels_of(survey), config),
+        'batch_size': batch,
+        **profile,
+    }
+    epochs = max(config.epochs, wanted.get('epochs', (0, ''))[0])
+    steps = max(distinct // batch[0], 1)
+    every = float(min(epochs, math.ceil(100 / steps)))  # at least 100 steps between checkpoints
+    wanted['checkpoint.every_epochs'] = (every, f'an epoch has only {steps} steps')
     given = flatten_dict(config.to_dict(), sep='.')
-    return [advice for advice in wanted if not _same(advice.value, given.get(advice.key))]
+    return [
+        Advice(key, value, reason)
+        for key, (value, reason) in wanted.items()
+        if not _fits(key, given.get(key), value)
+    ]
 
 
 def apply(config: ConfigDict, advice: list[Advice]) -> ConfigDict:
-    """A copy of the configuration with what is advised."""
+    """Returns a copy of the configuration that follows the advice."""
     changed = copy.deepcopy(config)
     with changed.unlocked():
         changed.update_from_flattened_dict({a.key: a.value for a in advice})
     return changed
 
 
-def _same(a: Any, b: Any) -> bool:
-    return tuple(a) == tuple(b) if isinstance(a, tuple) and b is not None else a == b
+def _fits(key: str, given: Any, value: Any) -> bool:
+    """Returns whether a given value is as good as the recommended one."""
+    if key == 'model.name':
+        return (given in _SMALL_NETWORKS) == (value in _SMALL_NETWORKS)
+    if key == 'optim.learning_rate':
+        return value / 1.5 < given < value * 1.5
+    if key in ('epochs', 'checkpoint.every_epochs'):
+        return given >= value
+    if isinstance(value, tuple) and given is not None:
+        return tuple(given) == value
+    return given == value
+
+
+def _adapted(
+    name: str, distinct: int, batch: int, config: ConfigDict, accelerator: bool
+) -> Settings:
+    """Returns a profile for a number of images and devices, less what the configuration decides."""
+    profile = dict(PROFILES[name])
+    if name == 'tiny':
+        model = config.model
+        if tuple(model.stages) == (1, 1, 1) and model.width_multiplier <= 0.25:  # small enough
+            profile = {key: x for key, x in profile.items() if key not in _TINY_NETWORK}
+        if not accelerator:
+            profile['model.dtype'] = ('float32', f'for a CPU: {_MEASURED}')
+    else:
+        if name == 'small' and distinct >= _LARGE_SET:
+            profile['model.name'] = PROFILES['large']['model.name']
+        elif name == 'large' and distinct <= _SMALL_SET:
+            profile['model.name'] = PROFILES['small']['model.name']
+        epochs = next(row for row in _EPOCHS if distinct < row[0])
+        profile['epochs'] = epochs[1:]
+    if config.optim.name != 'sgd':
+        del profile['optim.learning_rate'], profile['optim.weight_decay']
+    if batch >= 1024 and not config.optim.warmup_epochs:
+        profile['optim.warmup_epochs'] = (10, "the paper's for batches of 1024 and more")
+    return profile
 
 
 def channels_of(survey: DatasetSurvey) -> int:
-    """What config.data.channels should be."""
+    """Returns what config.data.channels should be."""
     kinds = survey.channels()
     if set(kinds) <= {1, 3}:
-        return 1 if all(look.gray for look in survey.looks) else 3
+        return 1 if all(image.gray for image in survey.images) else 3
     return next(iter(kinds))
 
 
-def _data(survey: DatasetSurvey, config: ConfigDict) -> list[Advice]:
-    channels, advice = channels_of(survey), []
-    what = {1: 'every image is gray', 3: 'the images have colors'}
-    advice.append(
-        Advice(
-            'data.channels', channels, what.get(channels, f'the images have {channels} channels')
-        )
-    )
+def _data(survey: DatasetSurvey, config: ConfigDict) -> Settings:
+    channels = channels_of(survey)
+    reasons = {1: 'every image is gray', 3: 'the images have colors'}
+    reason = reasons.get(channels, f'the images have {channels} channels')
+    settings: Settings = {'data.channels': (channels, reason)}
     bad = survey.bad_fraction
     if config.data.max_bad_fraction < bad <= 0.2:
-        advice.append(
-            Advice(
-                'data.max_bad_fraction',
-                math.ceil(120 * bad) / 100,
-                f'{bad:.1%} cannot be read; better: mend them or take them out',
-            )
+        settings['data.max_bad_fraction'] = (
+            math.ceil(120 * bad) / 100,
+            f'{bad:.1%} cannot be read; it is better to fix or remove them',
         )
     if config.data.normalize == 'given' and not _normalizes(survey, channels, config):
-        found = survey.normalization(next(iter(survey.channels())))
-        advice.append(
-            Advice(
-                'data.normalize',
-                'auto',
-                f'measured mean {found["mean"]} and std {found["std"]}, not those given',
-            )
-        )
-    return advice
+        measured = survey.normalization(next(iter(survey.channels())))
+        reason = f'measured mean {measured["mean"]} and std {measured["std"]} differ from the given'
+        settings['data.normalize'] = ('auto', reason)
+    return settings
 
 
 def _normalizes(survey: DatasetSurvey, channels: int, config: ConfigDict) -> bool:
-    """Whether the given mean and std bring the images to about 0 and 1."""
+    """Returns whether the given mean and std normalize the images to about 0 and 1."""
     augment = config.augment
     if len(augment.mean) not in (1, channels) or len(augment.std) not in (1, channels):
         return False
     if augment.rotation:
-        return True  # corners are filled with 0, which a mean of 0 keeps apart from no image
+        return True  # corners are filled with 0, which a mean of 0 keeps distinct from the images
     if channels not in survey.channels():
         return False
-    found = survey.normalization(channels)
-    mean = (np.array(found['mean']) - augment.mean) / augment.std
-    std = np.array(found['std']) / augment.std
+    measured = survey.normalization(channels)
+    mean = (np.array(measured['mean']) - augment.mean) / augment.std
+    std = np.array(measured['std']) / augment.std
     return bool(np.abs(mean).max() < 0.5 and std.min() > 0.5 and std.max() < 2)
 
 
 def _size(side: int, accelerator: bool) -> tuple[int, str]:
     if side > _CPU_SIZE and not accelerator:
-        return _CPU_SIZE, 'there is no GPU or TPU: what a CPU can do; with one leave this out'
+        return _CPU_SIZE, 'no GPU or TPU: the limit of a CPU; omit this with an accelerator'
     if side <= SMALL:
-        return side, f'the images have {side} pixels: larger views would only enlarge them'
+        return side, f'the images have {side} pixels; larger views would only enlarge them'
     if side < LARGE:
-        size = side // 32 * 32
-        return size, f'the images have {side} pixels; a multiple of 32, which the network halves to'
-    return LARGE, "the paper's"
+        reason = f'the images have {side} pixels; a multiple of 32, by which the network divides'
+        return side // 32 * 32, reason
+    return LARGE, _IMAGENET
 
 
-def _augment(size: int, channels: int, config: ConfigDict) -> list[Advice]:
-    """Given the views' size; a crop's scale is judged by the image at that size."""
-    advice = []
+def _augment(size: int, channels: int, config: ConfigDict) -> Settings:
+    """Returns settings for views of a size; the scale of crops assumes images of that size."""
+    settings: Settings = {}
     if channels != 3:
         for key in ('saturation', 'hue', 'gray'):
-            advice.append(Advice(f'augment.{key}', 0.0, 'only RGB images have colors to change'))
+            settings[f'augment.{key}'] = (0.0, 'only RGB images have colors to change')
     low, high = config.augment.crop_scale
     least = min(1.0, math.ceil(10 * (_CROP / size) ** 2) / 10)
     if low < least:
-        advice.append(
-            Advice(
-                'augment.crop_scale',
-                (least, high),
-                f'the smallest crops would have under {_CROP} pixels on a side',
-            )
-        )
-    if size <= SMALL:
-        advice.append(
-            Advice('augment.blur', 0.0, 'small views have no blur (the paper, App. D, CIFAR-10)')
-        )
-    if size <= SMALL:
-        resize, reason = size, 'small images are judged whole'
-    else:
-        resize, reason = round(size * 256 / 224), "the paper's 256 for 224"
+        reason = f'the smallest crops would have under {_CROP} pixels on a side'
+        settings['augment.crop_scale'] = ((least, high), reason)
     if config.eval.resize or size != config.augment.size:
-        advice.append(Advice('eval.resize', resize, reason))
-    return advice
+        settings['eval.resize'] = (
+            (size, 'small images are evaluated whole')
+            if size <= SMALL
+            else (round(size * 256 / 224), "the paper's 256 for 224")
+        )
+    return settings
 
 
 def _batch(given: int, distinct: int, devices: int) -> tuple[int, str]:
-    most = distinct // _BATCHES
-    if given % devices == 0 and 64 <= given <= min(most, 2048):
+    limit = distinct // _BATCHES
+    if given % devices == 0 and 64 <= given <= min(limit, 2048):
         return given, ''
-    batch = min(256, 2 ** int(math.log2(max(most, 16))))
+    batch = min(256, 2 ** int(math.log2(max(limit, 16))))
     batch = max(1, batch // devices) * devices
-    if given > most:
-        return batch, f'{distinct:,} different images: {_BATCHES} batches an epoch, or at least 16'
-    return batch, "64 to 2048 work (the paper's Table 2), 256 and 512 best; all devices alike"
-
-
-def _network(size: int, distinct: int, config: ConfigDict, accelerator: bool) -> list[Advice]:
-    advice = []
-    if size < TINY or not accelerator:
-        why = (
-            'so few pixels: the network measured on 8x8 digits (configs/quickstart.py)'
-            if size < TINY
-            else "there is no GPU or TPU: configs/quickstart.py's network, for a CPU"
-        )
-        if tuple(config.model.stages) != (1, 1, 1) or config.model.width_multiplier > 0.25:
-            advice += [
-                Advice('model.name', 'resnet18', why),
-                Advice('model.stages', (1, 1, 1), why),
-                Advice('model.width_multiplier', 0.25, why),
-                Advice('model.zero_init_residual', False, why),
-                Advice('method.dim', 128, why),
-                Advice('method.predictor_hidden_dim', 32, why),
-            ]
-    elif (size <= SMALL or distinct <= _SMALL_SET) and distinct < _LARGE_SET:
-        if config.model.name not in ('resnet18', 'resnet34'):
-            reason = "the paper's network for CIFAR-10's 50,000 images (App. D)"
-            advice.append(Advice('model.name', 'resnet18', reason))
-    elif config.model.name in ('resnet18', 'resnet34'):
-        reason = (
-            "the paper's; a small network on many images may collapse in part (Li et al., 2022)"
-        )
-        advice.append(Advice('model.name', 'resnet50', reason))
-    stem = 'cifar' if size <= SMALL else 'imagenet'
-    reason = {
-        'cifar': 'no stride and no pooling at the start: small views keep their pixels (App. D)',
-        'imagenet': 'views above 64 pixels: the stem of CIFAR would cost sixteen times as much',
-    }[stem]
-    advice.append(Advice('model.stem', stem, reason))
-    if not accelerator:
-        advice.append(Advice('model.dtype', 'float32', "configs/quickstart.py's, for a CPU"))
-    if TINY <= size <= SMALL and accelerator:
-        advice.append(Advice('method.projector_layers', 2, 'two layers for small images (App. D)'))
-    return advice
-
-
-def _schedule(
-    size: int, distinct: int, batch: int, config: ConfigDict, accelerator: bool
-) -> list[Advice]:
-    advice = []
-    little = size < TINY or not accelerator
-    if little:
-        rate, reason = 0.8, "configs/quickstart.py's, measured on digits with this network"
-    elif size <= SMALL:
-        rate, reason = 0.03, "the paper's on CIFAR-10 (App. D), times batch/256"
-    else:
-        rate, reason = 0.05, "the paper's, times batch/256"
-    if config.optim.name == 'sgd':
-        if not rate / 1.5 < config.optim.learning_rate < rate * 1.5:
-            advice.append(Advice('optim.learning_rate', rate, reason))
-        decay, where = (5e-4, 'App. D') if size <= SMALL else (1e-4, "the paper's")
-        advice.append(Advice('optim.weight_decay', decay, f'for views of {size} pixels ({where})'))
-    if little:
-        epochs, reason = 200, "configs/quickstart.py's; more help, if there is time"
-    elif distinct < 2 * _SMALL_SET:
-        epochs, reason = 800, 'few images are seen more often: 800 on CIFAR-10 (App. D)'
-    elif distinct < _LARGE_SET:
-        epochs, reason = 200, 'between 800 for 50,000 images and 100 for 1.28 million'
-    else:
-        epochs, reason = 100, "the paper's; 800 gain 3.2 points (Table 4)"
-    if config.epochs < epochs:
-        advice.append(Advice('epochs', epochs, reason))
-    if batch >= 1024 and not config.optim.warmup_epochs:
-        advice.append(Advice('optim.warmup_epochs', 10, "the paper's for batches of 1024 and more"))
-    return advice
-
-
-def _intervals(wanted: list[Advice], steps: int, config: ConfigDict) -> list[Advice]:
-    """Checkpoints not more often than every hundred steps."""
-    epochs = next((a.value for a in wanted if a.key == 'epochs'), config.epochs)
-    every = min(epochs, math.ceil(100 / max(steps, 1)))
-    if config.checkpoint.every_epochs >= every:
-        return []
-    reason = f'an epoch is only {max(steps, 1)} steps'
-    return [Advice('checkpoint.every_epochs', float(every), reason)]
+    if given > limit:
+        reason = f'{distinct:,} distinct images: {_BATCHES} batches per epoch, of at least 16'
+        return batch, reason
+    return batch, '64 to 2048 work (Table 2), 256 and 512 best; a multiple of the devices'
