@@ -1,4 +1,4 @@
-"""Configurations: all build and step in the abstract; wrong ones fail by name, in one line."""
+"""Tests of configs/, config.py and tasks/pretrain_setup.py: all configurations build and step."""
 
 import dataclasses
 import pathlib
@@ -25,7 +25,7 @@ VARIANTS = [
 ]
 
 
-def test_every_config_is_listed_here() -> None:
+def test_config_files_are_all_listed() -> None:
     names = {name.split(':')[0] for name in VARIANTS + EVALUATIONS + ABLATIONS}
     assert {path.stem for path in CONFIGS.glob('*.py')} == names
 
@@ -50,8 +50,8 @@ def _no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize('name', VARIANTS)
 def test_config_builds_and_steps(name: str) -> None:
     config = load(name)
-    if ':' in name and not config.model.stages:  # the whole network is that of the base's own name
-        config.model.stages = (1, 1, 1, 1)
+    if ':' in name or name == 'folder':  # the whole network is built under the file's own name
+        config.model.stages = (1,)
     parts = pretrain_setup.build(config)
     views = [
         jax.ShapeDtypeStruct(
@@ -70,7 +70,7 @@ def test_config_builds_and_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', EVALUATIONS)
-def test_evaluations_have_their_keys_and_no_others(name: str) -> None:
+def test_check_refuses_unknown_key_of_evaluation(name: str) -> None:
     config = load(name)
     config_keys.check(config)
     with config.unlocked():
@@ -79,7 +79,7 @@ def test_evaluations_have_their_keys_and_no_others(name: str) -> None:
         config_keys.check(config)
 
 
-def test_linear_evaluation_is_the_papers_and_the_codes() -> None:
+def test_linear_config_follows_paper_and_official_code() -> None:
     lars, sgd = load('linear'), load('linear:sgd')
     assert (lars.optim.name, lars.optim.learning_rates, lars.batch_size) == ('lars', (0.1,), 4096)
     assert (sgd.optim.name, sgd.optim.learning_rates, sgd.batch_size) == ('sgd', (30.0,), 256)
@@ -91,7 +91,7 @@ def test_linear_evaluation_is_the_papers_and_the_codes() -> None:
         load('linear:adam')
 
 
-def test_imagenet_is_the_papers_baseline() -> None:
+def test_imagenet_config_is_the_baseline_of_the_paper() -> None:
     config = load('imagenet')
     assert (config.model.name, config.augment.size) == ('resnet50', 224)
     assert (config.batch_size, config.epochs, config.optim.learning_rate) == (512, 100, 0.05)
@@ -103,7 +103,7 @@ def test_imagenet_is_the_papers_baseline() -> None:
     assert folder.eval.test == 'folder:/data/val'
 
 
-def test_byol_has_three_schedules() -> None:
+def test_byol_config_has_three_schedules() -> None:
     for epochs, rate, decay, momentum in (
         (100, 0.45, 1e-6, 0.99),
         (200, 0.3, 1e-6, 0.99),
@@ -117,7 +117,7 @@ def test_byol_has_three_schedules() -> None:
 
 
 @pytest.mark.usefixtures('_no_files')
-def test_swavs_rate_is_the_papers() -> None:
+def test_swav_config_has_the_rates_of_the_paper() -> None:
     config = load('imagenet:swav')
     config.model.stages = (1, 1, 1, 1)
     rate = pretrain_setup.build(config).rates['lr']  # an epoch is a step here
@@ -127,7 +127,7 @@ def test_swavs_rate_is_the_papers() -> None:
 
 
 @pytest.mark.usefixtures('_no_files')
-def test_second_and_small_views_are_others() -> None:
+def test_recipes_differ_for_second_view_and_local_crops() -> None:
     config = load('imagenet:byol')
     config.local_crops.number = 2
     first, second, *small = pretrain_setup.build(config).recipes
@@ -136,7 +136,7 @@ def test_second_and_small_views_are_others() -> None:
     assert small == [dataclasses.replace(first, size=96, crop_scale=(0.05, 0.14))] * 2
 
 
-def test_views_of_other_sizes_are_shown_beside_the_large_ones() -> None:
+def test_view_grid_shows_local_crops_beside_large_views() -> None:
     config = load('quickstart')
     config.local_crops.update(number=3, size=5, crop_scale=(0.2, 0.5))
     parts = pretrain_setup.build(config)
@@ -147,14 +147,14 @@ def test_views_of_other_sizes_are_shown_beside_the_large_ones() -> None:
 
 
 @pytest.mark.usefixtures('_no_files')
-def test_normalization_is_measured() -> None:
+def test_normalize_auto_measures_mean_and_std() -> None:
     config = load('folder')
     parts = pretrain_setup.build(config)
     assert config.augment.mean == parts.recipes[0].mean == (1.0, 0.0, 0.2)
     assert config.augment.std == (pytest.approx(1 / 255, abs=1e-4),) * 3
 
 
-def test_docstrings_give_the_command_and_the_papers_figure() -> None:
+def test_config_docstrings_give_command_and_figure() -> None:
     for path in CONFIGS.glob('*.py'):
         text = path.read_text()
         assert f'python -m simsiam_jax.main --config=configs/{path.name}' in text
@@ -187,7 +187,7 @@ def test_docstrings_give_the_command_and_the_papers_figure() -> None:
         ({'augment.size': 16}, r'images are 8x8.*config\.eval\.resize'),
     ],
 )
-def test_wrong_values_say_what_to_do(change: dict, message: str) -> None:
+def test_build_names_wrong_values(change: dict, message: str) -> None:
     config = load('quickstart')
     with config.unlocked():
         config.update_from_flattened_dict(change)
@@ -201,7 +201,7 @@ def test_wrong_values_say_what_to_do(change: dict, message: str) -> None:
     assert '\n' not in str(caught.value)
 
 
-def test_missing_key_is_named() -> None:
+def test_check_names_missing_key() -> None:
     config = load('quickstart')
     with config.unlocked():
         del config.optim.momentum

@@ -1,0 +1,151 @@
+"""Tests of command_line.py and config_keys.py: flags, overrides, errors in one line."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from commands import ROOT, Commands
+from configurations import load
+
+from simsiam_jax import command_line, config_keys, errors
+
+QUICKSTART = 'configs/quickstart.py'
+
+
+def dry_run(command: Commands, *flags: str) -> subprocess.CompletedProcess:
+    return command('simsiam_jax.main', '--workdir=none', '--config.dry_run=True', *flags)
+
+
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ('data.image_size=32', 'data.image_size; did you mean config.augment.size?'),
+        ('lr=0.1', 'lr; did you mean config.optim.learning_rate?'),
+        ('optim.learning_rat=3', 'optim.learning_rat; did you mean config.optim.learning_rate?'),
+        ('epoch=3', 'epoch; did you mean config.epochs?'),
+        ('method.temprature=3', 'method.temprature; did you mean config.eval.temperature?'),
+        ('no_such_section.zzz=3', 'no_such_section.zzz; known: '),
+    ],
+)
+def test_unknown_key_is_named_with_a_suggestion(
+    override: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(errors.UserError) as caught:
+        command_line.rename_override(f'--config.{override}', load('quickstart'))
+    assert str(caught.value).startswith(f'unknown key config.{message}')
+
+
+def test_unknown_key_ends_the_command_in_one_line(command: Commands) -> None:
+    done = dry_run(command, f'--config={QUICKSTART}', '--config.data.image_size=32')
+    assert done.returncode == 1
+    assert done.stderr == (
+        'error: unknown key config.data.image_size; did you mean config.augment.size?\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ('given', 'renamed'),
+    [
+        ('--config.optim.accumulate=4', '--config.optim.gradient_accumulation_steps=4'),
+        ('--config.local_crops.number=2', '--config.local_crops.number=2'),
+        ('--config.small_views.number=2', '--config.local_crops.number=2'),
+        ('--config.data.on_device=colour', '--config.data.on_device=color'),
+        ('--noconfig.log.report', '--noconfig.log.report'),
+        ('--config.optim.accumulate', '--config.optim.gradient_accumulation_steps'),
+        ('input', 'input'),
+    ],
+)
+def test_old_names_of_overrides_are_renamed(given: str, renamed: str) -> None:
+    assert command_line.rename_override(given, load('quickstart')) == renamed
+
+
+def test_override_wins_over_the_config_file_under_either_name(
+    command: Commands, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / 'mine.py'
+    file.write_text(
+        'from simsiam_jax import config as config_lib\n'
+        'def get_config():\n'
+        '    config = config_lib.default()\n'
+        '    config.optim.accumulate = 2\n'
+        '    return config\n'
+    )
+    done = dry_run(command, f'--config={file}', '--config.optim.accumulate=0')
+    assert 'optim.gradient_accumulation_steps is 0; expected 1 or more' in done.stderr
+    text = 'warning: config.optim.accumulate is now config.optim.gradient_accumulation_steps\n'
+    assert done.stderr.count(text) == 1
+
+
+def test_second_view_takes_keys_of_augment(command: Commands) -> None:
+    done = dry_run(command, f'--config={QUICKSTART}', '--config.second_view.blur=2.0')
+    assert 'augment.blur is 2.0' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('def get_config():\n    return 1 / 0\n', 'failed in line 2: ZeroDivisionError'),
+        ('def get_config(:\n', 'failed in line 1: SyntaxError'),
+        ('def get_config():\n    return 3\n', 'returned int; expected a ConfigDict'),
+        ('x = 3\n', 'has no get_config()'),
+    ],
+)
+def test_broken_config_file_is_told_in_one_line(
+    text: str, message: str, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / 'broken.py'
+    file.write_text(text)
+    with pytest.raises(errors.UserError) as caught:
+        command_line.load_config(str(file))
+    assert message in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_missing_config_file_is_named() -> None:
+    with pytest.raises(errors.UserError, match=r'config file configs/none\.py does not exist'):
+        command_line.load_config('configs/none.py:byol')
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--workdir=x'], '--config is missing'),
+        ([f'--config={QUICKSTART}'], 'Flag --workdir must have a value'),
+        ([f'--config={QUICKSTART}', '--workdir=x', 'y'], "unexpected argument 'y'"),
+        ([f'--config={QUICKSTART}', '--workdir=x', '--nonsense'], 'Unknown command line flag'),
+        ([f'--config={QUICKSTART}', '--workdir=x', '--config.epochs=three'], 'config.epochs=three'),
+    ],
+)
+def test_invalid_command_line_ends_in_one_line(
+    flags: list[str], message: str, command: Commands
+) -> None:
+    done = command('simsiam_jax.main', *flags)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count('\n') == 1
+
+
+def test_keys_of_a_section_are_listed_if_none_is_similar() -> None:
+    error = config_keys.unknown_key('log.zzz', ['epochs', 'log.wandb', 'log.mlflow'])
+    assert str(error) == 'unknown key config.log.zzz; known: log.mlflow, log.wandb'
+
+
+def test_all_modules_are_imported_together_and_define_no_flags() -> None:
+    program = (
+        'import importlib, pkgutil\n'
+        'from absl import flags\n'
+        'import simsiam_jax\n'
+        "names = [m.name for m in pkgutil.walk_packages(simsiam_jax.__path__, 'simsiam_jax.')]\n"
+        'for name in names: importlib.import_module(name)\n'
+        "assert 'simsiam_jax.tools.doctor.__main__' in names, names\n"
+        'ours = [k for k in flags.FLAGS.flags_by_module_dict() if k.startswith("simsiam_jax")]\n'
+        'print(len(names), ours)\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    count, _, flags = done.stdout.strip().partition(' ')
+    assert int(count) > 100
+    assert flags == '[]'
