@@ -4,18 +4,18 @@ BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-long test-torch lint format clean
 
-# Pre-train SimSiam on scikit-learn's digits: a good minute on two cores.
+# Pre-train SimSiam on scikit-learn's digits: about a minute on two cores.
 quickstart: $(VENV)/installed
 	$(BIN)/python -m simsiam_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 
-# What `make test` leaves out for time.
+# Tests that take half a minute or more; `make test` skips them.
 test-long: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m long
 
-# The conversions against PyTorch, torchvision and timm; `make test` skips them where these are absent.
+# Conversions against PyTorch, torchvision and timm; `make test` skips them if these are not installed.
 test-torch: $(VENV)/installed-torch
 	$(BIN)/python -m pytest --dist worksteal tests/test_convert_torch.py
 
@@ -32,7 +32,7 @@ clean:
 	rm -rf $(VENV) runs build *.egg-info
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, $(PYTHON) is " + sys.version.split()[0] + "; make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is Python " + sys.version.split()[0] + "; expected 3.11 or later. Run make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(VENV)/bin/python setup.py simsiam_jax/_version.py

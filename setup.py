@@ -16,7 +16,7 @@ setup(
         'clu',
         'etils[epath]',
         'flax>=0.12',
-        'importlib_resources',  # TFDS needs it to write array_record and does not say so
+        'importlib_resources',  # TFDS needs it to write array_record but does not declare it
         'jax>=0.10.2',
         'jaxtyping',
         'matplotlib',
@@ -32,7 +32,7 @@ setup(
         'safetensors',
         'scikit-learn',
         'simplejpeg',
-        'tensorboard',  # clu needs it and does not say so
+        'tensorboard',  # clu needs it but does not declare it
         'tensorflow>=2.21',
         'tensorflow-datasets>=4.9.10',
         'tensorstore',
@@ -42,18 +42,18 @@ setup(
     extras_require={
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
-        # What Orbax asks about a bucket with, for workdirs of gs://.
+        # Client that Orbax uses for workdirs in gs:// buckets.
         'gcs': ['google-cloud-storage'],
-        # What config.log.wandb and config.log.mlflow write to.
+        # Loggers of config.log.wandb and config.log.mlflow.
         'loggers': ['mlflow', 'wandb'],
-        # Compilers for GPUs and TPUs that are not there: `benchmark aot` on a CPU machine.
+        # Ahead-of-time compilers for GPUs and TPUs: `benchmark aot` on a CPU machine.
         'aot': ['jax[cuda12-local,tpu]'],
-        # What conversions are tested against.
+        # Packages that conversions are tested against.
         'torch': ['torch==2.13.0', 'torchvision==0.28.0', 'timm==1.0.31'],
         'test': [
             'beartype',
             'mypy',
-            'playwright',  # drives the Chromium of the machine; its own is not needed
+            'playwright',  # drives the machine's Chromium, so it needs no browser of its own
             'pytest',
             'pytest-xdist',
             'ruff',
