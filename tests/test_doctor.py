@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
+from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.data import sources
 from simsiam_jax.tasks import lr_finder, memory, pretrain, pretrain_setup
 from simsiam_jax.tools.doctor import environment_checks, estimates, examine
@@ -201,13 +202,17 @@ def test_check_workdir_needs_disk_space_and_no_other_run(
     (tmp_path / 'file').write_text('')
     assert severities(tmp_path / 'file') == ['error']
 
-    (tmp_path / 'checkpoints' / '50').mkdir(parents=True)
-    (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
+    meta = {'config': config.to_dict(), 'images': sources.fingerprint(setup.source)}
+    metadata = tmp_path / 'checkpoints' / '50' / 'meta' / 'metadata'
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(json.dumps(meta | {'seal': checkpoint_reader.seal(meta)}))
     assert severities(tmp_path) == ['ok', 'ok']
     config.optim.learning_rate = 0.1
     (tmp_path / 'lock.json').write_text('{}')
     assert severities(tmp_path) == ['ok', 'warning', 'error']
     assert 'optim.learning_rate (0.8 -> 0.1)' in str(check(tmp_path)[-1])
+    metadata.write_text('{}')
+    assert severities(tmp_path) == ['ok', 'warning', 'warning']
 
     state = jax.eval_shape(setup.init)
     each = memory.size_of(state) + memory.size_of(state.params['backbone'])
