@@ -1,4 +1,4 @@
-"""The benchmarks: costs by hand, the real step on synthetic images and ahead of time."""
+"""Tests of tools/benchmark/: cost_model.py, hardware.py, workload.py, speed.py, aot.py."""
 
 import re
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures('_compiled_quickly')
 
 
 def small(method: str = 'simsiam', **changes: object) -> ConfigDict:
-    """A net of two blocks on 16 pixels, batch 32."""
+    """Returns a configuration of two blocks on 16 pixels, batch 32."""
     config = config_lib.default()
     config.batch_size, config.epochs, config.augment.size = 32, 1, 16
     config.model.update({'name': 'resnet18', 'stages': (1, 1), 'width_multiplier': 0.125})
@@ -27,46 +27,46 @@ def small(method: str = 'simsiam', **changes: object) -> ConfigDict:
     return config
 
 
-def test_layers_are_those_of_resnet50() -> None:
+def test_layers_of_resnet50_equal_torchvision() -> None:
     layers = cost_model.layers(METHODS['simsiam'](resnet.make('resnet50')).network, 224, 3)
     products = [layer for layer in layers if layer.kind == 'product']
     heads = 3 * 2048**2 + 2 * 2048 * 512
-    # torchvision says 4,089,184,256 multiplications, with the classifier's.
+    # torchvision counts 4,089,184,256 multiplications, with the classifier's.
     assert sum(layer.macs for layer in products) == 4_089_184_256 - 2048 * 1000 + heads
     assert sum(layer.weights for layer in products) == 25_557_032 - 53_120 - 2_049_000 + heads
     assert len([layer for layer in layers if layer.kind == 'norm']) == 53 + 4
     assert [layer.kind for layer in layers].count('block') == 16
-    # 24 GFLOP a view, forward and backward; the images themselves need no gradient.
+    # 24 GFLOP per view, forward and backward; the images need no gradient.
     stem = 2 * 112 * 112 * 64 * 7 * 7 * 3
     forward = 2 * sum(layer.macs for layer in products)
     kernels = cost_model.kernels(layers, 4, 'fused', 2)
     assert sum(kernel.flops for kernel in kernels) == 4 * (3 * forward - stem)
 
 
-def test_bytes_of_a_layer_by_hand() -> None:
-    """A norm of 10 elements: what each way reads and writes, by whole arrays."""
+def test_kernels_of_norm_equal_hand_count() -> None:
+    """Each level of fusion reads and writes whole arrays of a norm of 10 elements."""
     layer = cost_model.Layer('norm', 10, 10, weights=5, relu=True)
     array = 3 * 2 * 10  # three images, two bytes
-    for way, forward, backward in (('separate', 5, 8), ('fused', 3, 5), ('ideal', 0, 3)):
-        there = cost_model.kernels([layer], 3, way, 2, backward=False)
-        both = cost_model.kernels([layer], 3, way, 2)
-        assert sum(kernel.bytes for kernel in there) == forward * array
+    for fusion, forward, backward in (('separate', 5, 8), ('fused', 3, 5), ('ideal', 0, 3)):
+        alone = cost_model.kernels([layer], 3, fusion, 2, backward=False)
+        both = cost_model.kernels([layer], 3, fusion, 2)
+        assert sum(kernel.bytes for kernel in alone) == forward * array
         assert sum(kernel.bytes for kernel in both) == (forward + backward) * array
     assert cost_model.statistics_bytes([layer]) == [40, 40]
 
 
-def test_device_table() -> None:
+def test_find_matches_device_kind_by_longest_prefix() -> None:
     assert hardware.find('TPU v5 lite') is hardware.DEVICES['TPU v5 lite']
     assert hardware.find('TPU v5p') is hardware.DEVICES['TPU v5']
     assert hardware.find('NVIDIA H100 80GB HBM3') is hardware.DEVICES['NVIDIA H100']
     assert hardware.find('cpu') is None
-    # Two devices exchange their halves, then the sums.
+    # Two devices exchange halves, then sums.
     assert hardware.all_reduce_seconds(100, 2, 50.0) == 2.0
     assert hardware.all_reduce_seconds(100, 1, 50.0) == 0.0
 
 
 @pytest.mark.parametrize('method', ['simsiam', 'swav'])
-def test_the_real_step_compiled_for_eight_devices(
+def test_compile_step_agrees_with_analytic_costs(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small(
@@ -86,20 +86,20 @@ def test_the_real_step_compiled_for_eight_devices(
     (collective,) = result.counts.collectives
     assert (collective.op, collective.devices) == ('all-reduce', 8)
     assert collective.count <= len(sums['BN statistics']) + 8
-    # Beside these the loss, the metrics and z's spread: some hundred numbers.
+    # The loss, the metrics and the spread of z add some hundred numbers.
     assert sent <= collective.bytes <= sent + 4096
-    # XLA's own count of the same network: no padding, none of the losses' products.
-    analytic_kernels = sum(kernel.flops for kernel in work.analytic_kernels('fused'))
+    # The analytic count leaves out padding and the products of the losses.
+    analytic = sum(kernel.flops for kernel in work.analytic_kernels('fused'))
     flops = sum(kernel.flops * kernel.runs for kernel in result.counts.kernels)
-    assert analytic_kernels == pytest.approx(flops, rel=0.25)
+    assert analytic == pytest.approx(flops, rel=0.25)
     monkeypatch.setattr(hardware, 'find', lambda kind: hardware.DEVICES['NVIDIA H100'])
     text = aot.report(result)
-    assert f'all-reduce between 8: {collective.count} of' in text
+    assert f'all-reduce between 8: {collective.count} with' in text
     assert f'compiled: {result.counts.launches} kernels' in text
 
 
-def test_the_largest_batch_is_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a chip of 100 MB where the first guess is too large: the state aside 1 MB an image."""
+def test_largest_batch_searches_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a chip of 100 MB with 1 MB per image beside the state, the first guess is too large."""
     tries = []
 
     def compile_step(work: workload.Workload) -> aot.Compiled:
@@ -113,13 +113,13 @@ def test_the_largest_batch_is_searched_for(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(aot, 'compile_step', compile_step)
     result = compile_step(workload.build(small(), mesh_lib.make_mesh(), images=640))
     best = aot.largest_batch(result, images=640, image_size=0)
-    # 91 images fit; of the tries, the first follows the four images of the start.
+    # 91 images fit. The first try is extrapolated from four images.
     assert best == (88, 97 * 10**6)
     assert tries[1] > tries[-1] == 88
 
 
 @pytest.mark.long
-def test_speed_of_the_real_step(capsys: pytest.CaptureFixture) -> None:
+def test_measure_prints_speed_with_and_without_data(capsys: pytest.CaptureFixture) -> None:
     config = small(**{'data.source': 'digits/train', 'data.channels': 1})
     config.update_from_flattened_dict({'eval.train': '', 'eval.test': '', 'augment.size': 8})
     config.augment.update({'mean': (0.3,), 'std': (0.4,)})
@@ -130,11 +130,11 @@ def test_speed_of_the_real_step(capsys: pytest.CaptureFixture) -> None:
     assert batch == 16
     assert rate == pytest.approx(batch / milliseconds * 1e3, rel=0.1)
     assert re.fullmatch(
-        r'with the input of digits/train: [\d,]+ images/s, waiting \d+%', with_input
+        r'with the input of digits/train: [\d,]+ images/s, data wait \d+%', with_input
     )
 
 
-def test_what_cannot_be_compiled_is_told() -> None:
+def test_workload_and_topology_refuse_what_cannot_compile() -> None:
     with pytest.raises(errors.UserError, match='v9:2x2'):
         aot.topology('v9:2x2')
     with pytest.raises(errors.UserError, match='alternate'):
@@ -142,7 +142,7 @@ def test_what_cannot_be_compiled_is_told() -> None:
 
 
 def compiled_for_h100(on_device: str) -> aot.Compiled:
-    """The ImageNet configuration's step at batch 512, compiled for one H100."""
+    """Compiles the step of the ImageNet configuration at batch 512 for one H100."""
     pytest.importorskip('jax_plugins.xla_cuda12', reason='jax_cuda12_plugin is not installed')
     config = config_lib.default()
     config.model.kernels, config.data.on_device = 'fused', on_device
@@ -151,28 +151,28 @@ def compiled_for_h100(on_device: str) -> aot.Compiled:
 
 @pytest.fixture(scope='module')
 def h100() -> aot.Compiled:
-    """Views come from the host."""
+    """Returns the step with views from the host."""
     return compiled_for_h100('none')
 
 
-def test_bytes_on_an_h100(h100: aot.Compiled) -> None:
+def test_step_on_h100_stays_within_its_bytes(h100: aot.Compiled) -> None:
     counts = h100.counts
     assert counts is not None
     assert counts.bytes <= 370e9
     assert counts.launches <= 1650
     assert counts.scatters == ()
-    # Weights alone are float32 or change their places.
+    # Only weights are float32 or transposed.
     largest_weight = 512 * 3 * 3 * 512 * 4
     assert counts.float32[0].bytes <= 2048 * 2048 * 4
     assert counts.moves[0].bytes <= largest_weight
     assert len(counts.donated) == len(jax.tree.leaves(jax.eval_shape(h100.work.init)))
     assert h100.memory < 60 * 2**30
-    analytic_kernels = sum(kernel.flops for kernel in h100.work.analytic_kernels('fused'))
+    analytic = sum(kernel.flops for kernel in h100.work.analytic_kernels('fused'))
     flops = sum(kernel.flops * kernel.runs for kernel in counts.kernels)
-    assert analytic_kernels == pytest.approx(flops, rel=1e-3)
+    assert analytic == pytest.approx(flops, rel=1e-3)
 
 
-def test_augmentation_is_little_of_an_h100s_step(h100: aot.Compiled) -> None:
+def test_augmentation_adds_few_bytes_to_step_on_h100(h100: aot.Compiled) -> None:
     alone, whole = h100.counts, compiled_for_h100('color').counts
     assert alone is not None
     assert whole is not None

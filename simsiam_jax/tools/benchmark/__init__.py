@@ -1,1 +1,1 @@
-"""Speed of the input and of the training step."""
+"""Measures the speed of the input and of the training step."""

@@ -2,19 +2,19 @@
 
 python -m simsiam_jax.tools.benchmark input --config=configs/imagenet.py [--config.key=value ...]
 
-prints, for each value of config.data.on_device, the images a second that this host makes ready,
-in all and a CPU-second, and the bytes it sends an image; beside them the decoding alone and what
-the training step takes on the devices here.
+prints, for each value of config.data.on_device, the images per second and per CPU-second that the
+input pipeline of this host delivers, and the bytes per image that it sends. It also prints the rate
+of decoding alone and of the training step on the devices here.
 
 python -m simsiam_jax.tools.benchmark step --config=... [--batch_sizes=256,512] [--data]
 
-prints how fast the training step is on the devices here, on synthetic images that lie on them
-already, and what share that is of what the devices can do; with --data also with the real input.
+prints the speed of the training step on synthetic images that are on the devices already, and its
+share of what the devices can do. --data also measures it with the real input.
 
 python -m simsiam_jax.tools.benchmark aot --target=h100 --config=... [--config.batch_size=1024]
 
-compiles the step for a chip or slice that need not be there (h100:8, v4:2x2x2, v5e:4x4, ...) and
-prints its memory, kernels, bytes and collectives, the least time, and the batch a chip that fits.
+compiles the step for a chip or slice that you need not have (h100:8, v4:2x2x2, v5e:4x4, ...). It
+prints memory, kernels, bytes and collectives, the minimum time, and the largest batch per chip.
 """
 
 import functools
@@ -44,7 +44,7 @@ def run(arguments: command_line.Arguments) -> None:
         }
         errors.check_choice('the command', command, commands)
         if command == 'aot':
-            jax.config.update('jax_platforms', 'cpu')  # the target itself need not exist
+            jax.config.update('jax_platforms', 'cpu')  # ahead of time needs no device of the target
         commands[command](arguments.config)
     except errors.UserError as error:
         sys.exit(f'error: {error}')
@@ -56,22 +56,22 @@ def _batch_sizes() -> list[int]:
         return [int(size) for size in sizes]
     except ValueError as error:
         raise errors.UserError(
-            f'--batch_sizes is {",".join(sizes)}; expected whole numbers, such as 256,512'
+            f'invalid --batch_sizes: {",".join(sizes)}; expected integers such as 256,512'
         ) from error
 
 
 def main() -> None:
-    flags.DEFINE_integer('batches', 6, 'input: batches to measure, after two to warm up.')
-    flags.DEFINE_boolean('step', True, 'input: measure the training step too.')
-    flags.DEFINE_list('batch_sizes', [], 'step: global batch sizes; default: config.batch_size.')
+    flags.DEFINE_integer('batches', 6, 'input: number of batches to measure, after two to warm up.')
+    flags.DEFINE_boolean('step', True, 'input: also measure the training step.')
+    flags.DEFINE_list('batch_sizes', [], 'step: global batch sizes; default config.batch_size.')
     flags.DEFINE_boolean('data', False, 'step: also measure with the real input.')
-    flags.DEFINE_string('target', 'h100', 'aot: h100, h100:8, v4:2x2x2, v5e:4x4, v5p:2x2x2.')
-    flags.DEFINE_boolean('search', True, 'aot: search for the largest batch, which compiles more.')
+    flags.DEFINE_string('target', 'h100', 'aot: h100, h100:8, v4:2x2x2, v5e:4x4, v5p:2x2x2, ...')
+    flags.DEFINE_boolean('search', True, 'aot: search for the largest batch, in many compilations.')
     flags.DEFINE_integer(
-        'images', workload.IMAGENET, 'step, aot: images in an epoch, for the schedules.'
+        'images', workload.IMAGENET, 'step, aot: number of images in an epoch, for the schedules.'
     )
     flags.DEFINE_integer(
-        'image_size', 0, 'step, aot: side of the images if all are kept on the device; 0: crops.'
+        'image_size', 0, 'step, aot: side of images that stay on the device; 0 uses crops.'
     )
     command_line.start(run, config=True, positional=True)
 

@@ -1,4 +1,4 @@
-"""What devices can do: arithmetic, memory, links."""
+"""Arithmetic, memory and links of devices."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ class Device:
     """A chip.
 
     Attributes:
-      flops: bfloat16 operations a second.
-      bandwidth: of its memory, bytes a second.
-      memory: bytes.
-      link: bytes a second that it sends to the others of its host (GPUs) or slice (TPUs).
-      usable: share of the memory that JAX takes; on GPUs XLA_PYTHON_CLIENT_MEM_FRACTION.
+      flops: bfloat16 operations per second.
+      bandwidth: Bytes per second of its memory.
+      memory: Bytes of its memory.
+      link: Bytes per second that it sends to the other chips of its host (GPUs) or slice (TPUs).
+      usable: Share of the memory that JAX allocates; on GPUs XLA_PYTHON_CLIENT_MEM_FRACTION.
     """
 
     flops: float
@@ -24,8 +24,8 @@ class Device:
     usable: float = 1.0
 
 
-# By what jax.Device.device_kind begins with. H100 and H200: arithmetic and bandwidth that large
-# matrix products and copies are known to reach; all else by the makers' data sheets.
+# By prefix of jax.Device.device_kind. Arithmetic and bandwidth of H100 and H200 are what large
+# matrix products and copies are known to reach. All other figures are from data sheets.
 DEVICES = {
     'NVIDIA H100': Device(798e12, 3.0e12, 80 * 2**30, 450e9, 0.75),
     'NVIDIA H200': Device(790e12, 4.3e12, 141 * 10**9, 450e9, 0.75),
@@ -37,16 +37,25 @@ DEVICES = {
 
 
 def find(kind: str) -> Device | None:
-    """The device of that jax.Device.device_kind; None where the table lacks it."""
+    """Returns the device of a jax.Device.device_kind; None if the table lacks it."""
     names = [name for name in DEVICES if kind.startswith(name)]
     return DEVICES[max(names, key=len)] if names else None
 
 
 def all_reduce_seconds(size: int, count: int, link: float) -> float:
-    """Seconds for `count` devices to sum `size` bytes each, by the bandwidth of the links alone.
+    """Returns the seconds of an all-reduce, by the bandwidth of the links alone.
 
-    Each sends 2 (count - 1)/count of them, in a ring or in rings along the axes of a torus.
+    Each device sends 2 (count - 1)/count of its bytes, in a ring or in rings along the axes of a
+    torus.
+
+    Args:
+      size: Bytes on each device.
+      count: Number of devices.
+      link: Bytes per second that a device sends.
+
+    Raises:
+      UserError: The number of devices is below 1.
     """
     if count < 1:
-        raise errors.UserError(f'{count} devices; expected 1 or more')
+        raise errors.UserError(f'invalid number of devices: {count}; expected 1 or more')
     return 2 * (count - 1) / count * size / link

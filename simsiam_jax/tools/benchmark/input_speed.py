@@ -1,4 +1,4 @@
-"""Speed of the input pipeline of this host."""
+"""Measures the input pipeline of this host."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from simsiam_jax.tools.benchmark import speed, workload
 
 
 def rates(batches: Iterator[Any], batch_size: int, count: int) -> tuple[float, float, Any]:
-    """(images a second, images a CPU-second, a batch); the first two batches do not count."""
+    """Returns (images per second, images per CPU-second, a batch), after two batches to warm up."""
     for _ in range(2):
         next(batches)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -26,16 +26,22 @@ def rates(batches: Iterator[Any], batch_size: int, count: int) -> tuple[float, f
 
 
 def measure_input(config: ConfigDict, count: int, with_step: bool) -> None:
-    """Prints the table.
+    """Prints the rates of decoding, of the input for each on_device, and of the step.
+
+    Args:
+      config: Configuration of a pre-training.
+      count: Number of batches to measure.
+      with_step: Measure the training step too.
 
     Raises:
-      UserError: the configuration's source is in memory, so that the host has nothing to do.
+      UserError: The images stay on the device, so the host has no input to prepare.
     """
     config.data.backend = 'host'
     parts = pretrain_setup.build(config)
     if not isinstance(parts.source, Reader):
         raise errors.UserError(
-            f'{config.data.source} is kept whole on the device: there is no host input to measure'
+            f'cannot measure the input of {config.data.source}: its images stay on the device; '
+            'expected a source that is read during training'
         )
     rows: list[tuple[str, float | None, float | None, float | None]] = []
     begin, decoded = time.process_time(), min(config.batch_size, 256)
@@ -50,15 +56,15 @@ def measure_input(config: ConfigDict, count: int, with_step: bool) -> None:
         wall, cpu, batch = rates(batches, config.batch_size, count)
         sent = sum(x.nbytes for x in jax.tree.leaves(batch)) / config.batch_size
         rows.append((on_device, wall, cpu, sent))
-    print(f'{"on_device":14}{"images/s":>10}{"a CPU-second":>14}{"bytes an image":>16}')
+    print(f'{"on_device":14}{"images/s":>10}{"per CPU-second":>16}{"bytes/image":>13}')
     for name, *figures in rows:
         print(
-            f'{name:14}{_number(figures[0]):>10}{_number(figures[1]):>14}{_number(figures[2]):>16}'
+            f'{name:14}{_number(figures[0]):>10}{_number(figures[1]):>16}{_number(figures[2]):>13}'
         )
     if with_step:
         work = workload.build(config, parts.mesh, images=len(parts.source))
         rate = speed.measure_step(work, rounds=3).images_per_second
-        print(f'the step takes {rate:,.0f} images/s on {speed.devices_here()}')
+        print(f'the step can consume {rate:,.0f} images/s on {speed.describe_devices()}')
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The training step on the devices here: images a second, share of what they can do, memory."""
+"""Measures the training step on the devices here: rate, share of what they can do, memory."""
 
 import dataclasses
 import statistics
@@ -20,9 +20,11 @@ class Speed:
     """A measured step.
 
     Attributes:
-      seconds: of every round, a step.
-      compiled: seconds that compiling took, from the cache or anew.
-      memory: bytes on a device, as the compiler plans them.
+      work: What was measured.
+      seconds: Seconds per step in each round.
+      compiled: Seconds of compiling; less if the program is in the cache.
+      memory: Bytes on a device, as the compiler plans them.
+      counts: Figures of the compiled program.
     """
 
     work: workload.Workload
@@ -36,16 +38,16 @@ class Speed:
         return self.work.config.batch_size / statistics.median(self.seconds)
 
     def row(self) -> str:
-        """As HEADER; shares are of the device's table, '-' where it has none."""
+        """Returns the columns of HEADER; shares are '-' for devices that hardware.py lacks."""
         batch, taken = self.work.config.batch_size, statistics.median(self.seconds)
-        analytic_kernels = self.work.analytic_kernels('fused')
-        flops = sum(kernel.flops for kernel in analytic_kernels)
+        analytic = self.work.analytic_kernels('fused')
+        flops = sum(kernel.flops for kernel in analytic)
         device = hardware.find(self.work.mesh.devices.flat[0].device_kind)
         shares = ['-'] * 3
         if device:
             shares = [
                 f'{flops / device.flops / taken:.1%}',
-                f'{cost_model.seconds(analytic_kernels, device) / taken:.1%}',
+                f'{cost_model.seconds(analytic, device) / taken:.1%}',
                 f'{aot.seconds(self.counts, device) / taken:.1%}',
             ]
         spread = (max(self.seconds) - min(self.seconds)) / taken
@@ -58,7 +60,8 @@ class Speed:
         return ''.join(f'{text:>{len(name) + 2}}' for name, text in columns)
 
 
-# ms is the median of the rounds, spread their range over it; TFLOP/s and the shares are a device's.
+# ms is the median of the rounds and spread their range relative to it. TFLOP/s and shares are per
+# device.
 HEADER = (
     '  batch', 'images/s', '      ms', 'spread', 'TFLOP/s', 'of peak', 'of roofline',
     'of its own bytes', 'GB moved', 'kernels', 'GiB', 'compile s',
@@ -74,12 +77,20 @@ def measure(
     image_size: int,
     rounds: int = 10,
 ) -> None:
-    """Prints a row for every batch size, or for the configuration's own.
+    """Prints a row for each batch size.
 
-    With the data: the real input path too, at the last of these sizes: images a second end to end
-    and the share of the time that the step waits for them.
+    Args:
+      config: Configuration of a pre-training.
+      batch_sizes: Global batch sizes; () uses the configuration's own.
+      with_data: Also measure the real input, at the last batch size: images per second end to end,
+        and the share of the time that the step waits for them.
+      images: Number of images in an epoch.
+      image_size: Side of images that stay on the device; 0 uses crops.
+      rounds: Number of rounds for each batch size.
     """
-    print(f'{config.method.name} on {config.model.name}, {config.model.dtype}, {devices_here()}')
+    print(
+        f'{config.method.name} on {config.model.name}, {config.model.dtype}, {describe_devices()}'
+    )
     print(''.join(f'  {name}' for name in HEADER))
     for batch_size in batch_sizes or [config.batch_size]:
         config.batch_size = batch_size
@@ -90,11 +101,11 @@ def measure(
             print(measure_step(work, rounds).row(), flush=True)
     if with_data:
         rate, wait = with_input(config, 5 * rounds)
-        print(f'with the input of {config.data.source}: {rate:,.0f} images/s, waiting {wait:.0%}')
+        print(f'with the input of {config.data.source}: {rate:,.0f} images/s, data wait {wait:.0%}')
 
 
 def measure_step(work: workload.Workload, rounds: int, *, at_least: float = 0.5) -> Speed:
-    """Compiles the step and runs it in rounds of at least so many seconds."""
+    """Compiles the step and runs it in `rounds` rounds of at least `at_least` seconds."""
     rng = np.random.default_rng(0)
     arrays = work.batch(lambda shape: rng.integers(0, 256, shape, np.uint8))
     batch = mesh_lib.shard_global(jax.tree.map(np.asarray, arrays), work.mesh)
@@ -118,12 +129,20 @@ def measure_step(work: workload.Workload, rounds: int, *, at_least: float = 0.5)
 
 
 def with_input(config: ConfigDict, steps: int) -> tuple[float, float]:
-    """(images a second, share of the time spent waiting for them) of the run that main starts."""
+    """Measures the run that main starts.
+
+    Returns (images per second, share of the time that the step waits for them).
+
+    Raises:
+      UserError: The run has too few steps.
+    """
     parts = pretrain_setup.build(config)
     train_step = pretrain_setup.build_step(config, parts)
     warm = 3
     if (last := config.epochs * parts.sampler.steps_per_epoch) <= warm:
-        raise errors.UserError(f'the run has {last} steps; expected more than {warm} to measure')
+        raise errors.UserError(
+            f'cannot measure a run of {last} steps; expected more than {warm}. Raise config.epochs'
+        )
     steps = min(steps, last - warm)
     state, batches = mesh_lib.replicate(parts.init(), parts.mesh), parts.batches(0, warm + steps)
     for _ in range(warm):
@@ -135,11 +154,12 @@ def with_input(config: ConfigDict, steps: int) -> tuple[float, float]:
         batch = next(batches)
         waited += time.perf_counter()
         state, _ = train_step(state, batch)
-        jax.block_until_ready(state)  # else the waiting would be the step's own
+        jax.block_until_ready(state)  # otherwise the wait would include the step
     taken = time.perf_counter() - begin
     return config.batch_size * steps / taken, waited / taken
 
 
-def devices_here() -> str:
-    found = jax.devices()
-    return f'{len(found)} x {found[0].device_kind}'
+def describe_devices() -> str:
+    """Returns number and kind of the devices here."""
+    devices = jax.devices()
+    return f'{len(devices)} x {devices[0].device_kind}'

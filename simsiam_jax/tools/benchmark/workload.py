@@ -1,4 +1,4 @@
-"""A configuration's real training step without its data: on synthetic images, or on none."""
+"""Builds the real training step of a configuration with synthetic images, or with shapes alone."""
 
 import dataclasses
 import functools
@@ -26,26 +26,33 @@ IMAGENET = 1_281_167
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A training step and what it is called on.
+    """A training step and its arguments.
 
     Attributes:
-      image_size: side of the images where a source is kept on the devices whole; 0: crops come
-        from the host, or images on config.data.canvas.
+      config: Configuration of the run.
+      mesh: Devices of the run.
+      method: What is trained.
+      recipes: Augmentation of each view.
+      sampler: Order of the images.
+      image_size: Side of images that stay on the device; 0 uses crops from the host, or images on
+        config.data.canvas.
+      init: Function () -> state at step 0.
+      train_step: Function (state, batch) -> (state, metrics).
     """
 
     config: ConfigDict
     mesh: Mesh
     method: Method
     recipes: tuple[Recipe, ...]
-    order: IndexSampler
+    sampler: IndexSampler
     image_size: int
     init: Callable[[], step.TrainState]
     train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, Any]]
 
     def batch(self, pixels: Callable[[tuple[int, ...]], np.ndarray]) -> dict[str, Any]:
-        """A global batch for host.to_views, its images made by `pixels` from their shape."""
+        """Returns a global batch for host.to_views; `pixels` makes images from their shape."""
         data, size = self.config.data, self.config.batch_size
-        index, views = sample_batch_params(self.order, self.recipes, 0, slice(0, size))
+        index, views = sample_batch_params(self.sampler, self.recipes, 0, slice(0, size))
         batch: dict[str, Any] = {'index': index, 'label': np.zeros(size, np.int64)}
         errors.check_choice('data.on_device', data.on_device, host.ON_DEVICE)
         if self.image_size or data.on_device == 'all':
@@ -58,11 +65,11 @@ class Workload:
         return batch | ({'views': views} if data.on_device == 'color' else {})
 
     def abstract(self) -> tuple[Any, Any]:
-        """Shapes of the state, the same on every device, and of a batch, divided among them."""
-        none = self.batch(functools.partial(np.broadcast_to, np.uint8(0)))
+        """Returns the shapes of the state, replicated, and of a batch, sharded over the devices."""
+        empty = self.batch(functools.partial(np.broadcast_to, np.uint8(0)))
         return (
             self._placed(jax.eval_shape(self.init), P()),
-            self._placed(none, P(mesh_lib.DATA)),
+            self._placed(empty, P(mesh_lib.DATA)),
         )
 
     def _placed(self, tree: Any, spec: P) -> Any:
@@ -74,20 +81,24 @@ class Workload:
             tree,
         )
 
-    def analytic_kernels(self, way: str) -> list[cost_model.KernelCost]:
-        """By hand, of a device's share of a step: the views of the network, and the update."""
+    def analytic_kernels(self, fusion: str) -> list[cost_model.KernelCost]:
+        """Returns the kernels of a device in a step: views through the network, and the update.
+
+        Args:
+          fusion: One of cost_model.FUSION_LEVELS.
+        """
         images = self.config.batch_size // self.mesh.size
         width = 2 if self.config.model.dtype == 'bfloat16' else 4
-        made = []
-        for layers, backward in self._passes():
-            made += cost_model.kernels(layers, images, way, width, backward=backward)
-        return [*made, cost_model.KernelCost(0, cost_model.update_bytes(self.parameters))]
+        costs = []
+        for layers, backward in self._forward_passes():
+            costs += cost_model.kernels(layers, images, fusion, width, backward=backward)
+        return [*costs, cost_model.KernelCost(0, cost_model.update_bytes(self.parameters))]
 
     def allreduce_bytes(self) -> dict[str, list[int]]:
-        """By hand, the bytes of every sum over the devices in a step; the loss's own left out.
+        """Returns the bytes of each all-reduce in a step, without those of the loss.
 
-        Parts of an accumulated batch have statistics of their own; a method whose BN is of groups
-        of images has none between devices.
+        Each part of an accumulated batch has its own BN statistics. Methods with BN over groups of
+        images do not exchange statistics.
         """
         parts = (
             self.config.optim.gradient_accumulation_steps
@@ -95,16 +106,17 @@ class Workload:
             else 0
         )
         norms: list[int] = []
-        for layers, backward in self._passes():
+        for layers, backward in self._forward_passes():
             norms += cost_model.statistics_bytes(layers, backward=backward) * parts
         return {'gradients': [4 * self.parameters], 'BN statistics': norms}
 
     @functools.cached_property
     def parameters(self) -> int:
+        """Number of trained values."""
         return sum(x.size for x in jax.tree.leaves(jax.eval_shape(self.init).params))
 
-    def _passes(self) -> Iterator[tuple[list[cost_model.Layer], bool]]:
-        """Layers of every view's way through the network, and whether gradients come back."""
+    def _forward_passes(self) -> Iterator[tuple[list[cost_model.Layer], bool]]:
+        """Yields the layers of each forward pass of a view, and whether it has a backward pass."""
         channels, sizes = self.config.data.channels, [recipe.size for recipe in self.recipes]
         layers = {
             size: cost_model.layers(self.method.network, size, channels) for size in set(sizes)
@@ -118,10 +130,16 @@ class Workload:
 def build(
     config: ConfigDict, mesh: Mesh, *, images: int = IMAGENET, image_size: int = 0
 ) -> Workload:
-    """The step of a run on so many images, on devices that need not be there.
+    """Builds the step of a run, for devices that need not be here.
+
+    Args:
+      config: Configuration of a pre-training.
+      mesh: Devices of the run.
+      images: Number of images in an epoch.
+      image_size: Side of images that stay on the device; 0 uses crops.
 
     Raises:
-      UserError: a key is unknown, or a value impossible.
+      UserError: A key is unknown, or a value is invalid.
     """
     config_keys.check(config)
     mesh_lib.check_batch_size(
@@ -129,20 +147,20 @@ def build(
     )
     if config.alternate.steps != 1:
         raise errors.UserError(
-            f'config.alternate.steps is {config.alternate.steps}; only its single step can be '
-            'measured, set it to 1'
+            f'cannot measure config.alternate.steps={config.alternate.steps}; expected 1. '
+            'Set config.alternate.steps=1'
         )
     method, recipes = pretrain_setup.build_method(config), pretrain_setup.build_recipes(config)
-    order = IndexSampler(config.seed, images, config.batch_size)
-    tx, _ = pretrain_setup.build_optimizer(config, order.steps_per_epoch)
+    sampler = IndexSampler(config.seed, images, config.batch_size)
+    tx, _ = pretrain_setup.build_optimizer(config, sampler.steps_per_epoch)
     train_step = step.make_train_step(
         method,
         tx,
         mesh,
         functools.partial(host.to_views, recipes=recipes),
-        config.epochs * order.steps_per_epoch,
+        config.epochs * sampler.steps_per_epoch,
         accumulation_steps=config.optim.gradient_accumulation_steps,
     )
     shape = (recipes[0].size, recipes[0].size, config.data.channels)
     init = functools.partial(step.init_state, method, tx, config.seed, shape)
-    return Workload(config, mesh, method, recipes, order, image_size, init, train_step)
+    return Workload(config, mesh, method, recipes, sampler, image_size, init, train_step)
