@@ -1,4 +1,7 @@
-"""The augmentation of both back ends against torchvision's figures (figures/augmentation.py)."""
+"""Tests of data/recipe.py, ops.py, jax_augment.py, tf_augment.py, geometry.py and host_stage.py.
+
+The expected values are torchvision's, written by figures/augmentation.py.
+"""
 
 import functools
 import io
@@ -36,9 +39,9 @@ CHAINS = (
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 ORDER = np.arange(4, dtype=np.int32)
 RECIPE = Recipe(size=SIZE, mean=MEAN, std=STD, solarize=0.2)
-# In steps of 1/255, from what the device alone makes: the host rounds its crops to uint8, which
-# jitter multiplies by up to 1.4 more than once (measured: 2.4 at most, 0.2 on average), and with
-# 'none' rounds the views too, after a shortened blur (measured: 2.7 and 0.3).
+# In steps of 1/255, from the views that the device makes alone. The host rounds its crops to uint8,
+# and jitter multiplies the rounding by up to 1.4 more than once (measured: 2.4 at most, 0.2 on
+# average). With 'none' the host rounds the views too, after a shortened blur (measured: 2.7, 0.3).
 DIFFERENCES = {'none': 3.0, 'color': 2.5, 'all': 0.01}
 
 
@@ -59,10 +62,10 @@ def part(photograph) -> np.ndarray:
 
 @pytest.fixture(scope='module', params=['device', 'host'])
 def back_end(request) -> types.SimpleNamespace:
-    """jitter, gray, solarize, blur, crop, rotate of one back end, on numpy arrays.
+    """Returns jitter, gray, solarize, blur, crop, rotate of one back end, on numpy arrays.
 
     Differences from the figures, in steps of 1/255: the host's crops and rotations are uint8,
-    and its blur leaves out the taps beyond three sigmas.
+    and its blur omits the taps beyond three sigmas.
     """
     f32 = np.float32
     if request.param == 'device':
@@ -119,9 +122,10 @@ def to_bytes(x: np.ndarray) -> np.ndarray:
 
 
 class Pngs:
-    """A source of images in memory, all of one class."""
+    """A source of PNG images in memory, all of one class."""
 
     classes = ('one',)
+    identity = 'pngs'
 
     def __init__(self, images: np.ndarray):
         self.encoded = []
@@ -141,14 +145,14 @@ class Pngs:
 
 
 def close(actual, expected: np.ndarray, steps: float) -> None:
-    """Within so many steps of 1/255; what is stored is 65535ths."""
+    """Asserts equality within `steps` steps of 1/255; stored figures are 65535ths."""
     if expected.dtype == np.uint16:
         expected = expected / 65535
     np.testing.assert_allclose(actual, expected, rtol=0, atol=steps / 255)
 
 
 @pytest.mark.parametrize('operation', ['brightness', 'contrast', 'saturation', 'hue'])
-def test_color_operations_are_torchvisions(back_end, figures, part, operation) -> None:
+def test_color_operations_match_torchvision(back_end, figures, part, operation) -> None:
     place = ('brightness', 'contrast', 'saturation', 'hue').index(operation)
     values = SHIFTS if operation == 'hue' else FACTORS
     for value, expected in zip(values, figures[operation], strict=True):
@@ -157,32 +161,32 @@ def test_color_operations_are_torchvisions(back_end, figures, part, operation) -
         assert np.abs(part - expected / 65535).max() > 4 / 255  # it does something
 
 
-def test_gray_is_torchvisions(back_end, figures, part) -> None:
+def test_gray_matches_torchvision(back_end, figures, part) -> None:
     close(back_end.gray(part)[..., :1], figures['gray'][0], 0.01)
 
 
-def test_solarize_is_torchvisions(back_end, figures, part) -> None:
+def test_solarize_matches_torchvision(back_end, figures, part) -> None:
     close(back_end.solarize(part), figures['solarize'][0], 0.01)
-    as_bytes = to_bytes(part)  # there the usual threshold is 128
+    as_bytes = to_bytes(part)  # the usual threshold of uint8 is 128
     inverted = np.where(as_bytes >= 128, 255 - as_bytes, as_bytes)
     np.testing.assert_allclose(back_end.solarize(as_bytes / np.float32(255)), inverted / 255)
 
 
-def test_blur_is_torchvisions(back_end, figures, part) -> None:
+def test_blur_matches_torchvision(back_end, figures, part) -> None:
     for sigma, expected in zip(SIGMAS, figures['blur'], strict=True):
         close(back_end.blur(part, sigma), expected, back_end.taps)
 
 
-def test_sigma_0_leaves_the_image(back_end, part) -> None:
+def test_blur_of_sigma_0_changes_nothing(back_end, part) -> None:
     np.testing.assert_array_equal(back_end.blur(part, 0.0), part)
 
 
-def test_crop_is_torchvisions(back_end, figures, photograph) -> None:
+def test_crop_resize_matches_torchvision(back_end, figures, photograph) -> None:
     for box, expected in zip(BOXES, figures['crop'], strict=True):
         close(back_end.crop(photograph, box), expected, back_end.rounding)
 
 
-def test_rotation_is_torchvisions_the_other_way_round(back_end, figures, part) -> None:
+def test_rotate_matches_torchvision_of_opposite_sign(back_end, figures, part) -> None:
     # A positive angle turns clockwise here, counter-clockwise there: the range is symmetric.
     for angle, expected in zip(ANGLES, figures['rotate'], strict=True):
         close(back_end.rotate(part, -np.radians(angle)), expected, back_end.rounding)
@@ -190,7 +194,7 @@ def test_rotation_is_torchvisions_the_other_way_round(back_end, figures, part) -
         assert np.abs(turned_back - expected / 65535).max() > 0.2
 
 
-def test_center_crop_is_torchvisions(figures) -> None:
+def test_center_crop_matches_torchvision(figures) -> None:
     image = figures['photograph']
     center = jax.jit(jax_augment.center, static_argnums=(1, 2))
     for resize, expected in zip(RESIZES, figures['center'], strict=True):
@@ -207,7 +211,7 @@ def test_center_crop_is_torchvisions(figures) -> None:
 
 
 def crop_parameters(box: tuple[int, ...], height: int, width: int) -> dict[str, np.ndarray]:
-    """What makes recipe.crop_box choose this box."""
+    """Returns parameters with which recipe.crop_box chooses this box."""
     top, left, h, w = box
     place = (top + 0.5) / (height - h + 1), (left + 0.5) / (width - w + 1)
     return {
@@ -217,7 +221,7 @@ def crop_parameters(box: tuple[int, ...], height: int, width: int) -> dict[str, 
     }
 
 
-def test_whole_chain_is_torchvisions(monkeypatch, figures) -> None:
+def test_whole_augmentation_matches_torchvision(monkeypatch, figures) -> None:
     image = figures['photograph']
     cases = [
         {
@@ -296,7 +300,7 @@ def batches_of(images: np.ndarray, view: Recipe, on_device: str, canvas: int) ->
     )
 
 
-# Without rotation the device fuses the crop with the colors, where rounding once turned hues.
+# Without rotation the device fuses crop and colors; rounding in that fusion once shifted hues.
 @pytest.mark.parametrize(
     ('on_device', 'channels', 'rotation'),
     [
@@ -308,25 +312,25 @@ def batches_of(images: np.ndarray, view: Recipe, on_device: str, canvas: int) ->
         ('all', 1, 20.0),
     ],
 )
-def test_back_ends_agree_on_a_run(figures, channels, rotation, on_device) -> None:
+def test_train_batches_of_host_and_device_agree(figures, channels, rotation, on_device) -> None:
     images, view = cut(figures['photograph'], channels), harsh(channels, rotation)
-    order = IndexSampler(3, len(images), 8)
+    sampler = IndexSampler(3, len(images), 8)
     for step, batch in enumerate(batches_of(images, view, on_device, canvas=64)):
         assert {'none': 'crops', 'color': 'crops', 'all': 'image'}[on_device] in batch
-        indices, views = recipe.sample_batch_params(order, (view,), step, slice(0, 8))
-        # What a resident run gives the device.
+        indices, views = recipe.sample_batch_params(sampler, (view,), step, slice(0, 8))
+        # The batch of a dataset cached on the device.
         (expected,) = to_views({'image': images[indices], 'views': views}, (view,))
         (actual,) = to_views(batch, (view,))
         close(0.5 * (actual - expected), np.zeros(expected.shape), DIFFERENCES[on_device])
 
 
-def test_images_larger_than_the_canvas_are_shrunk(figures) -> None:
+def test_canvas_shrinks_larger_images(figures) -> None:
     images, view = cut(figures['photograph'], 3), harsh(3, 0.0)
-    order = IndexSampler(3, len(images), 8)
+    sampler = IndexSampler(3, len(images), 8)
     for step, batch in enumerate(batches_of(images, view, 'all', canvas=40)):
         np.testing.assert_array_equal(batch['size'], [[29, 40]] * 8)
         assert not batch['image'][:, 29:].any()
-        indices, views = recipe.sample_batch_params(order, (view,), step, slice(0, 8))
+        indices, views = recipe.sample_batch_params(sampler, (view,), step, slice(0, 8))
         small = batch['image'][:, :29]
         for image, shrunk in zip(images[indices], small, strict=True):
             pil = PIL.Image.fromarray(image).resize((40, 29), PIL.Image.Resampling.BILINEAR)
@@ -336,14 +340,14 @@ def test_images_larger_than_the_canvas_are_shrunk(figures) -> None:
         close(0.5 * (actual - expected), np.zeros(expected.shape), DIFFERENCES['all'])
 
 
-def test_a_thin_image_keeps_a_pixel_on_the_canvas() -> None:
+def test_canvas_keeps_a_pixel_of_thin_images() -> None:
     image = np.full((1, 2, 900, 3), 200, np.uint8)
     (batch, *_) = batches_of(np.repeat(image, 8, 0), harsh(3, 0.0), 'all', canvas=32)
     np.testing.assert_array_equal(batch['size'], [[1, 32]] * 8)
     np.testing.assert_array_equal(batch['image'][:, :1], 200)
 
 
-def test_5_channels(back_end, photograph) -> None:
+def test_operations_on_5_channels(back_end, photograph) -> None:
     five = photograph[..., [0, 1, 2, 0, 1]]
     plain = Recipe(mean=(0.5,), std=(0.5,)).for_channels(5)
     assert (plain.saturation, plain.hue, plain.gray) == (0, 0, 0)
@@ -363,11 +367,11 @@ def test_5_channels(back_end, photograph) -> None:
         )
 
 
-def test_1_channel_drops_the_colors(caplog) -> None:
+def test_recipe_for_1_channel_disables_color_operations(caplog) -> None:
     one = Recipe(mean=(0.5,), std=(0.5,)).for_channels(1)
     assert (one.saturation, one.hue, one.gray) == (0, 0, 0)
     assert (one.brightness, one.contrast, one.blur) == (0.4, 0.4, 0.5)
-    assert 'saturation, hue and gray drop out' in caplog.text
+    assert 'saturation, hue and gray are disabled' in caplog.text
     assert Recipe().for_channels(3) == Recipe()
 
 
@@ -379,7 +383,7 @@ def crop_boxes(shape: tuple[int, int], params: dict[str, np.ndarray]) -> np.ndar
 
 
 @pytest.mark.parametrize('shape', [(375, 500), (120, 600), (600, 60)])
-def test_crops_are_distributed_as_torchvisions(figures, shape) -> None:
+def test_crop_box_distribution_matches_torchvision(figures, shape) -> None:
     height, width = shape
     n = 40_000
     params = recipe.sample(Recipe(), np.random.default_rng(0), n)
@@ -399,14 +403,14 @@ def test_crops_are_distributed_as_torchvisions(figures, shape) -> None:
     levels = np.linspace(0.05, 0.95, 19)
     bound = 1.95 * np.sqrt(2 / n)  # Kolmogorov-Smirnov at 0.001; both have n draws
     for drawn, quantiles in zip(draws, figures[f'quantiles_{height}x{width}'], strict=True):
-        # Where many draws are equal, as in the fallback, a quantile stands for a range of levels.
+        # If many draws are equal, as in the fallback, a quantile stands for a range of levels.
         below = np.mean(drawn[:, None] < quantiles - 1e-5, axis=0)
         up_to = np.mean(drawn[:, None] < quantiles + 1e-5, axis=0)
         assert (below - levels).max() < bound
         assert (levels - up_to).max() < bound
 
 
-def test_crop_boxes_of_all_array_modules_are_equal() -> None:
+def test_crop_box_is_equal_in_numpy_jax_tensorflow() -> None:
     tf = lazy_tf.load()
     params = recipe.sample(Recipe(), np.random.default_rng(1), 60)
     params = {k: params[k] for k in ('area', 'ratio', 'position')}
@@ -420,7 +424,7 @@ def test_crop_boxes_of_all_array_modules_are_equal() -> None:
                 np.testing.assert_array_equal(box, expected)
 
 
-def test_probabilities_and_ranges_of_a_sample() -> None:
+def test_sample_has_probabilities_and_ranges() -> None:
     n = 24_000
     made = Recipe(jitter=0.7, gray=0.2, blur=0.45, flip=0.3, solarize=0.6, rotation=10.0)
     params = recipe.sample(made, np.random.default_rng(0), n)
@@ -455,7 +459,7 @@ def test_probabilities_and_ranges_of_a_sample() -> None:
     assert (np.square(counts - n / 24) / (n / 24)).sum() < 49.7  # chi-square, 23, at 0.001
 
 
-def test_a_strength_above_1_stops_at_factor_0() -> None:
+def test_sample_strength_above_1_stops_at_factor_0() -> None:
     params = recipe.sample(Recipe(jitter=1.0, brightness=1.5), np.random.default_rng(0), 2000)
     brightness = params['factors'][:, 0]
     assert 0 <= brightness.min() < 0.01
@@ -485,11 +489,11 @@ def test_a_strength_above_1_stops_at_factor_0() -> None:
         {'std': (0.2, 0.0, 0.2)},
     ],
 )
-def test_a_value_out_of_range_is_named(wrong) -> None:
+def test_recipe_names_value_out_of_range(wrong) -> None:
     with pytest.raises(errors.UserError, match=rf'^augment\.{next(iter(wrong))} is '):
         Recipe(**wrong)
 
 
-def test_mean_and_std_must_fit_the_channels() -> None:
-    with pytest.raises(errors.UserError, match=r'augment\.mean has 3 figures .* give 1 or 5'):
+def test_recipe_mean_and_std_must_fit_the_channels() -> None:
+    with pytest.raises(errors.UserError, match=r'augment\.mean has 3 values .* expected 1 or 5'):
         Recipe().for_channels(5)

@@ -1,4 +1,4 @@
-"""Order and sources of the images, and what the two pipelines make of them."""
+"""Tests of data/sampler.py, sources.py, tfds_source.py, host.py and device_cache.py."""
 
 import io
 import itertools
@@ -33,7 +33,7 @@ def encode(image: np.ndarray, kind: str = 'png', mode: str = '') -> bytes:
 
 
 def gradient(height: int, width: int, blue: int = 0) -> np.ndarray:
-    """An RGB image without detail, which JPEG hardly changes."""
+    """Returns an RGB image without detail, which JPEG hardly changes."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y * 255 // height, x * 255 // width, np.full_like(x, blue)], -1).astype(
         np.uint8
@@ -74,9 +74,9 @@ def labels(source: sources.Source) -> list[int]:
     return [source.read(i)[1] for i in range(len(source))]
 
 
-def test_every_epoch_is_another_permutation() -> None:
-    order = IndexSampler(seed=0, size=12, batch_size=3)
-    epochs = [np.concatenate([order.indices(4 * e + b) for b in range(4)]) for e in range(5)]
+def test_sampler_permutes_each_epoch_differently() -> None:
+    sampler = IndexSampler(seed=0, size=12, batch_size=3)
+    epochs = [np.concatenate([sampler.indices(4 * e + b) for b in range(4)]) for e in range(5)]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
     other = IndexSampler(seed=1, size=12, batch_size=3)
@@ -84,18 +84,18 @@ def test_every_epoch_is_another_permutation() -> None:
     for one, two in itertools.combinations(epochs, 2):
         assert (one != two).any()
     again = IndexSampler(seed=0, size=12, batch_size=3)
-    np.testing.assert_array_equal(again.indices(17), order.indices(17))
+    np.testing.assert_array_equal(again.indices(17), sampler.indices(17))
 
 
-def test_an_epoch_drops_what_fills_no_batch() -> None:
-    order = IndexSampler(seed=0, size=11, batch_size=3)
-    assert order.steps_per_epoch == 3
-    assert order.steps(1.5) == 4
-    epoch = np.concatenate([order.indices(b) for b in range(3)])
+def test_sampler_drops_last_incomplete_batch() -> None:
+    sampler = IndexSampler(seed=0, size=11, batch_size=3)
+    assert sampler.steps_per_epoch == 3
+    assert sampler.steps(1.5) == 4
+    epoch = np.concatenate([sampler.indices(b) for b in range(3)])
     assert len(np.unique(epoch)) == 9
 
 
-def test_steps_and_views_draw_from_streams_of_their_own() -> None:
+def test_sampler_rng_differs_by_seed_step_and_view() -> None:
     keys = itertools.product((0, 1), (0, 1, 2), (0, 1))
     draws = [IndexSampler(seed, 12, 3).rng(step, view).random() for seed, step, view in keys]
     assert len(set(draws)) == 12
@@ -109,7 +109,7 @@ def test_steps_and_views_draw_from_streams_of_their_own() -> None:
         ((-1, 5, 5), r'seed is -1; expected 0 or more'),
     ],
 )
-def test_an_impossible_order_is_refused(arguments, message) -> None:
+def test_sampler_rejects_impossible_arguments(arguments, message) -> None:
     with pytest.raises(errors.UserError, match=message):
         IndexSampler(*arguments)
 
@@ -136,14 +136,14 @@ def on_device(request) -> str:
 
 @pytest.fixture(scope='module')
 def run(source, on_device) -> list:
-    return train(source, on_device, 0, 5)  # three steps an epoch: goes into the second
+    return train(source, on_device, 0, 5)  # three steps per epoch: reaches the second
 
 
 def assert_equal(one, two) -> None:
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-def test_views_of_a_run(on_device, run) -> None:
+def test_train_batches_shapes_and_dtypes(on_device, run) -> None:
     images = [run[0]['image']] if on_device == 'all' else run[0]['crops']
     expected = [(4, 48, 48, 3)] if on_device == 'all' else [(4, 12, 12, 3), (4, 8, 8, 3)]
     assert [view.shape for view in images] == expected
@@ -152,37 +152,37 @@ def test_views_of_a_run(on_device, run) -> None:
     assert (run[0][key][0] != run[3][key][0]).any()
 
 
-def test_a_run_repeats_and_resumes_byte_for_byte(source, on_device, run) -> None:
-    if on_device != 'none':  # its compilation takes seconds, and resuming repeats too
+def test_train_batches_repeat_and_resume_bit_exactly(source, on_device, run) -> None:
+    if on_device != 'none':  # compiling 'none' takes seconds, and resuming repeats it too
         assert_equal(train(source, on_device, 0, 5), run)
     assert_equal(train(source, on_device, 2, 5), run[2:])
 
 
-def test_the_parts_of_two_hosts_make_the_batch(source, on_device, run) -> None:
+def test_train_batches_of_two_hosts_make_the_batch(source, on_device, run) -> None:
     locals_ = [slice(0, 2), slice(2, 4)]
     for local in locals_[1:] if on_device == 'none' else locals_:  # as above
         expected = jax.tree.map(lambda x, local=local: x[local], run[:2])
         assert_equal(train(source, on_device, 0, 2, local), expected)
 
 
-def resident_batches(start: int, stop: int, local: slice = WHOLE) -> list:
-    order = IndexSampler(0, N, BATCH)
-    return list(device_cache.train_batches(order, RECIPES, start=start, stop=stop, local=local))
+def cached_batches(start: int, stop: int, local: slice = WHOLE) -> list:
+    sampler = IndexSampler(0, N, BATCH)
+    return list(device_cache.train_batches(sampler, RECIPES, start=start, stop=stop, local=local))
 
 
-def test_a_resident_run_repeats_resumes_and_splits() -> None:
-    run = resident_batches(0, 5)
-    assert_equal(resident_batches(0, 5), run)
-    assert_equal(resident_batches(2, 5), run[2:])
-    parts = [resident_batches(0, 5, local) for local in (slice(0, 2), slice(2, 4))]
+def test_device_cache_repeats_resumes_and_splits() -> None:
+    run = cached_batches(0, 5)
+    assert_equal(cached_batches(0, 5), run)
+    assert_equal(cached_batches(2, 5), run[2:])
+    parts = [cached_batches(0, 5, local) for local in (slice(0, 2), slice(2, 4))]
     assert_equal(jax.tree.map(lambda a, b: np.concatenate([a, b]), *parts), run)
 
 
-def test_resident_images_go_with_their_indices(photographs) -> None:
+def test_gatherer_returns_images_of_the_indices(photographs) -> None:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     labels = jnp.arange(len(photographs))
     with_images = device_cache.gatherer(jnp.asarray(photographs), labels, sharding)
-    (batch,) = resident_batches(1, 2)
+    (batch,) = cached_batches(1, 2)
     gathered = with_images(jax.device_put(batch, sharding))
     np.testing.assert_array_equal(gathered['image'], photographs[batch['index']])
     np.testing.assert_array_equal(gathered['label'], batch['index'])
@@ -204,8 +204,8 @@ def labeled(folder, source) -> files.FileSource:
     return files.FileSource(source.paths, list(range(N)), tuple('abcdefghijklmn'))
 
 
-def test_evaluation_takes_every_image_once(labeled, photographs) -> None:
-    held = sources.ArraySource(photographs, np.arange(N), labeled.classes)
+def test_eval_batches_contain_every_image_once(labeled, photographs) -> None:
+    cached = sources.ArraySource(photographs, np.arange(N), labeled.classes)
     images, batch_labels = evaluate(host, labeled, 16)
     assert images.shape == (16, 12, 12, 3)
     assert images.dtype == np.uint8
@@ -213,51 +213,55 @@ def test_evaluation_takes_every_image_once(labeled, photographs) -> None:
     assert not images[N:].any()
     assert len(np.unique(images[:N], axis=0)) == N
 
-    floats, resident_labels = evaluate(resident, held, 16)
-    np.testing.assert_array_equal(resident_labels, batch_labels)
+    floats, cached_labels = evaluate(device_cache, cached, 16)
+    np.testing.assert_array_equal(cached_labels, batch_labels)
     # Half a step is the rounding to uint8.
     np.testing.assert_allclose(floats[:N], images[:N] / 255, rtol=0, atol=0.51 / 255)
 
-    for module, whole in ((host, labeled), (resident, held)):
+    for module, whole in ((host, labeled), (device_cache, cached)):
         parts = [evaluate(module, whole, 16, local) for local in (slice(0, 1), slice(1, 4))]
         of_two = [a.reshape(4, -1, 12, 12, 3) for a, _ in parts]
         joined = np.concatenate(of_two, axis=1).reshape(16, 12, 12, 3)
         np.testing.assert_array_equal(joined, images if module is host else floats)
 
 
-def test_evaluation_without_resize_takes_images_as_they_are(tmp_path) -> None:
+def test_eval_batches_without_resize_keep_images(tmp_path) -> None:
     image = gradient(12, 12)
     (tmp_path / 'a.png').write_bytes(encode(image))
     images, _ = evaluate(host, sources.open_source(f'folder:{tmp_path}'), 0)
     np.testing.assert_array_equal(images[0], image)
-    held = sources.ArraySource(image[None], np.zeros(1, int), ('one',))
-    floats, _ = evaluate(resident, held, 0)
+    cached = sources.ArraySource(image[None], np.zeros(1, int), ('one',))
+    floats, _ = evaluate(device_cache, cached, 0)
     np.testing.assert_allclose(floats[0], image / 255, rtol=1e-6)
 
 
-def test_evaluation_names_what_does_not_fit(labeled, photographs) -> None:
-    held = sources.ArraySource(photographs, np.arange(N), labeled.classes)
-    with pytest.raises(errors.UserError, match=r'\d\d\.png is 30x40, .*size is 12 .*eval\.resize'):
+def test_eval_batches_name_sizes_that_do_not_fit(labeled, photographs) -> None:
+    cached = sources.ArraySource(photographs, np.arange(N), labeled.classes)
+    with pytest.raises(
+        errors.UserError, match=r'\d\d\.png is 30x40; expected 12x12.*Set .*eval\.resize'
+    ):
         evaluate(host, labeled, 0)
-    with pytest.raises(errors.UserError, match=r'images are 30x40, .*size is 12 .*eval\.resize'):
-        evaluate(resident, held, 0)
-    for module, source in ((host, labeled), (resident, held)):
+    with pytest.raises(
+        errors.UserError, match=r'images are 30x40; expected 12x12.*Set .*eval\.resize'
+    ):
+        evaluate(device_cache, cached, 0)
+    for module, source in ((host, labeled), (device_cache, cached)):
         with pytest.raises(errors.UserError, match=r'eval\.resize is 11, below .*size 12'):
             evaluate(module, source, 11)
 
 
-def test_channels_that_do_not_fit_are_refused(source, photographs) -> None:
-    held = sources.ArraySource(photographs, np.arange(N), ())
-    with pytest.raises(errors.UserError, match=r'channels is 1, but the images have 3'):
-        device_cache.check_images(held, 1)
+def test_eval_batches_and_cache_reject_other_channels(source, photographs) -> None:
+    cached = sources.ArraySource(photographs, np.arange(N), ())
+    with pytest.raises(errors.UserError, match=r'channels is 1, but the images have 3 channels'):
+        device_cache.check_images(cached, 1)
     batches = host.eval_batches(
         Reader(source, 5), batch_size=BATCH, size=12, resize=16, local=WHOLE
     )
-    with pytest.raises(errors.UserError, match=r'only TIFF and \.npy files have 5 channels'):
+    with pytest.raises(errors.UserError, match=r'only TIFF and \.npy files may have 5 channels'):
         next(batches)
 
 
-def test_subfolders_are_classes(tmp_path) -> None:
+def test_folder_source_subfolders_are_classes(tmp_path) -> None:
     touch(tmp_path, 'dog/x/1.png', 'cat/2.JPG', 'dog/0.jpeg', 'cat/notes.txt', 'empty.txt')
     source = sources.open_source(f'folder:{tmp_path}')
     assert source.classes == ('cat', 'dog')
@@ -270,20 +274,20 @@ def test_subfolders_are_classes(tmp_path) -> None:
     [('a.png', 'b.png'), ('all/a.png', 'all/b.png'), ('all/x/a.png', 'all/y/b.png')],
     ids=['no subfolder', 'one subfolder', 'one subfolder with subfolders'],
 )
-def test_a_folder_without_classes(tmp_path, files) -> None:
+def test_folder_source_without_classes(tmp_path, files) -> None:
     source = sources.open_source(f'folder:{touch(tmp_path, *files)}/')
     assert names(source, tmp_path) == list(files)
     assert source.classes == ()
     assert labels(source) == [-1, -1]
 
 
-def test_images_beside_subfolders_mean_no_classes(tmp_path) -> None:
+def test_folder_source_images_next_to_subfolders(tmp_path) -> None:
     source = sources.open_source(f'folder:{touch(tmp_path, "a/1.png", "b/2.png", "3.png")}')
     assert source.classes == ()
     assert labels(source) == [-1, -1, -1]
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path) -> None:
+def test_folder_source_follows_links_without_cycles(tmp_path) -> None:
     far = touch(tmp_path / 'far', 'deep/1.png')
     root = touch(tmp_path / 'root', 'a/0.png', 'a/.hidden.png', '.cache/2.png')
     (root / 'b').symlink_to(far)
@@ -295,7 +299,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path) -> None:
     assert source.classes == ('a', 'b')
 
 
-def test_files_are_relative_to_their_list(tmp_path) -> None:
+def test_files_source_paths_are_relative_to_the_list(tmp_path) -> None:
     touch(tmp_path, 'x/a.png', 'b.png')
     (tmp_path / 'list.txt').write_text(f'x/a.png\n\n  {tmp_path}/b.png  \n')
     source = sources.open_source(f'files:{tmp_path}/list.txt')
@@ -304,7 +308,7 @@ def test_files_are_relative_to_their_list(tmp_path) -> None:
     assert labels(source) == [-1, -1]
 
 
-def test_digits_split_into_train_and_test() -> None:
+def test_digits_splits_are_disjoint() -> None:
     whole, train, test = (
         sources.open_source(spec) for spec in ('digits', 'digits/train', 'digits/test')
     )
@@ -320,7 +324,7 @@ def test_digits_split_into_train_and_test() -> None:
     ('spec', 'message'),
     [
         ('folder:{tmp}/none', r'image folder .*/none does not exist'),
-        ('folder:{tmp}', r'image folder .* holds no images; expected \.jpg'),
+        ('folder:{tmp}', r'image folder .* contains no images; expected \.jpg'),
         ('folder:', r"source is 'folder:'; expected folder:DIR"),
         ('foldr:{tmp}', r"source is 'foldr:.*'; did you mean folder:DIR\?"),
         ('{tmp}', r"source is '(.*)'; did you mean folder:\1\?"),
@@ -332,7 +336,7 @@ def test_digits_split_into_train_and_test() -> None:
         ('tfds:cifar10', r'source is tfds:cifar10; expected tfds:NAME/SPLIT'),
     ],
 )
-def test_a_source_that_is_none_is_explained(tmp_path, spec, message) -> None:
+def test_open_source_explains_invalid_sources(tmp_path, spec, message) -> None:
     (tmp_path / 'empty.txt').write_text('\n')
     (tmp_path / 'binary.txt').write_bytes(b'\xff\xd8\xff')
     with pytest.raises(errors.UserError, match=message):
@@ -349,7 +353,10 @@ def tfds():
 
 @pytest.fixture(scope='module')
 def tfds_dir(tmp_path_factory, tfds, photographs) -> str:
-    """Data sets: tiny and plain (array_record; with labels and without), records (TFRecord)."""
+    """Returns a folder of datasets.
+
+    tiny, plain (without labels) and words (without images) are array_record; records is TFRecord.
+    """
     root = str(tmp_path_factory.mktemp('tfds'))
     image = tfds.features.Image(shape=(None, None, 3), encoding_format='png')
     label = tfds.features.ClassLabel(names=['cat', 'dog', 'eel'])
@@ -373,7 +380,7 @@ def tfds_dir(tmp_path_factory, tfds, photographs) -> str:
     return root
 
 
-def test_tfds_is_read_by_index(tfds_dir, photographs, source) -> None:
+def test_tfds_source_reads_by_index_and_split(tfds_dir, photographs, source) -> None:
     whole = sources.open_source('tfds:tiny/train', tfds_dir)
     assert len(whole) == N
     assert whole.classes == ('cat', 'dog', 'eel')
@@ -395,8 +402,8 @@ def test_tfds_is_read_by_index(tfds_dir, photographs, source) -> None:
     assert rest.read(0) == whole.read(N // 2)
 
 
-def test_tfds_converted_from_tfrecord(tfds_dir, tmp_path) -> None:
-    # What `tfds convert_format` leaves: both formats, the first still the main one.
+def test_tfds_source_reads_converted_tfrecord(tfds_dir, tmp_path) -> None:
+    # `tfds convert_format` leaves both formats, and TFRecord is still the main format.
     shutil.copytree(f'{tfds_dir}/records', tmp_path / 'records')
     version = tmp_path / 'records' / '1.0.0'
     shutil.copy(
@@ -410,14 +417,14 @@ def test_tfds_converted_from_tfrecord(tfds_dir, tmp_path) -> None:
     assert labels(converted) == [i % 3 for i in range(N)]
 
 
-def test_tfds_of_tfrecord(tfds_dir, photographs) -> None:
+def test_tfds_source_reads_tfrecord(tfds_dir, photographs) -> None:
     records = sources.open_source('tfds:records/train', tfds_dir)
     assert labels(records) == [i % 3 for i in range(N)]
     for i, image in enumerate(photographs):
         np.testing.assert_array_equal(Reader(records, 3).example(i)[0], image)
 
 
-def test_tfds_without_labels(tfds_dir) -> None:
+def test_tfds_source_without_labels(tfds_dir) -> None:
     plain = sources.open_source('tfds:plain:1.0.0/train', tfds_dir)
     assert plain.classes == ()
     assert labels(plain) == [-1] * N
@@ -442,13 +449,13 @@ def test_tfds_without_labels(tfds_dir) -> None:
         ),
     ],
 )
-def test_tfds_failures_take_one_line(tfds_dir, spec, message) -> None:
+def test_tfds_failures_are_one_line_errors(tfds_dir, spec, message) -> None:
     with pytest.raises(errors.UserError, match=message) as caught:
         sources.open_source(f'tfds:{spec}', tfds_dir)
     assert '\n' not in str(caught.value)
 
 
-def test_a_failed_download_takes_one_line(tmp_path, tfds) -> None:
+def test_tfds_failed_download_is_one_line_error(tmp_path, tfds) -> None:
     class Unreachable(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version('1.0.0')
 

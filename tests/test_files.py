@@ -1,4 +1,4 @@
-"""Image files: lists with labels, remembered listings, remote folders; TFRecord by index."""
+"""Tests of data/files.py, and of TFRecord files in data/tfds_source.py."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ def save(path: pathlib.Path, value: int) -> None:
     Image.new('RGB', (4, 4), (value, 0, 0)).save(path)
 
 
-def test_csv_gives_labels(tmp_path: pathlib.Path) -> None:
+def test_open_list_reads_labels_from_csv(tmp_path: pathlib.Path) -> None:
     for i in range(3):
         save(tmp_path / 'images' / f'{i}.png', i)
     lines = ['path,label', 'images/2.png,dog', '"images/0.png", cat', 'images/1.png,dog']
@@ -34,14 +34,14 @@ def test_csv_gives_labels(tmp_path: pathlib.Path) -> None:
         open_source(f'files:{tmp_path}/uneven.csv')
 
 
-def test_large_listings_are_remembered_until_a_folder_changes(
+def test_open_folder_caches_listing_until_a_change(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     monkeypatch.setattr(files, '_LARGE', 3)
     root = tmp_path / 'images'
     for i in range(4):
-        save(root / 'a' / f'{i}\n.png', i)  # a newline is a name's right
+        save(root / 'a' / f'{i}\n.png', i)  # names may contain newlines
     first = files.open_folder(str(root)).paths
     assert len(first) == 4
 
@@ -51,12 +51,12 @@ def test_large_listings_are_remembered_until_a_folder_changes(
     with monkeypatch.context() as patched:
         patched.setattr(files, '_walk', unexpected)
         assert files.open_folder(str(root)).paths == first
-    os.utime(root / 'a', ns=(0, 0))  # clocks are too coarse to see a change at once
+    os.utime(root / 'a', ns=(0, 0))  # clocks are too coarse to show an immediate change
     save(root / 'a' / 'new.png', 9)
     assert len(files.open_folder(str(root)).paths) == 5
 
 
-def test_remote_folders_and_lists_are_read_through_tensorflow() -> None:
+def test_open_source_reads_remote_folders_and_lists() -> None:
     tf = lazy_tf.load()
     for i in range(3):
         tf.io.gfile.makedirs(f'ram://bucket/{i}')
@@ -73,7 +73,7 @@ def test_remote_folders_and_lists_are_read_through_tensorflow() -> None:
         open_source('files:ram://nothing/list.txt')
 
 
-def test_tfrecord_is_read_by_index(tmp_path: pathlib.Path) -> None:
+def test_tfrecord_source_reads_by_index(tmp_path: pathlib.Path) -> None:
     tf = lazy_tf.load()
     shards = []
     for number, count in enumerate((3, 4)):
@@ -88,7 +88,7 @@ def test_tfrecord_is_read_by_index(tmp_path: pathlib.Path) -> None:
                 example = tf.train.Example(features=tf.train.Features(feature=features))
                 writer.write(example.SerializeToString())
         shards.append((path, number, 2))  # records 0, 1 of the first, 1, 2 of the second
-    source = tfds_source.TfRecordSource(shards, ('a', 'b', 'c', 'd'))
+    source = tfds_source.TfRecordSource(shards, ('a', 'b', 'c', 'd'), 'tfds:x/train')
     assert [source.read(i) for i in (3, 0, 1, 2)] == [
         (b'image 1 2' * 3, 2),
         (b'image 0 0', 0),
@@ -98,4 +98,4 @@ def test_tfrecord_is_read_by_index(tmp_path: pathlib.Path) -> None:
     with open(shards[0][0], 'r+b') as file:
         file.truncate(os.path.getsize(shards[0][0]) - 5)
     with pytest.raises(errors.UserError, match=r'0\.tfrecord is truncated'):
-        tfds_source.TfRecordSource(shards, ())
+        tfds_source.TfRecordSource(shards, (), 'tfds:x/train')

@@ -1,4 +1,4 @@
-"""Decoding of image files, and what becomes of those that cannot be read."""
+"""Tests of data/decode.py, data/reader.py and data/device_cache.load."""
 
 import io
 import itertools
@@ -21,7 +21,7 @@ RECIPES = (Recipe(size=8, blur=0.0),)
 
 
 def gradient(height: int = 64, width: int = 48) -> np.ndarray:
-    """An RGB image without detail, which JPEG hardly changes."""
+    """Returns an RGB image without detail, which JPEG hardly changes."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y * 255 // height, x * 255 // width, np.full_like(x, 90)], -1).astype(np.uint8)
 
@@ -53,7 +53,7 @@ def tiff(array: np.ndarray, **options) -> bytes:
 def assert_decodes(encoded: bytes, expected: np.ndarray, atol: int = 0) -> None:
     image = decode(encoded, expected.shape[-1])
     assert image.dtype == np.uint8
-    assert image.flags.c_contiguous  # what the compiled geometry takes
+    assert image.flags.c_contiguous  # required by the compiled geometry
     np.testing.assert_allclose(image.astype(int), expected, rtol=0, atol=atol)
 
 
@@ -79,7 +79,7 @@ def assert_decodes(encoded: bytes, expected: np.ndarray, atol: int = 0) -> None:
         'npy of 16 bits', 'big-endian npy', 'npy of floats', 'fortran npy of floats',
     ],
 )  # fmt: skip
-def test_files_without_loss(encoded) -> None:
+def test_decode_lossless_files(encoded) -> None:
     assert_decodes(encoded, IMAGE)
 
 
@@ -89,7 +89,7 @@ def test_files_without_loss(encoded) -> None:
     ids=['png', 'gif', 'alpha'],
 )
 @pytest.mark.parametrize('channels', [1, 3])
-def test_gray_files(encoded, channels) -> None:
+def test_decode_gray_files(encoded, channels) -> None:
     assert_decodes(encoded, np.repeat(LUMINANCE, channels, -1))
 
 
@@ -97,7 +97,7 @@ def test_gray_files(encoded, channels) -> None:
     ('kind', 'channels'),
     [*itertools.product(['png', 'tiff', 'big-endian tiff'], [1, 3]), ('png', 4)],
 )
-def test_gray_of_16_bits(kind, channels) -> None:
+def test_decode_16_bit_gray(kind, channels) -> None:
     deep = LUMINANCE[..., 0].astype(np.uint16) * 257
     encoded = encode(deep) if kind == 'png' else tiff(deep, byteorder='>' if 'big' in kind else '<')
     expected = np.repeat(LUMINANCE, channels, -1)
@@ -106,7 +106,7 @@ def test_gray_of_16_bits(kind, channels) -> None:
     assert_decodes(encoded, expected)
 
 
-def test_color_files_as_gray_and_with_alpha() -> None:
+def test_decode_converts_color_to_gray_and_alpha() -> None:
     assert_decodes(encode(IMAGE), LUMINANCE)
     assert_decodes(encode(IMAGE, 'jpeg'), LUMINANCE, atol=8)
     opaque = np.concatenate([IMAGE, np.full_like(LUMINANCE, 255)], -1)
@@ -114,7 +114,7 @@ def test_color_files_as_gray_and_with_alpha() -> None:
     assert_decodes(encode(opaque), opaque)
 
 
-def test_lossy_files() -> None:
+def test_decode_lossy_files() -> None:
     for encoded in (
         encode(IMAGE, 'jpeg'),
         encode(IMAGE, 'jpeg', progressive=True),
@@ -127,8 +127,8 @@ def test_lossy_files() -> None:
         assert_decodes(encode(IMAGE, 'jpeg', 'L'), np.repeat(LUMINANCE, channels, -1), atol=8)
 
 
-def test_stray_bytes_are_forgiven_and_truncation_is_not() -> None:
-    # Some of ImageNet's files have them; libjpeg warns, and PyTorch users' loaders read on.
+def test_decode_accepts_stray_bytes_but_not_truncation() -> None:
+    # Some of ImageNet's files have stray bytes; libjpeg warns, and PyTorch's loaders continue.
     jpeg = encode(IMAGE, 'jpeg', quality=95)
     stray = jpeg[:-2] + b'\0\x11\x22' * 5 + jpeg[-2:]
     np.testing.assert_array_equal(decode(stray, 3), decode(jpeg, 3))
@@ -136,7 +136,7 @@ def test_stray_bytes_are_forgiven_and_truncation_is_not() -> None:
         decode(jpeg[: len(jpeg) // 2], 3)
 
 
-def test_palettes() -> None:
+def test_decode_palettes() -> None:
     palette = PIL.Image.fromarray(IMAGE).quantize(64)
     expected = np.asarray(palette.convert('RGB'))
     for options in ({}, {'transparency': bytes([0, 128, 255])}):
@@ -145,7 +145,7 @@ def test_palettes() -> None:
         assert_decodes(file.getvalue(), expected)
 
 
-def test_the_first_frame_of_a_gif() -> None:
+def test_decode_first_frame_of_gif() -> None:
     frames = [PIL.Image.fromarray(x[..., 0]) for x in (LUMINANCE, 255 - LUMINANCE)]
     file = io.BytesIO()
     frames[0].save(file, 'gif', save_all=True, append_images=frames[1:])
@@ -165,7 +165,7 @@ def test_the_first_frame_of_a_gif() -> None:
     ],
     ids=['tiff', 'tiff of 16 bits', 'bigtiff', 'npy', '16 bits', 'float64', 'float32'],
 )
-def test_5_channels(encoded) -> None:
+def test_decode_5_channels(encoded) -> None:
     assert_decodes(encoded, FIVE)
     with pytest.raises(ValueError, match=r'expected \[H, W, 4\]'):
         decode(encoded, 4)
@@ -174,8 +174,8 @@ def test_5_channels(encoded) -> None:
 @pytest.mark.parametrize(
     ('encoded', 'channels', 'message'),
     [
-        (encode(IMAGE), 5, r'only TIFF and \.npy files have 5 channels'),
-        (encode(IMAGE, 'jpeg'), 2, r'only TIFF and \.npy files have 2 channels'),
+        (encode(IMAGE), 5, r'only TIFF and \.npy files may have 5 channels'),
+        (encode(IMAGE, 'jpeg'), 2, r'only TIFF and \.npy files may have 2 channels'),
         (npy(FIVE), 3, r'shape \(64, 48, 5\); expected \[H, W, 3\]'),
         (tiff(IMAGE, photometric='rgb'), 5, r'shape \(64, 48, 3\); expected \[H, W, 5\]'),
         (npy(FIVE[None]), 5, r'expected \[H, W, 5\]'),
@@ -183,32 +183,32 @@ def test_5_channels(encoded) -> None:
         (npy(FIVE.astype(np.int64)), 5, r'dtype int64; expected uint8, uint16 or float'),
         (npy(np.full((4, 4, 5), np.nan)), 5, r'not finite'),
         (npy(np.array([None] * 5)), 5, r'allow_pickle'),
-        (b'', 3, r'no image of a known format'),
-        (b'<html>not found</html>', 3, r'no image of a known format'),
+        (b'', 3, r'unknown image format'),
+        (b'<html>not found</html>', 3, r'unknown image format'),
         (encode(IMAGE, 'jpeg')[:-200], 3, r'image file is truncated'),
         (encode(IMAGE, 'jpeg')[:100], 3, r'.'),
         (encode(IMAGE)[:-40], 3, r'truncated|Truncated'),
         (npy(IMAGE)[:-40], 3, r'.'),
     ],
 )
-def test_what_is_no_image_of_these_channels_is_refused(encoded, channels, message) -> None:
+def test_decode_rejects_damage_and_other_channels(encoded, channels, message) -> None:
     with pytest.raises(ValueError, match=message):
         decode(encoded, channels)
 
 
-def test_gigapixels_are_refused() -> None:
+def test_decode_rejects_gigapixels() -> None:
     encoded = bytearray(encode(IMAGE, 'jpeg'))
     size = encoded.index(b'\xff\xc0') + 5
     encoded[size : size + 4] = b'\xff\xdc\xff\xdc'
-    with pytest.raises(ValueError, match=r'65500x65500 is more than'):
+    with pytest.raises(ValueError, match=r'65500x65500 pixels; expected at most'):
         decode(bytes(encoded), 3)
 
 
 def fill(root: pathlib.Path, bad: dict[int, bytes | None], n: int = 12) -> Reader:
-    """Of n images; the bad ones hold these bytes, or are gone."""
+    """Returns a reader of n images; the bad images contain these bytes, or are missing if None."""
     paths = [str(root / f'{i:02}.jpg') for i in range(n)]
     for i, path in enumerate(paths):
-        content = bad.get(i, encode(gradient(20 + i, 30)))  # the extension is wrong: no matter
+        content = bad.get(i, encode(gradient(20 + i, 30)))  # PNG despite the extension
         if content is not None:
             pathlib.Path(path).write_bytes(content)
     return Reader(files.FileSource(paths, list(range(n)), tuple(map(str, range(n)))), 3, 0.5)
@@ -237,7 +237,7 @@ def train(reader: Reader, start: int, stop: int, local: slice = slice(0, 4)) -> 
     return [batch['crops'][0] for batch in batches]
 
 
-def test_bad_images_are_named_and_replaced_by_the_next_good_one(tmp_path) -> None:
+def test_reader_replaces_bad_image_by_next_good_one(tmp_path) -> None:
     reader = fill(tmp_path, BAD)
     for index, neighbor in ((1, 3), (2, 3), (5, 6), (8, 9), (11, 0), (4, 4)):
         image, label = reader.example(index)
@@ -245,21 +245,19 @@ def test_bad_images_are_named_and_replaced_by_the_next_good_one(tmp_path) -> Non
         assert label == reader.source.labels[neighbor]
     assert sorted(reader.bad) == [str(tmp_path / f'{i:02}.jpg') for i in BAD]
     reasons = ' '.join(reader.bad.values())
-    assert all(
-        part in reasons for part in ('truncated', 'no image of a known format', 'No such file')
-    )
+    assert all(part in reasons for part in ('truncated', 'unknown image format', 'No such file'))
     assert '\n' not in reasons
     assert reader.error is None
 
 
-def test_a_run_with_bad_images_repeats_resumes_and_splits(tmp_path) -> None:
+def test_train_batches_with_bad_images_repeat_and_resume(tmp_path) -> None:
     run = train(fill(tmp_path, BAD), 0, 6)
     np.testing.assert_array_equal(train(fill(tmp_path, BAD), 2, 6), run[2:])
     parts = [train(fill(tmp_path, BAD), 0, 6, local) for local in (slice(0, 1), slice(1, 4))]
     np.testing.assert_array_equal(np.concatenate(parts, 1), run)
 
 
-def test_bad_images_are_black_and_unlabeled_in_an_evaluation(tmp_path) -> None:
+def test_eval_batches_blank_and_unlabel_bad_images(tmp_path) -> None:
     reader = fill(tmp_path, BAD)
     batches = host.eval_batches(reader, batch_size=4, size=16, resize=16, local=slice(0, 4))
     images, labels, indices = map(np.concatenate, zip(*batches, strict=True))
@@ -273,25 +271,25 @@ def evaluate(reader: Reader) -> list:
 
 
 @pytest.mark.parametrize('use', [evaluate, lambda reader: train(reader, 0, 3)])
-def test_too_many_bad_images_end_a_run(tmp_path, capfd, use) -> None:
+def test_reader_stops_at_too_many_bad_images(tmp_path, capfd, use) -> None:
     reader = fill(tmp_path, dict.fromkeys(range(7), b'<html>'))
-    message = r'^7 of 12 images cannot be read, .*max_bad_fraction .*\d\d\.jpg: no image'
+    message = r'^7 of 12 images cannot be read, .*max_bad_fraction=0\.5 .*\d\d\.jpg: unknown image'
     with pytest.raises(errors.UserError, match=message) as caught:
         use(reader)
     assert '\n' not in str(caught.value)
-    assert 'Traceback' not in capfd.readouterr().err  # TensorFlow prints what it sees raised
+    assert 'Traceback' not in capfd.readouterr().err  # TensorFlow would print an error that it sees
 
 
-def test_nothing_but_bad_images(tmp_path) -> None:
+def test_reader_without_readable_images(tmp_path) -> None:
     reader = fill(tmp_path, dict.fromkeys(range(3), b''), 3)
     reader = Reader(reader.source, 3, 1.0)
     with pytest.raises(errors.UserError, match='none of the images can be read'):
         reader.example(1)
 
 
-# As in a run, where warnings are no errors.
+# As in a run, in which warnings are not errors.
 @pytest.mark.filterwarnings('ignore')
-def test_damaged_files_are_decoded_or_refused() -> None:
+def test_decode_survives_300_kinds_of_damage() -> None:
     small = gradient(24, 20)
     originals = [
         (encode(small, 'jpeg'), 3),
@@ -313,7 +311,7 @@ def test_damaged_files_are_decoded_or_refused() -> None:
         damaged = bytearray(encoded)
         kind = seed // len(originals) % 3
         if kind == 0:
-            # Half of them in the header.
+            # Half of the damage is in the header.
             end = len(damaged) if rng.random() < 0.5 else min(128, len(damaged))
             for at in rng.integers(0, end, rng.integers(1, 9)):
                 damaged[at] ^= 1 << rng.integers(8)
@@ -346,7 +344,7 @@ def load(root: pathlib.Path, contents: list[bytes], limit: int = 10**6):
     return device_cache.load(reader, limit)
 
 
-def test_a_small_source_of_equal_images_is_loaded(tmp_path) -> None:
+def test_cache_loads_small_source_of_equal_sizes(tmp_path) -> None:
     source = load(tmp_path, equal_images())
     for i, image in enumerate(source.images):
         np.testing.assert_array_equal(image, np.roll(gradient(20, 30), i, 0))
@@ -355,7 +353,7 @@ def test_a_small_source_of_equal_images_is_loaded(tmp_path) -> None:
     assert load(tmp_path, equal_images(), 6 * 20 * 30 * 3) is not None
 
 
-def test_another_source_is_not_loaded(tmp_path) -> None:
+def test_cache_declines_large_uneven_or_bad_source(tmp_path) -> None:
     images = equal_images()
     assert load(tmp_path, images, 6 * 20 * 30 * 3 - 1) is None
     assert load(tmp_path, [*images, encode(gradient(21, 30))]) is None

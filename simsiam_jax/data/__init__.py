@@ -1,1 +1,1 @@
-"""What the network sees: sources, order, augmentation on the host and on the device."""
+"""The input pipeline: sources, index sampling, augmentation on the host and on the device."""

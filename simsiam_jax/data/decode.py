@@ -1,4 +1,4 @@
-"""Encoded images to uint8 arrays, without holding Python's lock while it lasts."""
+"""Decodes images to uint8 arrays without holding Python's global lock."""
 
 import io
 
@@ -10,28 +10,28 @@ MAX_PIXELS = 2**27
 
 
 def decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
-    """The image of a JPEG, PNG, BMP, GIF (first frame), WebP, TIFF or .npy file.
+    """Decodes a JPEG, PNG, BMP, GIF (first frame), WebP, TIFF or .npy file.
 
-    Gray images become RGB and the other way round as `channels` wants, alpha is dropped where
-    `channels` has no place for it, 16 bits become 8. TIFF and .npy may have any number of
-    channels, which must then be `channels`; float .npy arrays hold values in [0, 1].
+    Gray images are converted to RGB and RGB to gray to match `channels`. Alpha is dropped unless
+    `channels` is 4, and 16 bits become 8. TIFF and .npy files may have any number of channels if
+    it equals `channels`. Float .npy arrays contain values in [0, 1].
 
     Raises:
-      ValueError: it is damaged, not an image, of other channels or over MAX_PIXELS.
+      ValueError: The file is damaged, not an image, has other channels or exceeds MAX_PIXELS.
     """
     try:
         return _decode(encoded, channels)
     except ValueError:
         raise
     except UnidentifiedImageError as error:
-        raise ValueError('no image of a known format') from error
-    # Damaged files bring about whatever errors the libraries did not think of.
+        raise ValueError('unknown image format') from error
+    # Damaged files raise errors of any type from the libraries.
     except Exception as error:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
-    if encoded[:3] == b'\xff\xd8\xff' and channels in (1, 3) and _is_turbos(encoded):
+    if encoded[:3] == b'\xff\xd8\xff' and channels in (1, 3) and _fits_simplejpeg(encoded):
         import simplejpeg
 
         try:
@@ -39,7 +39,7 @@ def _decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
                 encoded, colorspace='GRAY' if channels == 1 else 'RGB', strict=True
             )
         except ValueError:
-            pass  # it refuses stray bytes, too; PIL refuses truncation alone
+            pass  # simplejpeg rejects stray bytes too; PIL rejects only truncation
     if encoded[:6] == b'\x93NUMPY':
         array = np.load(io.BytesIO(encoded), allow_pickle=False)
         return _fit(array if array.ndim == 3 else array[..., None], channels)
@@ -48,11 +48,11 @@ def _decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
 
         array = tifffile.imread(io.BytesIO(encoded))
         return _fit(array if array.ndim == 3 else array[..., None], channels)
-    return _by_pil(encoded, channels)
+    return _decode_pil(encoded, channels)
 
 
-def _is_turbos(encoded: bytes) -> bool:
-    """Whether simplejpeg reads this JPEG; PIL knows CMYK and odd subsampling better."""
+def _fits_simplejpeg(encoded: bytes) -> bool:
+    """Returns whether simplejpeg should read this JPEG; PIL handles CMYK and odd subsampling."""
     import simplejpeg
 
     try:
@@ -64,15 +64,15 @@ def _is_turbos(encoded: bytes) -> bool:
 
 
 def _check_pixels(height: int, width: int) -> None:
-    # A damaged header may promise gigapixels.
+    # A damaged header may claim gigapixels.
     if height * width > MAX_PIXELS:
-        raise ValueError(f'{height}x{width} is more than {MAX_PIXELS} pixels')
+        raise ValueError(f'{height}x{width} pixels; expected at most {MAX_PIXELS} in total')
 
 
-def _by_pil(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
+def _decode_pil(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
     modes = {1: 'L', 3: 'RGB', 4: 'RGBA'}
     if channels not in modes:
-        raise ValueError(f'only TIFF and .npy files have {channels} channels')
+        raise ValueError(f'only TIFF and .npy files may have {channels} channels')
     with Image.open(io.BytesIO(encoded)) as image:
         _check_pixels(image.height, image.width)
         if image.mode.startswith('I') or image.mode == 'F':
@@ -80,7 +80,7 @@ def _by_pil(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
         else:
             whole = image
         if channels != 4:
-            whole.info.pop('transparency', None)  # PIL warns that it is lost
+            whole.info.pop('transparency', None)  # PIL would warn that it is dropped
         array = np.asarray(whole.convert(modes[channels]))
     return array.reshape(*array.shape[:2], channels)
 
@@ -97,9 +97,9 @@ def _to_uint8(array: Num[np.ndarray, '...']) -> UInt8[np.ndarray, '...']:
         return np.ascontiguousarray(array)
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all():
-            raise ValueError('it holds values that are not finite')
+            raise ValueError('contains values that are not finite')
         array = np.clip(array.astype(np.float32), 0, 1) * 255
-    elif array.dtype in (np.uint16, np.int32):  # PIL's mode I holds 16 bits
+    elif array.dtype in (np.uint16, np.int32):  # PIL's mode I contains 16 bits
         array = np.clip(array, 0, 65535) * np.float32(255 / 65535)
     else:
         raise ValueError(f'dtype {array.dtype}; expected uint8, uint16 or float')

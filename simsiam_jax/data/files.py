@@ -1,4 +1,4 @@
-"""Image files: folders of any depth, and lists."""
+"""Image files from folders of any depth and from lists."""
 
 import csv
 import hashlib
@@ -13,12 +13,12 @@ from simsiam_jax import errors, lazy_tf, terminal
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.npy')
 
-# Listings of this many images and more are remembered.
+# Listings of at least this many images are cached.
 _LARGE = 10_000
 
 
 class FileSource:
-    """Image files; a label each, or -1.
+    """Image files, each with a label or -1.
 
     Args:
       paths: Paths of the images.
@@ -34,7 +34,7 @@ class FileSource:
 
     @property
     def identity(self) -> str:
-        """The paths, relative to the root."""
+        """Returns the paths, relative to the root."""
         root = os.path.join(self._root, '')
         return '\0'.join(path.removeprefix(root) for path in self.paths)
 
@@ -49,12 +49,12 @@ class FileSource:
 
 
 def open_folder(root: str) -> FileSource:
-    """All images below `root`, hidden files left out; two or more subfolders are the classes.
+    """Opens all images below `root` except hidden files; two or more subfolders are the classes.
 
     `root` may be remote (gs://...).
 
     Raises:
-      UserError: it is missing, unreadable or holds no images.
+      UserError: The folder is missing, unreadable or contains no images.
     """
     if not _remote(root):
         root = os.path.expanduser(root)
@@ -66,22 +66,22 @@ def open_folder(root: str) -> FileSource:
         raise errors.UserError(f'image folder {root} cannot be read: {error}') from error
     if not paths:
         raise errors.UserError(
-            f'image folder {root} holds no images; expected {", ".join(EXTENSIONS)} at any depth'
+            f'image folder {root} contains no images; expected {", ".join(EXTENSIONS)} at any depth'
         )
     below = len(os.path.join(root, ''))
     tops = [path[below:].rpartition(os.sep)[0].partition(os.sep)[0] for path in paths]
-    # One subfolder names no classes, and images beside the subfolders belong to none of them.
+    # A single subfolder is no class, and images next to the subfolders belong to no class.
     labeled = len(set(tops)) > 1 and '' not in tops
     return _labeled(paths, tops if labeled else None, root)
 
 
 def open_list(path: str) -> FileSource:
-    """The images of a list: one path a line, or path[,label] where it ends in .csv.
+    """Opens the images of a list: one path per line, or path[,label] if the list is a .csv file.
 
     Paths are relative to the list's folder.
 
     Raises:
-      UserError: it is missing, empty or not such a list.
+      UserError: The list is missing, empty or malformed.
     """
     path = path if _remote(path) else os.path.expanduser(path)
     if not _remote(path) and not os.path.isfile(path):
@@ -90,7 +90,7 @@ def open_list(path: str) -> FileSource:
         text = _read(path).decode()
     except UnicodeDecodeError as error:
         raise errors.UserError(
-            f'list of images {path} is not text; expected one path a line'
+            f'list of images {path} is not text; expected one path per line'
         ) from error
     except OSError as error:
         raise errors.UserError(f'list of images {path} cannot be read: {error}') from error
@@ -100,13 +100,13 @@ def open_list(path: str) -> FileSource:
         rows = rows[1:] if rows and rows[0][:1] == ['path'] else rows
     rows = [row for row in rows if row and row[0]]
     if not rows:
-        raise errors.UserError(f'list of images {path} is empty; expected one path a line')
+        raise errors.UserError(f'list of images {path} is empty; expected one path per line')
     width = len(rows[0])
     for number, row in enumerate(rows, 1):
         if len(row) != width or width > 2:
             raise errors.UserError(
                 f'list of images {path}: image {number} has {len(row)} fields; expected path or '
-                'path,label, alike in all lines'
+                'path,label, the same in all lines'
             )
     folder = os.path.dirname(path)
     paths = [row[0] if _remote(row[0]) else os.path.join(folder, row[0]) for row in rows]
@@ -150,13 +150,13 @@ def _list_remote(root: str) -> list[str]:
 
 
 def _list_cached(root: str) -> list[str]:
-    """The images below `root`, sorted; of a large folder remembered until one in it changes."""
+    """Returns the images below `root`, sorted; caches large listings until a folder changes."""
     home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
     key = hashlib.sha256(os.path.realpath(root).encode()).hexdigest()[:32]
     cache = home / 'simsiam_jax' / 'listings' / key
     if cache.is_file():
         header, *names = cache.read_text('utf-8', 'surrogateescape').split('\0')
-        # Adding or taking out a file changes its folder's time.
+        # Adding or removing a file changes the modification time of its folder.
         if all(_time(os.path.join(root, f)) == t for f, t in json.loads(header).items()):
             return [os.path.join(root, name) for name in names]
     folders: dict[str, int] = {}
@@ -168,7 +168,7 @@ def _list_cached(root: str) -> list[str]:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile('wb', dir=cache.parent, delete=False) as file:
             file.write('\0'.join([header, *names]).encode('utf-8', 'surrogateescape'))
-        os.replace(file.name, cache)  # never seen half-written
+        os.replace(file.name, cache)  # atomic: readers never see half a file
     return paths
 
 
@@ -180,7 +180,7 @@ def _time(folder: str) -> int | None:
 
 
 def _walk(folder: str, times: dict[str, int], above: tuple[str, ...] = ()) -> Iterator[str]:
-    """The images at any depth; links are followed, but not round in a circle."""
+    """Yields the images at any depth; follows links, but never into a cycle."""
     real = os.path.realpath(folder)
     if real in above:
         return

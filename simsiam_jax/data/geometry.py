@@ -1,4 +1,4 @@
-"""Geometry of uint8 images on the host, compiled, free of Python's lock."""
+"""Geometry of uint8 images on the host, compiled to run without Python's global lock."""
 
 import math
 from typing import Any, no_type_check
@@ -6,15 +6,15 @@ from typing import Any, no_type_check
 import numba
 import numpy as np
 
-# no_type_check: what checks the types at run time in the tests wraps functions, and numba cannot
-# compile that.
+# no_type_check: the tests check types at run time by wrapping functions, and numba cannot compile
+# the wrappers.
 _compiled = numba.njit(nogil=True, cache=True, fastmath=True)
 
 
 @_compiled
 @no_type_check
 def _taps(start: int, length: int, size: int) -> Any:
-    """First pixel and weights of each output: data.device.resize_weights, in sparse form."""
+    """Returns first pixel and weights of each output: a sparse jax_augment.resize_weights."""
     scale = length / size
     support = max(scale, 1.0)
     first = np.empty(size, np.int64)
@@ -39,10 +39,10 @@ def _taps(start: int, length: int, size: int) -> Any:
 def crop_resize(
     image: Any, top: int, left: int, height: int, width: int, out_height: int, out_width: int
 ) -> Any:
-    """The crop of a uint8 [H, W, C] image, resized to uint8 [out_height, out_width, C].
+    """Crops a uint8 [H, W, C] image and resizes the crop to uint8 [out_height, out_width, C].
 
-    Bilinear, antialiased where it shrinks: PIL's and torchvision's, within rounding. Rows first:
-    whole rows are summed at a time.
+    Bilinear, and antialiased if the crop shrinks: as PIL and torchvision, within rounding. Rows
+    come first, because whole rows are summed at a time.
     """
     channels = image.shape[2]
     rows = image.reshape(image.shape[0], -1)
@@ -82,7 +82,7 @@ def _columns(row: Any, first: Any, weights: Any, out: Any) -> None:
 @_compiled
 @no_type_check
 def _columns_rgb(row: Any, first: Any, weights: Any, out: Any) -> None:
-    # Three sums in registers: three times as fast as the loop over channels.
+    # Three sums in registers are three times as fast as the loop over channels.
     for x in range(out.shape[0]):
         r = g = b = np.float32(0.5)
         for k in range(weights.shape[1]):
@@ -98,7 +98,7 @@ def _columns_rgb(row: Any, first: Any, weights: Any, out: Any) -> None:
 @_compiled
 @no_type_check
 def rotate(image: Any, angle: float) -> Any:
-    """Turned about the center by `angle` radians, bilinear, zero outside: data.device.rotate."""
+    """Rotates about the center by `angle` radians, bilinear, zero outside: jax_augment.rotate."""
     height, width, channels = image.shape
     y0, x0 = (height - 1) / 2, (width - 1) / 2
     cos, sin = math.cos(angle), math.sin(angle)

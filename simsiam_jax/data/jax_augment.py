@@ -1,4 +1,4 @@
-"""The augmentation batched in JAX, for use inside the training step."""
+"""Batched augmentation in JAX, for use inside the training step."""
 
 import functools
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Planes = Sequence[Float[Array, 'H W']]
 def normalize(
     images: Num[Array, 'B H W C'], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, 'B H W C']:
-    """uint8 images, or float ones in [0, 1], with mean and std by channel taken out."""
+    """Normalizes uint8 images, or float images in [0, 1], by mean and std of each channel."""
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 255
     return (images - jnp.asarray(mean)) / jnp.asarray(std)
@@ -32,9 +32,9 @@ def augment(
     recipe: Recipe,
     sizes: Float[Array, 'B 2'] | None = None,
 ) -> Float[Array, 'B S S C']:
-    """A normalized view of each image, by the parameters that recipe.sample gave.
+    """Returns a normalized view of each image, with parameters from recipe.sample.
 
-    With `sizes`, an image is what lies within its (height, width) from the upper left corner.
+    `sizes` are (height, width) of images padded at the bottom and right; None: no padding.
     """
     if sizes is None:
         sizes = jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.float32), (len(images), 2))
@@ -51,14 +51,14 @@ def augment(
 def color(
     crops: UInt8[Array, 'B S S C'], params: dict[str, Array], recipe: Recipe
 ) -> Float[Array, 'B S S C']:
-    """A normalized view of each crop: `augment` where the host has made the crops."""
+    """Returns a normalized view of each crop: `augment` without its crop, which the host did."""
     return _finish(crops, params, recipe)
 
 
 def _finish(
     x: Num[Array, 'B S S C'], params: dict[str, Array], recipe: Recipe
 ) -> Float[Array, 'B S S C']:
-    # First, while they are bytes: no other operation tells left from right.
+    # The flip comes first, while the images are bytes: no other operation depends on direction.
     x = jnp.where(params['flip'][:, None, None, None], x[:, :, ::-1], x)
     if x.dtype == jnp.uint8:
         x = x.astype(jnp.float32) / 255
@@ -70,9 +70,9 @@ def _finish(
 def center(
     images: UInt8[Array | np.ndarray, 'B H W C'], size: int, resize: int
 ) -> Float[Array, 'B S S C']:
-    """The center crop of `size` after the shorter side became `resize`; values in [0, 1].
+    """Resizes the shorter side to `resize` and crops the center `size`; values in [0, 1].
 
-    `resize` 0 leaves the images as they are.
+    `resize` 0 returns the whole images.
     """
     x = jnp.asarray(images, jnp.float32) / 255
     if not resize:
@@ -102,7 +102,7 @@ def _color(planes: Planes, params: dict[str, Array], *, recipe: Recipe) -> Plane
 
 
 def rotate(x: Image, angle: Float[Array, ''], height: Any, width: Any) -> Image:
-    """Turned about the center of `height` x `width` by `angle` radians, bilinear, zero outside."""
+    """Rotates about the center of `height` x `width` by `angle` radians, bilinear, zero outside."""
     y0, x0 = (height - 1) / 2, (width - 1) / 2
     dy, dx = jnp.arange(x.shape[0])[:, None] - y0, jnp.arange(x.shape[1])[None] - x0
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -112,9 +112,9 @@ def rotate(x: Image, angle: Float[Array, ''], height: Any, width: Any) -> Image:
 
 
 def resize_weights(start: Any, length: Any, size: int, pixels: int) -> Float[Array, 'size pixels']:
-    """Rows that resize pixels [start, start + length) to `size` ones.
+    """Returns the matrix that resizes pixels [start, start + length) to `size` pixels.
 
-    Bilinear, antialiased where it shrinks, as PIL and torchvision do: a triangle of half-width
+    Bilinear, and antialiased if it shrinks, as PIL and torchvision: a triangle of half-width
     max(1, scale), cut at the crop's borders and normalized.
     """
     scale = length / size
@@ -127,19 +127,20 @@ def resize_weights(start: Any, length: Any, size: int, pixels: int) -> Float[Arr
 
 
 def crop_resize(x: Image, box: tuple[Any, Any, Any, Any], size: int) -> Float[Array, 'size size C']:
-    """The crop (top, left, height, width), resized, as one product along each axis."""
+    """Resizes the crop (top, left, height, width) by one matrix product along each axis."""
     top, left, height, width = box
     rows = resize_weights(top, height, size, x.shape[0])
     columns = resize_weights(left, width, size, x.shape[1])
-    # Full float32 also where the matrix units would round the factors to bfloat16 or TF32.
+    # Full float32: matrix units would round the factors to bfloat16 or TF32.
     return jnp.einsum('hwc,yh,xw->yxc', x, rows, columns, precision='highest')
 
 
 def jitter(planes: Planes, factors: Float[Array, '4'], order: Num[Array, '4']) -> Planes:
-    """Brightness, contrast, saturation and hue by `factors`, in the given order.
+    """Changes brightness, contrast, saturation and hue by `factors`, in the given order.
 
-    No turn chooses between images, which would take a pass over memory each: all but the hue are
-    blends, whose references differ by two numbers, and one that is not due has the factor 1.
+    No turn selects between images, because each selection would take a pass over memory. All
+    operations but the hue are blends, whose references differ by two numbers; a blend that is not
+    due has the factor 1.
     """
     turns, rgb = jnp.arange(4), len(planes) == 3
     contrast, hue = jnp.argmax(order == 1), jnp.argmax(order == 3)
@@ -147,7 +148,7 @@ def jitter(planes: Planes, factors: Float[Array, '4'], order: Num[Array, '4']) -
     in_order = (factors if rgb else factors.at[2].set(1.0))[order]
 
     def pass_through(due: Array, mean: Any) -> tuple[Planes, Planes]:
-        """(before the hue, at the end); of the blends those that are due."""
+        """Returns the images (before the hue, at the end) after the blends that are due."""
 
         def blend(x: Planes, turn: int, here: Array) -> Planes:
             reference = saturates[turn] * ops.luminance(x) + (turn == contrast) * mean
@@ -168,16 +169,16 @@ def jitter(planes: Planes, factors: Float[Array, '4'], order: Num[Array, '4']) -
 
 
 def blur(planes: Planes, sigma: Float[Array, '']) -> Planes:
-    """Gaussian blur of 13 taps, reflected at the border; sigma 0 leaves the image as it is."""
+    """Applies a Gaussian blur of 13 taps, reflected at the border; sigma 0 changes nothing."""
     taps = jnp.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
     kernel = jnp.exp(-0.5 * jnp.square(taps / jnp.maximum(sigma, 1e-2)))
-    # GPUs add up shifted images in one pass for each axis, which TPUs make many of.
-    ways = {'cuda': blur_by_taps, 'rocm': blur_by_taps, 'default': blur_by_products}
-    return jax.lax.platform_dependent(planes, kernel / kernel.sum(), **ways)
+    # GPUs sum shifted images in one pass for each axis; TPUs would need many passes.
+    blurs = {'cuda': blur_by_taps, 'rocm': blur_by_taps, 'default': blur_by_products}
+    return jax.lax.platform_dependent(planes, kernel / kernel.sum(), **blurs)
 
 
 def blur_by_taps(planes: Planes, kernel: Float[Array, 'K']) -> Planes:
-    """Correlated with the kernel along both axes."""
+    """Correlates with the kernel along both axes, as a sum of shifted images."""
     for axis in (0, 1):
         places = _reflected(planes[0].shape[axis], len(kernel))
         planes = [
@@ -191,7 +192,7 @@ def blur_by_taps(planes: Planes, kernel: Float[Array, 'K']) -> Planes:
 
 
 def blur_by_products(planes: Planes, kernel: Float[Array, 'K']) -> Planes:
-    """Correlated with the kernel along both axes, by a product with a band matrix along each."""
+    """Correlates with the kernel along both axes, as products with a band matrix."""
 
     def band(length: int) -> Array:
         places = _reflected(length, len(kernel))[..., None] == np.arange(length)
@@ -204,6 +205,6 @@ def blur_by_products(planes: Planes, kernel: Float[Array, 'K']) -> Planes:
 
 
 def _reflected(length: int, taps: int) -> np.ndarray:
-    """[taps, length]: the pixel that each tap of each pixel reads."""
+    """Returns [taps, length]: the pixel that each tap of each pixel reads."""
     padded = np.pad(np.arange(length), taps // 2, mode='reflect')
     return np.lib.stride_tricks.sliding_window_view(padded, length)

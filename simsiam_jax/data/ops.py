@@ -1,8 +1,8 @@
-"""Color operations with torchvision's float semantics, for arrays of JAX and TensorFlow alike.
+"""Color operations with torchvision's float semantics, for arrays of both JAX and TensorFlow.
 
-Images are float32 with values in [0, 1], as their channels' planes: compilers make one pass of
-operations on planes that lie apart, many where channels are the last axis. `xp` is jax.numpy or
-tensorflow. What tf.image calls by these names differs: it adds brightness, takes contrast by
+Images are float32 in [0, 1], as one plane per channel: compilers fuse operations on separate planes
+into one pass, but need many passes if channels are the last axis. `xp` is jax.numpy or tensorflow.
+The operations of tf.image with these names differ: tf.image adds brightness, changes contrast by
 channel, and saturates in HSV.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def luminance(planes: Sequence[Any]) -> Any:
-    """The gray image's plane; of channels that are not RGB their mean."""
+    """Returns the plane of the gray image; the mean of channels that are not RGB."""
     if len(planes) != 3:
         return sum(planes) / len(planes)
     r, g, b = planes
@@ -20,25 +20,26 @@ def luminance(planes: Sequence[Any]) -> Any:
 
 
 def gray(planes: Sequence[Any]) -> list[Any]:
-    """The gray image; one that is not RGB is its own."""
+    """Returns the gray image; images that are not RGB are returned unchanged."""
     return [luminance(planes)] * 3 if len(planes) == 3 else list(planes)
 
 
 def blend(x: Any, reference: Any, factor: Any, xp: ModuleType) -> Any:
-    """factor x + (1 - factor) reference, in [0, 1].
+    """Returns factor x + (1 - factor) reference, in [0, 1].
 
-    Brightness against 0, contrast against the mean luminance, saturation against the luminance.
+    The reference is 0 for brightness, the mean luminance for contrast, the luminance for
+    saturation.
     """
     return xp.minimum(xp.maximum(factor * x + (1 - factor) * reference, 0.0), 1.0)
 
 
 def shift_hue(planes: Sequence[Any], turns: Any, xp: ModuleType) -> list[Any]:
-    """The hue of RGB turned by `turns` of the circle, value and chroma kept."""
+    """Shifts the hue of RGB by `turns` of the circle; value and chroma stay."""
     r, g, b = planes
     value = xp.maximum(xp.maximum(r, g), b)
     chroma = value - xp.minimum(xp.minimum(r, g), b)
     safe = xp.where(chroma > 0, chroma, 1.0)
-    # Not `value == r`: a compiler may round r otherwise where it computes it a second time.
+    # Not `value == r`: a compiler that computes r twice may round it differently.
     sector = xp.where(
         (r >= g) & (r >= b),
         (g - b) / safe,
@@ -54,5 +55,5 @@ def shift_hue(planes: Sequence[Any], turns: Any, xp: ModuleType) -> list[Any]:
 
 
 def solarize(x: Any, xp: ModuleType) -> Any:
-    """1 - x above 1/2: torchvision's solarize with threshold 0.5, or 128 of uint8."""
+    """Returns 1 - x for x above 1/2: torchvision's solarize with threshold 0.5, or 128 of uint8."""
     return xp.minimum(x, 1 - x)

@@ -1,4 +1,4 @@
-"""Decoded images by index, from sources with images that cannot be read."""
+"""Decoded images by index; tolerates a small share of unreadable images."""
 
 import threading
 
@@ -16,12 +16,13 @@ class Reader:
     """Reads a source's images; safe to call from many threads.
 
     Args:
-      channels: of the images.
-      max_bad_fraction: of the source; where more cannot be read, reading ends.
+      source: Source of the encoded images.
+      channels: Number of channels of the decoded images.
+      max_bad_fraction: Largest share of the source's images that may be unreadable.
 
     Attributes:
-      bad: name -> reason of the images that could not be read so far.
-      error: what ended the reading; it is raised where TensorFlow cannot hide it.
+      bad: Name -> reason of the images that could not be read so far.
+      error: The error that stopped reading; data.host raises it where TensorFlow cannot hide it.
     """
 
     def __init__(self, source: Source, channels: int, max_bad_fraction: float = 0.01):
@@ -43,39 +44,43 @@ class Reader:
         return self.source.classes
 
     def read(self, index: int) -> tuple[Image | None, int]:
-        """The image, None where it is bad, and its label.
+        """Returns the image, None if it is unreadable, and its label.
 
         Raises:
-          UserError: too many images are bad.
+          UserError: Too many images are unreadable.
         """
         try:
             encoded, label = self.source.read(index)
             return decode(encoded, self.channels), label
-        # Whatever a damaged file or a vanished disk brings about must not end a run of days.
+        # No error of a damaged file or a lost disk may stop a run of days.
         except Exception as error:
-            self._note(self.source.name(index), errors.reason(error))
+            self._record(self.source.name(index), errors.reason(error))
             return None, -1
 
     def example(self, index: int) -> tuple[Image, int]:
-        """The image with its label, or where it is bad the next good one: alike in every run."""
+        """Returns image and label; an unreadable image is replaced by the next readable one.
+
+        The replacement is the same in every run.
+        """
         for neighbor in range(index, index + len(self)):
             image, label = self.read(neighbor % len(self))
             if image is not None:
                 return image, label
-        raise self._end('none of the images can be read')
+        raise self._fail('none of the images can be read')
 
-    def _note(self, name: str, reason: str) -> None:
+    def _record(self, name: str, reason: str) -> None:
         with self._lock:
             self.bad[name] = reason
             count = len(self.bad)
         if count > self.max_bad_fraction * len(self):
-            raise self._end(
+            raise self._fail(
                 f'{count} of {len(self)} images cannot be read, more than '
-                f'config.data.max_bad_fraction allows; the last: {name}: {reason}'
+                f'config.data.max_bad_fraction={self.max_bad_fraction:g} allows '
+                f'(last: {name}: {reason})'
             )
 
-    def _end(self, message: str) -> errors.UserError:
+    def _fail(self, message: str) -> errors.UserError:
         self.error = errors.UserError(
-            f'{message}; mend them, take them out of the source or raise the fraction'
+            f'{message}. Fix or remove them, or raise config.data.max_bad_fraction'
         )
         return self.error

@@ -1,4 +1,4 @@
-"""The augmentation recipe of a view: its parameters, their sampling, and crop geometry."""
+"""Augmentation recipe of a view: settings, sampling of parameters, and crop geometry."""
 
 import dataclasses
 import logging
@@ -18,22 +18,22 @@ _TRIES = 10
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a view is made of an image; the defaults are the paper's on ImageNet (section 3).
+    """Augmentation settings of a view; the defaults are the paper's for ImageNet (section 3).
 
     Attributes:
-      size: side of the view in pixels.
-      crop_scale: range of the crop's share of the image's area.
-      crop_ratio: range of its width/height.
-      rotation: largest angle in degrees, to either side, before the crop (0: none).
-      jitter: probability of the four color operations, applied in random order.
-      brightness, contrast, saturation: x: factor from U[max(0, 1 - x), 1 + x].
-      hue: x: shift from U[-x, x] turns.
-      gray: probability of losing the colors.
-      blur: probability of a Gaussian blur.
-      blur_sigma: range of its sigma in pixels.
-      solarize: probability that values above 1/2 become 1 - x, after the blur (BYOL).
-      flip: probability of a horizontal flip.
-      mean, std: normalization by channel, of values in [0, 1]; one figure serves all channels.
+      size: Side of the view in pixels.
+      crop_scale: Range of the crop's share of the image's area.
+      crop_ratio: Range of the crop's width/height.
+      rotation: Largest angle in degrees, in both directions, before the crop; 0 disables it.
+      jitter: Probability of the four color operations, applied in random order.
+      brightness, contrast, saturation: Strength x; the factor is from U[max(0, 1 - x), 1 + x].
+      hue: Strength x; the shift is from U[-x, x] turns.
+      gray: Probability of conversion to gray.
+      blur: Probability of a Gaussian blur.
+      blur_sigma: Range of the blur's sigma in pixels.
+      solarize: Probability that values x above 1/2 become 1 - x, after the blur (BYOL).
+      flip: Probability of a horizontal flip.
+      mean, std: Normalization by channel, of values in [0, 1]; one value applies to all channels.
     """
 
     size: int = 224
@@ -74,42 +74,42 @@ class Recipe:
         if self.size < 1:
             raise errors.UserError(f'augment.size is {self.size}; expected 1 pixel or more')
         if min(self.std, default=0) <= 0:
-            raise errors.UserError(f'augment.std is {self.std}; expected figures above 0')
+            raise errors.UserError(f'augment.std is {self.std}; expected values above 0')
         if self.blur and self.size <= BLUR_RADIUS:
             raise errors.UserError(
-                f'augment.size is {self.size}: too small for a blur, which reaches '
-                f'{BLUR_RADIUS} pixels; set augment.blur=0'
+                f'augment.size is {self.size}; expected more than the blur radius {BLUR_RADIUS}. '
+                'Set augment.blur=0 or a larger augment.size'
             )
 
     def for_channels(self, channels: int) -> 'Recipe':
-        """The recipe without what only RGB images have, where `channels` is not 3.
+        """Returns the recipe, without the RGB operations if `channels` is not 3.
 
         Raises:
-          UserError: mean or std has another number of channels.
+          UserError: The mean or std has another number of channels.
         """
         for key in ('mean', 'std'):
             if len(getattr(self, key)) not in (1, channels):
                 raise errors.UserError(
-                    f'augment.{key} has {len(getattr(self, key))} figures for images of '
-                    f'{channels} channels; give 1 or {channels}'
+                    f'augment.{key} has {len(getattr(self, key))} values for images of '
+                    f'{channels} channels; expected 1 or {channels} values'
                 )
         colors = self.gray or (self.jitter and (self.saturation or self.hue))
         if channels == 3 or not colors:
             return self
-        logging.warning('%d channels: saturation, hue and gray drop out', channels)
+        logging.warning('%d channels: saturation, hue and gray are disabled', channels)
         return dataclasses.replace(self, saturation=0.0, hue=0.0, gray=0.0)
 
 
-# Reach of the blur: three times the largest sigma of the paper, torchvision's 13 taps.
+# Three times the largest sigma of the paper: 13 taps, as in torchvision.
 BLUR_RADIUS = 6
 
 
 def sample(recipe: Recipe, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-    """Parameters of n views.
+    """Samples the parameters of n views.
 
     Returns arrays [n, ...]: `area`, `ratio`, `position` for crop_box; `angle` in radians;
-    `factors` of brightness, contrast, saturation (1: none) and hue (0: none); `order` of the
-    four; `gray`, `flip`, `solarize`; `sigma` of the blur (0: none).
+    `factors` of brightness, contrast, saturation (1: no change) and hue (0: no change); `order`
+    of the four; `gray`, `flip`, `solarize`; `sigma` of the blur (0: no blur).
     """
 
     def uniform(low: Any, high: Any, *shape: int) -> np.ndarray:
@@ -138,23 +138,23 @@ def sample(recipe: Recipe, rng: np.random.Generator, n: int) -> dict[str, np.nda
 
 
 def check_resize(size: int, resize: int) -> None:
-    """Raises UserError where the center crop of `size` is not inside images resized so."""
+    """Raises UserError if the center crop `size` exceeds the shorter side `resize`."""
     if resize and resize < size:
         raise errors.UserError(
-            f'config.eval.resize is {resize}, below config.augment.size {size}; set it to {size} '
-            'or more, or to 0 where the images have that size already'
+            f'config.eval.resize is {resize}, below config.augment.size {size}. Set it to {size} '
+            'or more, or to 0 if the images have that size already'
         )
 
 
 def sample_batch_params(
-    order: IndexSampler, recipes: Sequence[Recipe], step: int, local: slice
+    sampler: IndexSampler, recipes: Sequence[Recipe], step: int, local: slice
 ) -> tuple[Int[np.ndarray, 'B'], list[dict[str, np.ndarray]]]:
-    """The part `local` of a step's batch: indices of the images, and parameters of each view."""
+    """Returns image indices and parameters of each view for the part `local` of a step's batch."""
     views = [
-        sample(recipe, order.rng(step, view), order.batch_size)
+        sample(recipe, sampler.rng(step, view), sampler.batch_size)
         for view, recipe in enumerate(recipes)
     ]
-    return order.indices(step)[local], [{k: v[local] for k, v in p.items()} for p in views]
+    return sampler.indices(step)[local], [{k: v[local] for k, v in p.items()} for p in views]
 
 
 def crop_box(
@@ -164,27 +164,28 @@ def crop_box(
     ratio_range: tuple[float, float],
     xp: ModuleType,
 ) -> tuple[Any, Any, Any, Any]:
-    """(top, left, height, width) in whole pixels: torchvision's RandomResizedCrop.
+    """Returns (top, left, height, width) in whole pixels: torchvision's RandomResizedCrop.
 
-    Of ten tries the first that fits; else the largest central crop within the ratios.
+    The box is the first of ten tries that fits, otherwise the largest central crop within the
+    ratios.
 
     Args:
-      params: one view's area [10], ratio [10] and position [2], from `sample`.
-      height, width: of the image, float32 scalars.
-      ratio_range: the recipe's crop_ratio.
-      xp: numpy, jax.numpy or tensorflow, whose arrays these are; the boxes are theirs.
+      params: Area [10], ratio [10] and position [2] of one view, from `sample`.
+      height, width: Size of the image, float32 scalars.
+      ratio_range: Range of the ratios, crop_ratio of the recipe.
+      xp: Module of the arrays: numpy, jax.numpy or tensorflow.
     """
     area = params['area'] * (height * width)
     tries_h = xp.round(xp.sqrt(area / params['ratio']))
     tries_w = xp.round(xp.sqrt(area * params['ratio']))
     fits = (tries_h > 0) & (tries_h <= height) & (tries_w > 0) & (tries_w <= width)
     first = xp.argmax(xp.where(fits, 1, 0), 0)
-    found = fits[first]
+    fit = fits[first]
     low, high = ratio_range
-    crop_h = xp.where(found, tries_h[first], xp.minimum(height, xp.round(width / low)))
-    crop_w = xp.where(found, tries_w[first], xp.minimum(width, xp.round(height * high)))
-    place = xp.where(found, params['position'], 0.5)
-    ends = xp.where(found, 1.0, 0.0)  # a try may start at either end of its slack
+    crop_h = xp.where(fit, tries_h[first], xp.minimum(height, xp.round(width / low)))
+    crop_w = xp.where(fit, tries_w[first], xp.minimum(width, xp.round(height * high)))
+    place = xp.where(fit, params['position'], 0.5)
+    ends = xp.where(fit, 1.0, 0.0)  # a try may start at either end of its slack
 
     def start(position: Any, slack: Any) -> Any:
         # A position just under 1 may round up to the end of its range in float32.

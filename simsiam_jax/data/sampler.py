@@ -1,4 +1,4 @@
-"""The order of a run: everything random about its data as a function of (seed, step)."""
+"""Sampling of image indices: all randomness of a run's data is a function of (seed, step)."""
 
 import dataclasses
 import functools
@@ -11,16 +11,16 @@ from simsiam_jax import errors
 
 @dataclasses.dataclass(frozen=True)
 class IndexSampler:
-    """Which images make which batch.
+    """Draws the images of each batch.
 
-    Every epoch is a new permutation of all images; the images left over after its last whole
-    batch are not used in it (as PyTorch's drop_last). Nothing depends on the number of hosts:
-    each takes its slice of the global batch.
+    Every epoch is a new permutation of all images. An epoch drops its last incomplete batch, as
+    PyTorch's drop_last does. The order does not depend on the number of hosts: each host loads
+    its slice of the global batch.
 
     Attributes:
-      seed: of the run.
-      size: number of images.
-      batch_size: global.
+      seed: Seed of the run.
+      size: Number of images.
+      batch_size: Global batch size.
     """
 
     seed: int
@@ -35,7 +35,7 @@ class IndexSampler:
         if self.batch_size > self.size:
             raise errors.UserError(
                 f'batch_size is {self.batch_size}, but the training source has only '
-                f'{self.size} images; use a smaller batch or more images'
+                f'{self.size} images. Set a smaller batch_size or add images'
             )
 
     @property
@@ -43,17 +43,17 @@ class IndexSampler:
         return self.size // self.batch_size
 
     def steps(self, epochs: int | float) -> int:
-        """The nearest whole number of steps in so many epochs."""
+        """Returns the number of steps in `epochs` epochs, rounded."""
         return round(epochs * self.steps_per_epoch)
 
     def indices(self, step: int) -> Int[np.ndarray, 'B']:
-        """Indices of the images in the global batch of this step."""
+        """Returns the indices of the images in the global batch of this step."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = batch * self.batch_size
         return _permutation(self.seed, epoch, self.size)[start : start + self.batch_size]
 
     def rng(self, step: int, view: int) -> np.random.Generator:
-        """The generator of a view's augmentation parameters in this step."""
+        """Returns the generator of a view's augmentation parameters in this step."""
         return np.random.default_rng((self.seed, 1, step, view))
 
 

@@ -1,4 +1,4 @@
-"""Sources of images, all by index: tfds:NAME/SPLIT, folder:DIR, files:LIST and digits."""
+"""Sources of images by index: tfds:NAME/SPLIT, folder:DIR, files:LIST and digits."""
 
 import difflib
 import hashlib
@@ -36,7 +36,7 @@ class Source(Protocol):
     """Encoded images by index.
 
     Attributes:
-      classes: names of the classes; empty where the images have no labels.
+      classes: Names of the classes; empty without labels.
       identity: Text that is the same for the same images in the same order, wherever they are.
     """
 
@@ -48,10 +48,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """The encoded image and its label, -1 where there is none."""
+        """Returns the encoded image and its label, -1 without labels."""
 
     def name(self, index: int) -> str:
-        """What to call the image in a message."""
+        """Returns the name of the image for messages."""
 
 
 class ArraySource:
@@ -79,18 +79,18 @@ class ArraySource:
 
 
 def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
-    """The source that `spec` names.
+    """Opens the source that `spec` names.
 
     Args:
-      spec: 'tfds:NAME/SPLIT' (SPLIT as TFDS writes it, 'train[:90%]'), 'folder:DIR' (searched
-        to any depth, hidden files left out; where all images lie in two or more subfolders of
-        DIR, these are the classes), 'files:LIST' (text, one path a line, relative to its
-        folder; as .csv path[,label]) or 'digits', 'digits/train', 'digits/test'
-        (scikit-learn's handwritten digits, 8x8).
-      data_dir: where TFDS keeps its data; '' is its default.
+      spec: One of 'tfds:NAME/SPLIT' (SPLIT in TFDS syntax, such as 'train[:90%]');
+        'folder:DIR' (searched to any depth without hidden files; if all images are in two or
+        more subfolders of DIR, these are the classes); 'files:LIST' (a text file with a path per
+        line, relative to the folder of LIST, or a .csv file of path[,label]); 'digits',
+        'digits/train' or 'digits/test' (scikit-learn's handwritten digits, 8x8).
+      data_dir: Folder of TFDS data; '' uses the default of TFDS.
 
     Raises:
-      UserError: there is no such source, or it has no images.
+      UserError: The source does not exist or has no images.
     """
     kind, _, rest = spec.partition(':')
     if kind == 'tfds' and rest:

@@ -1,4 +1,4 @@
-"""Parts of labeled sources: few labels, and what is held out."""
+"""Parts of labeled sources: label fractions and held-out images."""
 
 import concurrent.futures
 import hashlib
@@ -34,7 +34,7 @@ class Subset:
 
 
 def take(source: ArraySource | Reader, indices: Int[np.ndarray, 'n']) -> ArraySource | Reader:
-    """The images at these indices, as a source of their own."""
+    """Returns a source of the images at these indices."""
     if isinstance(source, ArraySource):
         identity = _identity(source, indices)
         return ArraySource(source.images[indices], source.labels[indices], source.classes, identity)
@@ -46,7 +46,10 @@ def _identity(source: ArraySource | Source, indices: Int[np.ndarray, 'n']) -> st
 
 
 def labels(source: ArraySource | Reader) -> Int[np.ndarray, 'N']:
-    """The label of every image; where only the records know them all are read, none decoded."""
+    """Returns the label of every image.
+
+    If only the records contain the labels, all records are read, but no image is decoded.
+    """
     if isinstance(source, ArraySource):
         return source.labels
     records = source.source
@@ -64,12 +67,18 @@ def labels(source: ArraySource | Reader) -> Int[np.ndarray, 'N']:
 def split(
     labels: Int[np.ndarray, 'N'], fraction: float, seed: int
 ) -> tuple[Int[np.ndarray, 'n'], Int[np.ndarray, 'm']]:
-    """Indices of a class-balanced share of the images, and of the rest; the same every time.
+    """Returns the indices of a class-balanced share of the images, and of the rest.
 
-    Every class gives its share, rounded, and at least one image.
+    The share of each class is rounded, and at least one image. The split depends on its arguments
+    only.
+
+    Args:
+      labels: Label of each image.
+      fraction: Share of the images of each class in the first part.
+      seed: Seed of the choice.
 
     Raises:
-      UserError: the fraction is not above 0 and at most 1.
+      UserError: The fraction is not above 0 and at most 1.
     """
     if not 0 < fraction <= 1:
         raise errors.UserError(

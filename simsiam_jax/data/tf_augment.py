@@ -1,6 +1,6 @@
-"""The color operations, blur and flip in TensorFlow, compiled; images are [C, H, W] here.
+"""Color operations, blur and flip in TensorFlow, compiled; images are [C, H, W] here.
 
-XLA is several times faster on a CPU where the color planes lie apart.
+XLA is several times faster on a CPU if the color planes are separate.
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ PACKED = 12
 
 
 def pack(params: dict[str, Any]) -> np.ndarray:
-    """One view's color parameters as float32 [PACKED]."""
+    """Packs the color parameters of one view as float32 [PACKED]."""
     rest = (params['gray'], params['sigma'], params['flip'], params['solarize'])
     return np.concatenate([params['factors'], params['order'], rest]).astype(np.float32)
 
 
 def color(tf: Any, crop: Any, packed: Any, recipe: Recipe) -> Any:
-    """The uint8 view [S, S, C] of a uint8 crop; the same operations as data.device.color."""
+    """Returns the uint8 view [S, S, C] of a uint8 crop; the operations of jax_augment.color."""
 
     @tf.function(jit_compile=True, autograph=False)
     def compiled(crop: Any, packed: Any) -> Any:
@@ -41,7 +41,7 @@ def color(tf: Any, crop: Any, packed: Any, recipe: Recipe) -> Any:
 
 
 def jitter(tf: Any, x: Any, factors: Any, order: Any) -> Any:
-    """Brightness, contrast, saturation and hue by `factors`, in the given order."""
+    """Changes brightness, contrast, saturation and hue by `factors`, in the given order."""
     brightness, contrast, saturation, hue = tf.unstack(factors)
     rgb = x.shape[0] == 3
 
@@ -62,9 +62,9 @@ def jitter(tf: Any, x: Any, factors: Any, order: Any) -> Any:
 
 
 def blur(tf: Any, x: Any, sigma: Any) -> Any:
-    """Gaussian blur of up to 13 taps, reflected at the border; sigma 0 leaves the image as it is.
+    """Applies a Gaussian blur of up to 13 taps, reflected at the border; sigma 0 changes nothing.
 
-    Beyond three sigmas the taps are left out: a difference of a quarter of 1/255.
+    Taps beyond three sigmas are omitted, which changes values by a quarter of 1/255.
     """
 
     def blurred(radius: int) -> Any:

@@ -31,12 +31,12 @@ class TfdsSource:
 
 
 class TfRecordSource:
-    """A split in TFRecord files: the places of the records are looked up once, when it is opened.
+    """A split in TFRecord files; opening it indexes the offsets of the records.
 
     Args:
-      shards: (file, first record, number of records) of each file of the split.
+      shards: File, first record and number of records of each file of the split.
       classes: Names of the classes; empty without labels.
-      name: tfds:NAME/SPLIT.
+      name: Name of the split, tfds:NAME/SPLIT.
     """
 
     def __init__(self, shards: list[tuple[str, int, int]], classes: tuple[str, ...], name: str):
@@ -67,7 +67,7 @@ class TfRecordSource:
 
 
 def _offsets(path: str) -> np.ndarray:
-    """Where each record begins: 8 bytes of length, 4 of its checksum, the data, 4 of checksum."""
+    """Returns the offset of each record: 8 bytes of length, 4 of checksum, data, 4 of checksum."""
     offsets, at, size = [], 0, os.path.getsize(path)
     with open(path, 'rb') as file:
         while at < size:
@@ -83,10 +83,10 @@ def _offsets(path: str) -> np.ndarray:
 
 
 def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
-    """The split of 'NAME/SPLIT'; array_record or TFRecord files, prepared where they are not there.
+    """Opens the split 'NAME/SPLIT' in array_record or TFRecord files; prepares missing files.
 
     Raises:
-      UserError: in every way that TFDS may fail.
+      UserError: TFDS failed in any way.
     """
     name, _, split = spec.rpartition('/')
     if not name or not split:
@@ -96,12 +96,12 @@ def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.download import downloader
     builder = _builder(tfds, name, data_dir)
-    # Ten retries, its own number, take over three minutes to say that there is no network.
+    # The default of ten retries takes over three minutes if there is no network.
     downloader.MAX_RETRIES = 3
     with _one_line(f'TFDS could not prepare {name} in {builder.data_dir}'):
         builder.download_and_prepare(
             file_format='array_record',
-            # What TFDS hosts ready-made is TFRecord.
+            # The prepared datasets that TFDS hosts are TFRecord.
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
     formats = sorted(f.value for f in builder.info.available_file_formats())
@@ -129,7 +129,7 @@ def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
 
 
 def is_prepared(spec: str, data_dir: str) -> bool:
-    """Whether the dataset of 'NAME/SPLIT' is on this machine already."""
+    """Returns whether the dataset of 'NAME/SPLIT' is prepared on this machine."""
     lazy_tf.load()
     with _one_line('TFDS cannot be imported'):
         import tensorflow_datasets as tfds
@@ -139,7 +139,7 @@ def is_prepared(spec: str, data_dir: str) -> bool:
 def _builder(tfds: Any, name: str, data_dir: str) -> Any:
     with _one_line(f'TFDS cannot open {name}'):
         try:
-            # No file_format here: TFDS then rejects data converted to array_record afterwards.
+            # No file_format here: TFDS would reject data converted to array_record afterwards.
             return tfds.builder(name, data_dir=data_dir or None)
         except tfds.core.DatasetNotFoundError:
             known = tfds.list_builders(with_community_datasets=False)
@@ -150,7 +150,7 @@ def _builder(tfds: Any, name: str, data_dir: str) -> Any:
 
 @contextlib.contextmanager
 def _one_line(what: str) -> Iterator[None]:
-    """Turns any error into a UserError: TFDS and its builders fail in too many ways to list."""
+    """Turns any error into a one-line UserError: TFDS and its builders raise many types."""
     try:
         yield
     except errors.UserError:
