@@ -139,7 +139,7 @@ def test_wrong_arguments_are_told_in_one_line(embed, folder, tmp_path) -> None:
     for images, out, flags, message in (
         (f'folder:{folder}', 'o.npz', (), 'cannot be read, more than config.data.max_bad_fraction'),
         ('digits/test', 'o.csv', (), 'expected a name ending in .npz or .parquet'),
-        ('digits/test', 'no/o.npz', (), 'there is no such folder'),
+        ('digits/test', 'no/o.npz', (), 'cannot be written: its folder does not exist'),
         ('digits/test', 'o.npz', ('--neighbors=360',), 'expected from 1 to 359'),
         ('digits/test', 'o.npz', ('--map=umap',), "--map is 'umap'"),
         ('digit', 'o.npz', (), "source is 'digit'"),

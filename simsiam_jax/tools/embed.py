@@ -1,13 +1,13 @@
-"""Features of images, their neighbors, and a page to look at them.
+"""Writes features of images, their nearest neighbors, and an HTML page that shows both.
 
 python -m simsiam_jax.tools.embed --checkpoint=RUN --images=SOURCE --out=FILE
     [--neighbors=K] [--html=PAGE]
 
-RUN is the workdir of a run or a file of weights, SOURCE as config.data.source takes it
+RUN is the workdir of a run or a file of weights. SOURCE is a value of config.data.source
 (folder:DIR, files:LIST, tfds:NAME/split, digits). FILE is a .npz with `features` [N, D] float32,
-`names` and `labels` (and `classes`), or a .parquet with a row an image. With --neighbors also
-`neighbors` [N, K] and `similarities`, cosine, without the image itself. PAGE shows some images
-with their neighbors and a map of all in two dimensions (--map=pca or tsne).
+`names`, `labels` and `classes`, or a .parquet with a row per image. --neighbors adds `neighbors`
+[N, K], without the image itself, and `similarities`, their cosines. PAGE shows some images with
+their neighbors, and a map of all images in two dimensions (--map=pca or tsne).
 """
 
 import pathlib
@@ -27,15 +27,20 @@ from simsiam_jax.training import mesh as mesh_lib
 
 MAPS = ('pca', 'tsne')
 
-# What a page shows at most.
+# Maxima of images with neighbors and of points in the map on a page.
 _QUERIES, _POINTS = 24, 5000
 
 
 def save(path: str, columns: dict[str, Any], classes: tuple[str, ...]) -> None:
-    """Writes the columns, each with a row an image, as .npz or .parquet.
+    """Writes a .npz or .parquet file.
+
+    Args:
+      path: File to write; a name that does not end in .npz is written as Parquet.
+      columns: Arrays or lists with a row per image, by name.
+      classes: Names of the classes, written to .npz only.
 
     Raises:
-      UserError: the file has another ending, or cannot be written.
+      UserError: The file cannot be written.
     """
     try:
         if path.endswith('.npz'):
@@ -56,7 +61,14 @@ def save(path: str, columns: dict[str, Any], classes: tuple[str, ...]) -> None:
 def draw(
     embedded: embedding.Embedding, columns: dict[str, Any], *, title: str, map_name: str
 ) -> str:
-    """The page: some images, spread evenly, with their neighbors; and the map."""
+    """Returns the HTML page: evenly spaced images with their neighbors, and the map.
+
+    Args:
+      embedded: Images and features.
+      columns: Columns of the file; without 'neighbors' the page has only the map.
+      title: Title of the page.
+      map_name: One of MAPS.
+    """
     classes, features = embedded.source.classes, embedded.features
     count, sections = len(features.x), {}
     shown = np.unique(np.linspace(0, count - 1, min(_POINTS, count)).astype(int))
@@ -79,11 +91,11 @@ def draw(
 
 
 def flatten(x: np.ndarray, map_name: str) -> np.ndarray:
-    """Two dimensions of the l2-normalized features."""
+    """Returns the projection of l2-normalized features onto two dimensions, [N, 2]."""
     x = np.asarray(l2_normalize(jnp.asarray(x)))
     if map_name == 'pca':
         return PCA(2, random_state=0).fit_transform(x)
-    # scikit-learn wants fewer neighbors than points.
+    # scikit-learn requires fewer neighbors than points.
     perplexity = min(30.0, (len(x) - 1) / 3)
     return TSNE(2, perplexity=perplexity, init='pca', random_state=0).fit_transform(x)
 
@@ -96,10 +108,12 @@ def run(_: command_line.Arguments) -> None:
     try:
         errors.check_choice('--map', given.map, MAPS)
         if not out.endswith(('.npz', '.parquet')):
-            raise errors.UserError(f'--out is {out}; expected a name ending in .npz or .parquet')
+            raise errors.UserError(
+                f'invalid --out: {out}; expected a name ending in .npz or .parquet'
+            )
         for path in filter(None, (out, html)):
             if not pathlib.Path(path).absolute().parent.is_dir():
-                raise errors.UserError(f'{path} cannot be written: there is no such folder')
+                raise errors.UserError(f'{path} cannot be written: its folder does not exist')
         embedded = embedding.embed(given.checkpoint, given.images, given.batch_size)
         features = embedded.features
         columns: dict[str, Any] = {
@@ -114,7 +128,7 @@ def run(_: command_line.Arguments) -> None:
         save(out, columns, embedded.source.classes)
         print(f'{out}: {len(features.x)} images, features of {features.x.shape[1]}')
         if html:
-            title = f'{given.images} as {given.checkpoint} sees it'
+            title = f'Features of {given.images} by {given.checkpoint}'
             text = draw(embedded, columns, title=title, map_name=given.map)
             pathlib.Path(html).write_text(text)
             print(f'{html}: open it in a browser')
@@ -126,9 +140,11 @@ def run(_: command_line.Arguments) -> None:
 
 def main() -> None:
     flags.DEFINE_string('checkpoint', None, 'Workdir of a run, or file of weights.')
-    flags.DEFINE_string('images', None, 'Source of images, as config.data.source.')
+    flags.DEFINE_string('images', None, 'Source of images, a value of config.data.source.')
     flags.DEFINE_string('out', None, 'File to write: .npz or .parquet.')
-    flags.DEFINE_integer('neighbors', 0, 'Neighbors of each image, in the file and on the page.')
+    flags.DEFINE_integer(
+        'neighbors', 0, 'Number of neighbors of each image, in the file and on the page.'
+    )
     flags.DEFINE_alias('neighbours', 'neighbors')
     flags.DEFINE_string('html', None, 'Page to write.')
     flags.DEFINE_string('map', 'pca', 'Projection of the features on the page: pca or tsne.')

@@ -1,11 +1,12 @@
-"""Draws the report of one run, or of several to compare: a page that needs no network.
+"""Writes a report on one run, or on several to compare, as one HTML page without external files.
 
 python -m simsiam_jax.tools.report DIR... [--out=report.html] [--images=SOURCE] [--noneighbors]
 
-DIR is the workdir of a run of task pretrain, linear or finetune: one that has ended, is still
-running, or was broken off. The page has their curves over each other, final figures, augmented
-views, the nearest neighbors of some images, configurations with what differs marked, and versions.
-The neighbors are computed on the CPU, for a run may be using the accelerator.
+DIR is the workdir of a run of task pretrain, linear or finetune, which has finished, is running, or
+was interrupted. The page shows the curves of all runs in the same plots, final results, augmented
+views and the nearest neighbors of some images. It also lists versions and configurations, with
+their differences marked. The neighbors are computed on the CPU, because a run may be using the
+accelerator.
 """
 
 import pathlib
@@ -28,7 +29,7 @@ def run(arguments: command_line.Arguments) -> None:
     try:
         if not arguments.positional:
             raise errors.UserError(
-                'no run is given; python -m simsiam_jax.tools.report WORKDIR [WORKDIR ...]'
+                'no run given; run python -m simsiam_jax.tools.report WORKDIR [WORKDIR ...]'
             )
         text = report.render_report(
             arguments.positional, neighbors=given.neighbors, images=given.images
@@ -37,7 +38,7 @@ def run(arguments: command_line.Arguments) -> None:
     except errors.UserError as error:
         sys.exit(f'error: {error}')
     except ModuleNotFoundError as error:
-        sys.exit(f'error: {error.name} is not installed; pip install {error.name}')
+        sys.exit(f'error: {error.name} is not installed; run pip install {error.name}')
     except OSError as error:
         sys.exit(f'error: {out} cannot be written: {error.strerror}')
     print(f'{out}: open it in a browser')
@@ -45,7 +46,9 @@ def run(arguments: command_line.Arguments) -> None:
 
 def main() -> None:
     flags.DEFINE_string('out', report.NAME, 'Page to write.')
-    flags.DEFINE_string('images', '', "Images to show neighbors of; '' uses those of the run.")
+    flags.DEFINE_string(
+        'images', '', "Source of the images to show neighbors of; '' uses the images of the run."
+    )
     flags.DEFINE_boolean('neighbors', True, 'Show the neighbors of some images.')
     flags.DEFINE_alias('neighbours', 'neighbors')
     command_line.start(run, positional=True)

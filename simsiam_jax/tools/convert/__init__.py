@@ -1,1 +1,1 @@
-"""Weights between formats."""
+"""Converts weights between formats."""

@@ -1,20 +1,21 @@
-"""Weights from one format to another, compared before they are written.
+"""Converts weights from one format to another, and compares them before writing.
 
 python -m simsiam_jax.tools.convert --source=SOURCE --target=TARGET --format=FORMAT
 
-SOURCE is the workdir of a run or a file: .pth, .pth.tar, .safetensors of a ResNet as torchvision,
-timm, SimSiam's or MoCo's official code save it, or a .msgpack of FORMAT flax. FORMAT:
+SOURCE is the workdir of a run or a file. The file is a .pth, .pth.tar or .safetensors of a ResNet
+from torchvision, timm, or the official code of SimSiam or MoCo, or a .msgpack of FORMAT flax.
+FORMAT is one of:
 
-  torchvision  state dict of torchvision.models.resnetNN, all but fc: .pth or .safetensors
+  torchvision  state dict of torchvision.models.resnetNN without fc: .pth or .safetensors
   timm         a folder that timm.create_model('local-dir:TARGET') loads
   detectron2   .pkl for the ResNets of Detectron2
-  simsiam      .pth.tar as SimSiam's official code saves it: backbone, projector, predictor
-  state_dict   as torchvision, of any stem, width and number of channels
-  flax         the backbone as .msgpack, or for other names as a folder of Orbax
+  simsiam      .pth.tar of SimSiam's official code: backbone, projector, predictor
+  state_dict   like torchvision, for any stem, width and number of channels
+  flax         the backbone as .msgpack, or with another ending as an Orbax folder
   workdir      a workdir that pre-training starts from
 
-Where torch is installed the networks of both sides run on the same random images before
-anything is written; outputs that differ by more than LIMIT of their scale end the conversion.
+If torch is installed, both networks run on the same random images before anything is written. The
+conversion stops if their outputs differ by more than 1e-4 of their scale.
 """
 
 import sys
@@ -38,7 +39,7 @@ def main() -> None:
     flags.DEFINE_string('source', None, 'Workdir of a run, or file of weights.')
     flags.DEFINE_string('target', None, 'File or folder to write.')
     flags.DEFINE_string('format', None, 'Format of the target.')
-    flags.DEFINE_integer('step', None, 'Step of the checkpoint; default: the latest.')
+    flags.DEFINE_integer('step', None, 'Step of the checkpoint; default the latest.')
     command_line.start(run, 'source', 'target', 'format')
 
 

@@ -1,4 +1,4 @@
-"""Converts weights and compares the networks of both sides before writing."""
+"""Converts weights, and compares the networks of JAX and PyTorch before writing."""
 
 import flax.linen as nn
 import jax
@@ -11,28 +11,41 @@ from simsiam_jax.checkpoints.weights import Weights, open_weights, part
 from simsiam_jax.models import pytorch, pytorch_heads, resnet
 from simsiam_jax.tools.convert import formats, torch_forward
 
+# Largest difference of outputs, relative to their scale.
 LIMIT = 1e-4
 
 
 def jax_outputs(weights: Weights, images: np.ndarray) -> dict[str, np.ndarray]:
-    """feature, and where there are heads z and p, in float32 whatever the device."""
+    """Returns feature, and z and p if there are heads, in float32 on any device.
+
+    Args:
+      weights: Weights of the network.
+      images: Normalized images [B, H, W, C].
+    """
     modules: list[tuple[str, str, nn.Module]] = [
         ('feature', 'backbone', resnet.make(**{**weights.config['model'], 'dtype': 'float32'}))
     ]
     if {'projector', 'predictor'} <= set(weights.params):
         for name, head in (('z', 'projector'), ('p', 'predictor')):
             modules.append((name, head, pytorch_heads.mlp_of(part(weights, head))))
-    found, x = {}, jnp.asarray(images)
+    outputs, x = {}, jnp.asarray(images)
     with jax.default_matmul_precision('highest'):  # float32 on TPUs and GPUs too
         for name, key, module in modules:
-            found[name] = x = jax.jit(module.apply, static_argnums=2)(part(weights, key), x, False)
-    return {name: np.asarray(x) for name, x in found.items()}
+            outputs[name] = x = jax.jit(module.apply, static_argnums=2)(
+                part(weights, key), x, False
+            )
+    return {name: np.asarray(x) for name, x in outputs.items()}
 
 
 def difference(weights: Weights, sides: list[dict[str, pytorch.Arrays]]) -> float | None:
-    """The largest difference of any output between JAX and PyTorch, relative to its scale.
+    """Returns the largest difference of an output between JAX and PyTorch; None without PyTorch.
 
-    The scale of an output is its root mean square over two random images. None without PyTorch.
+    A difference is relative to the scale of the output, its root mean square over two random
+    images.
+
+    Args:
+      weights: Weights for JAX.
+      sides: Weights for PyTorch, as read and as they will be written.
     """
     torch = weight_files.load_torch()
     if torch is None:
@@ -45,16 +58,22 @@ def difference(weights: Weights, sides: list[dict[str, pytorch.Arrays]]) -> floa
     for parts in sides:
         for name, theirs in torch_forward.outputs(torch, parts, images).items():
             scale = np.sqrt(np.mean(np.square(theirs))) or 1.0
-            # max() would pass over what is not a number
+            # max() would ignore NaN
             largest = np.maximum(largest, np.max(np.abs(ours[name] - theirs)) / scale)
     return float(largest)
 
 
 def convert(source: str, target: str, format_: str, step: int | None = None) -> str:
-    """Reads, compares, writes; what was done, in lines.
+    """Converts weights; returns a report in two lines.
+
+    Args:
+      source: Workdir of a run, or file of weights.
+      target: File or folder to write.
+      format_: One of formats.FORMATS.
+      step: Step of the checkpoint; None uses the latest.
 
     Raises:
-      UserError: the source cannot be used, the format cannot hold it, or the outputs differ.
+      UserError: The source cannot be read, the format cannot represent it, or the outputs differ.
     """
     errors.check_choice('--format', format_, formats.FORMATS)
     chosen = formats.FORMATS[format_]
@@ -70,11 +89,11 @@ def convert(source: str, target: str, format_: str, step: int | None = None) -> 
         )
     else:
         raise errors.UserError(
-            f'the outputs of JAX and PyTorch differ by {largest:.1e} of their scale, more than '
-            f'{LIMIT:.0e}; nothing was written'
+            f'the outputs of JAX and PyTorch differ by {largest:.1e} of their scale; expected at '
+            f'most {LIMIT:.0e}, nothing was written'
         )
     chosen.write(weights, parts, target)
-    held = ', '.join(parts if chosen.heads else ['backbone'])
+    written = ', '.join(parts if chosen.heads else ['backbone'])
     name, augment = weights.config['model']['name'], weights.config['augment']
     images = ', '.join(f'{key} {augment[key]}' for key in ('size', 'mean', 'std'))
-    return f'{compared}\n{target} holds {held} of {source}: {name}, for images of {images}'
+    return f'{compared}\n{target} contains {written} of {source}: {name}, for images of {images}'

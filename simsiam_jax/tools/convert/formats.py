@@ -1,4 +1,4 @@
-"""The formats that tools/convert.py writes."""
+"""Writes weights in the formats of tools.convert."""
 
 import dataclasses
 import json
@@ -20,13 +20,13 @@ Parts = dict[str, pytorch.Arrays]
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A format.
+    """A format of weights.
 
     Attributes:
-      write: (weights, the same under PyTorch's names, target).
-      endings: of the target's name, (): any.
-      library: whose networks it is for, '': any ResNet of this package.
-      heads: projector and predictor are written too.
+      write: Function (weights, the same weights under PyTorch's names, target).
+      endings: Allowed endings of the target's name; () allows any.
+      library: Library whose networks it is for; '' allows any ResNet of this package.
+      heads: Whether projector and predictor are written too.
     """
 
     write: Callable[[Weights, Parts, str], None]
@@ -35,18 +35,18 @@ class Format:
     heads: bool = False
 
 
-def check(chosen: Format, weights: Weights, target: str) -> None:
-    """Raises UserError unless the format can hold the weights and the target's name suits it."""
-    if not target.endswith(chosen.endings or ('',)):
+def check(format_: Format, weights: Weights, target: str) -> None:
+    """Raises UserError unless the format can represent the weights and allows the target's name."""
+    if not target.endswith(format_.endings or ('',)):
         raise errors.UserError(
-            f'--target is {target}; expected a name in {", ".join(chosen.endings)}'
+            f'invalid --target: {target}; expected a name in {", ".join(format_.endings)}'
         )
-    if chosen.library:
-        check_standard(weights, chosen.library)
+    if format_.library:
+        check_standard(weights, format_.library)
 
 
 def to_torch(weights: Weights) -> Parts:
-    """backbone, and projector and predictor where both are there, under PyTorch's names."""
+    """Returns backbone, and projector and predictor if both exist, under PyTorch's names."""
     parts = {'backbone': pytorch.backbone_to_torch(part(weights, 'backbone'))}
     if {'projector', 'predictor'} <= set(weights.params):
         projector = pytorch_heads.to_torch(part(weights, 'projector'), output_bias=True)
@@ -56,14 +56,14 @@ def to_torch(weights: Weights) -> Parts:
 
 
 def check_standard(weights: Weights, library: str) -> None:
-    """Raises UserError, with what can load the weights, unless `library` has such a network."""
+    """Raises UserError, with a format to use instead, unless the library has the network."""
     model, channels = weights.config['model'], weights.config['data']['channels']
     name, cifar = model['name'], model['stem'] == 'cifar'
     if model['width_multiplier'] != 1 or model['stages']:
         raise errors.UserError(
-            f'{library} has no {name} of width {model["width_multiplier"]} and stages '
-            f'{list(model["stages"])} (these are model.width_multiplier and model.stages); '
-            '--format=state_dict writes it under the same names'
+            f'{library} has no {name} of model.width_multiplier={model["width_multiplier"]} and '
+            f'model.stages={list(model["stages"])}; use --format=state_dict, which writes the same '
+            'names'
         )
     if cifar or (channels != 3 and library != 'Detectron2'):
         shape = f'{channels}, 64, ' + ('3, 1, 1' if cifar else '7, 2, 3')
@@ -82,7 +82,7 @@ def write_state_dict(weights: Weights, parts: Parts, target: str) -> None:
 def write_timm(weights: Weights, parts: Parts, target: str) -> None:
     config = weights.config
     size, name = config['augment']['size'], config['model']['name']
-    described = {
+    timm_config = {
         'architecture': name,
         'num_classes': 0,
         'num_features': resnet.make(name).features,
@@ -99,7 +99,7 @@ def write_timm(weights: Weights, parts: Parts, target: str) -> None:
     }
     folder = pathlib.Path(target)
     weight_files.write(str(folder / 'model.safetensors'), parts['backbone'])
-    text = json.dumps(described, indent=2) + '\n'
+    text = json.dumps(timm_config, indent=2) + '\n'
     weight_files.write_bytes(str(folder / 'config.json'), text.encode())
 
 
@@ -150,7 +150,7 @@ def write_workdir(weights: Weights, parts: Parts, target: str) -> None:
 
 def _check_new(folder: pathlib.Path) -> None:
     if folder.exists():
-        raise errors.UserError(f'{folder} is there already; give another --target')
+        raise errors.UserError(f'{folder} exists; pass another --target')
 
 
 STATE_DICT = (*weight_files.TORCH, '.safetensors')

@@ -1,4 +1,4 @@
-"""The networks run by PyTorch straight from arrays: the other side of a comparison."""
+"""Runs the networks in PyTorch, straight from arrays, to compare with JAX."""
 
 from types import ModuleType
 from typing import Any
@@ -11,10 +11,12 @@ from simsiam_jax.models import pytorch
 def outputs(
     torch: ModuleType, parts: dict[str, pytorch.Arrays], images: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """feature, and where there are heads z and p, of normalized images [B, H, W, C]; float32.
+    """Returns feature, and z and p if there are heads, in float32; BN uses running statistics.
 
     Args:
-      parts: arrays under PyTorch's names (models/pytorch.py); BN uses the running statistics.
+      torch: The PyTorch module.
+      parts: Arrays under PyTorch's names (models/pytorch.py).
+      images: Normalized images [B, H, W, C].
     """
     tensors = {
         name: {key: torch.tensor(np.asarray(x)) for key, x in arrays.items()}
@@ -22,11 +24,11 @@ def outputs(
     }
     with torch.inference_mode():
         x = _backbone(torch, tensors['backbone'], torch.tensor(images.transpose(0, 3, 1, 2)))
-        found = {'feature': x}
+        by_name = {'feature': x}
         for name, head in (('z', 'projector'), ('p', 'predictor')):
             if head in tensors:
-                found[name] = x = _head(torch, tensors[head], x)
-    return {name: value.numpy() for name, value in found.items()}
+                by_name[name] = x = _head(torch, tensors[head], x)
+    return {name: value.numpy() for name, value in by_name.items()}
 
 
 def _bn(torch: ModuleType, w: dict[str, Any], name: str, x: Any) -> Any:
@@ -59,7 +61,7 @@ def _backbone(torch: ModuleType, w: dict[str, Any], x: Any) -> Any:
 
 def _block(torch: ModuleType, w: dict[str, Any], name: str, x: Any, stride: int) -> Any:
     depth = 3 if f'{name}.conv3.weight' in w else 2
-    strided = depth - 1  # the (first) 3x3
+    strided = depth - 1  # the first 3x3 convolution
     y = x
     for i in range(1, depth + 1):
         y = _conv(torch, w, f'{name}.conv{i}', y, stride if i == strided else 1)
@@ -76,7 +78,7 @@ def _head(torch: ModuleType, w: dict[str, Any], x: Any) -> Any:
     indices = sorted({int(key.partition('.')[0]) for key in w})
     previous = 0
     for i in indices:
-        if i > previous + 1:  # a ReLU, which has no weights, stands between
+        if i > previous + 1:  # the index skips ReLUs, which have no weights
             x = torch.relu(x)
         if f'{i}.running_var' in w:
             x = _bn(torch, w, str(i), x)

@@ -50,11 +50,9 @@ def write(path: str, given: ConfigDict, advice: list[Advice], origin: str) -> No
         with file.open('x') as opened:
             opened.write(text(path, given, advice, origin))
     except FileExistsError as error:
-        raise errors.UserError(
-            f'cannot write {path}: it exists; pass another name to --write'
-        ) from error
+        raise errors.UserError(f'{path} exists; pass another name to --write') from error
     except OSError as error:
-        raise errors.UserError(f'cannot write {path}: {error.strerror}') from error
+        raise errors.UserError(f'{path} cannot be written: {error.strerror}') from error
 
 
 def text(path: str, given: ConfigDict, advice: list[Advice], origin: str) -> str:

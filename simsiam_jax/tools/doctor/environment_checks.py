@@ -180,7 +180,7 @@ def check_workdir(context: Context) -> list[Finding]:
     folder = pathlib.Path(workdir).absolute()
     parent = next(path for path in (folder, *folder.parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        return [Finding('error', f'cannot write to {workdir}; pass another --workdir')]
+        return [Finding('error', f'{workdir} cannot be written; pass another --workdir')]
     findings, free = [], shutil.disk_usage(parent).free
     text += f', {free / _GIB:.1f} GiB free in {parent}'
     if free < size:

@@ -1,1 +1,1 @@
-"""Runs of the ablations and their table."""
+"""Runs the ablations and reports on them."""

@@ -1,11 +1,11 @@
-"""Runs the rows of a file of ablations and writes the table and the plots.
+"""Runs the rows of a file of ablations, and writes a table and plots.
 
 python -m simsiam_jax.tools.ledger --config=configs/ablations.py --workdir=DIR
     [--rows=all] [--data=digits] [--seeds=3] [--epochs=40]
 
-A run is done once: DIR/ROW/SEED/result.json says so, and the same command goes on where it
-stopped. Rows that are the same configuration share their runs. DIR/ledger.md holds the table, and
-beside it lie the plots.
+A finished run has DIR/ROW/SEED/result.json and is not repeated: rerun the same command to resume.
+Rows with identical configurations share their runs. The table is DIR/ledger.md; the plots are in
+DIR too.
 """
 
 import functools
@@ -27,11 +27,11 @@ def run(_: command_line.Arguments) -> None:
     path = pathlib.Path(given.config)
     try:
         if not path.is_file():
-            raise errors.UserError(f'--config is {path}, which is no file')
+            raise errors.UserError(f'config file {path} does not exist; pass --config=FILE.py')
         file = runpy.run_path(str(path))
         if 'ROWS' not in file:
-            raise errors.UserError(f'{path} has no ROWS; expected configs/ablations.py')
-        names = run_ablations.chosen(file['ROWS'], given.rows)
+            raise errors.UserError(f'{path} has no ROWS; pass a file like configs/ablations.py')
+        names = run_ablations.select_rows(file['ROWS'], given.rows)
         configs = {
             name: functools.partial(file['get_config'], f'{name},{given.data}') for name in names
         }
@@ -44,16 +44,16 @@ def run(_: command_line.Arguments) -> None:
         print(text)
     except errors.UserError as error:
         sys.exit(f'error: {error}')
-    except (KeyboardInterrupt, SystemExit):  # in a run, or between two
+    except (KeyboardInterrupt, SystemExit):  # in a run, or between two runs
         print('stopped: rerun the same command to resume', file=sys.stderr)
         sys.exit(143)
 
 
 def main() -> None:
     flags.DEFINE_string('config', 'configs/ablations.py', 'File of ablations.')
-    flags.DEFINE_string('workdir', None, 'Folder for runs, table and plots.')
+    flags.DEFINE_string('workdir', None, 'Folder of the runs, the table and the plots.')
     flags.DEFINE_string('rows', 'all', "Names of rows, separated by commas, or 'all'.")
-    flags.DEFINE_string('data', 'digits', 'Data to run the rows on: digits, cifar10 or imagenet.')
+    flags.DEFINE_string('data', 'digits', 'Data of the runs: digits, cifar10 or imagenet.')
     flags.DEFINE_integer('seeds', 3, 'Number of runs of each row.')
     flags.DEFINE_integer('epochs', 40, 'Epochs of each run.')
     command_line.start(run, 'workdir')

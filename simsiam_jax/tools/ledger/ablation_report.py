@@ -1,4 +1,4 @@
-"""The ledger's table and plots."""
+"""Writes the table and the plots of the ablations."""
 
 import pathlib
 from collections.abc import Sequence
@@ -17,16 +17,22 @@ COLUMNS = ('knn', 'linear', 'loss', 'z_std', 'seconds')
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Returns mean and standard deviation over the seeds."""
     mean = f'{np.mean(values):.{digits}f}'
     return mean if len(values) < 2 else f'{mean} +- {np.std(values, ddof=1):.{digits}f}'
 
 
 def table(rows: dict[str, Any], results: dict[str, list[dict[str, float]]], data: str) -> str:
-    """Markdown: the paper's figure on ImageNet beside what was measured here."""
+    """Returns a Markdown table of the paper's results on ImageNet and the measured results.
+
+    Args:
+      rows: Rows of the file of ablations, by name.
+      results: Results of every row, one per seed.
+      data: Name of the data that was used.
+    """
     lines = [
         f'| row | paper | linear top-1 %, ImageNet (paper) | kNN, {data} | linear, {data} '
-        '| final loss | z_std | seeds | s a run |',
+        '| final loss | z_std | seeds | s per run |',
         '|---|---|---|---|---|---|---|---|---|',
     ]
     for name, row in rows.items():
@@ -38,11 +44,11 @@ def table(rows: dict[str, Any], results: dict[str, list[dict[str, float]]], data
 
 
 def plots(workdir: pathlib.Path, results: dict[str, list[dict[str, float]]]) -> None:
-    """figure2.png, batch.png and alternation.png, those whose rows were run."""
+    """Writes figure2.png, batch.png, width.png and alternation.png, if their rows have runs."""
     pair = {'baseline': 'with stop-gradient', 'no_stop_gradient': 'without'}
     if set(pair) <= set(results):
         _figure2(workdir, pair)
-    for name, prefix, what in (
+    for name, prefix, xlabel in (
         ('batch', 'batch_', 'batch size of the row (ImageNet)'),
         ('width', 'width_', 'output width of the row (ImageNet)'),
         ('alternation', 'alternate_', 'steps on the same targets'),
@@ -51,7 +57,7 @@ def plots(workdir: pathlib.Path, results: dict[str, list[dict[str, float]]]) -> 
         if name == 'alternation' and 'baseline' in results:
             rows = ['baseline', *rows]
         if len(rows) > 1:
-            _bars(workdir / f'{name}.png', rows, prefix, what, results)
+            _bars(workdir / f'{name}.png', rows, prefix, xlabel, results)
 
 
 def _figure2(workdir: pathlib.Path, pair: dict[str, str]) -> None:
@@ -74,7 +80,7 @@ def _bars(
     path: pathlib.Path,
     rows: list[str],
     prefix: str,
-    what: str,
+    xlabel: str,
     results: dict[str, list[dict[str, float]]],
 ) -> None:
     figure, axis = plt.subplots(figsize=(6, 3.5), layout='constrained')
@@ -86,7 +92,7 @@ def _bars(
         )
     labels = ['1' if row == 'baseline' else row.removeprefix(prefix) for row in rows]
     axis.set_xticks(range(len(rows)), labels)
-    axis.set(xlabel=what, ylabel='top-1')
+    axis.set(xlabel=xlabel, ylabel='top-1')
     axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Runs ablations one after the other, each once, and collects their results."""
+"""Runs ablations one after another and collects their results."""
 
 import contextlib
 import datetime
@@ -21,7 +21,7 @@ Result = dict[str, float]
 
 
 def prepare(config: ConfigDict, seed: int, epochs: int) -> ConfigDict:
-    """The row's configuration for the ledger: kNN twenty times, one checkpoint at the end."""
+    """Returns a row's configuration with 20 kNN evaluations and one checkpoint, at the end."""
     config.seed, config.epochs = seed, epochs
     config.eval.every_epochs = max(1, epochs // 20)
     config.eval.baselines = False
@@ -32,8 +32,8 @@ def prepare(config: ConfigDict, seed: int, epochs: int) -> ConfigDict:
 
 
 def run_once(config: ConfigDict, folder: pathlib.Path) -> Result:
-    """Pre-trains and probes; what they print goes to log.txt."""
-    shutil.rmtree(folder, ignore_errors=True)  # what a run that was cut off has left
+    """Pre-trains and probes in an empty folder, with output to log.txt; returns the results."""
+    shutil.rmtree(folder, ignore_errors=True)  # remains of an interrupted run
     folder.mkdir(parents=True)
     begin = time.perf_counter()
     with (folder / 'log.txt').open('w') as log, contextlib.redirect_stdout(log):
@@ -52,7 +52,7 @@ def run_once(config: ConfigDict, folder: pathlib.Path) -> Result:
 
 
 def _linear(folder: pathlib.Path) -> float:
-    """Test top-1 of a logistic regression on the features, its strength chosen on a holdout."""
+    """Returns test top-1 of logistic regression, with its strength selected on a holdout."""
     config = config_lib.probe()
     config.init_from = str(folder)
     config.eval.baselines = False
@@ -65,12 +65,19 @@ def _linear(folder: pathlib.Path) -> float:
 def run_all(
     configs: Mapping[str, Callable[[], ConfigDict]], workdir: pathlib.Path, seeds: int, epochs: int
 ) -> dict[str, list[Result]]:
-    """Results by row, one a seed; finished runs are read, the others run."""
-    first: dict[str, str] = {}  # configuration -> the row that runs it
-    own = {name: first.setdefault(make().to_json(), name) for name, make in configs.items()}
-    # Every row once before any twice: a table that is stopped early is a whole one.
-    jobs = [(name, seed) for seed in range(seeds) for name in dict.fromkeys(own.values())]
-    done: dict[str, list[Result]] = {name: [] for name in own.values()}
+    """Returns results by row, one per seed; runs what has no result yet.
+
+    Args:
+      configs: Functions that make the configurations, by row.
+      workdir: Folder of the runs.
+      seeds: Number of runs of each row.
+      epochs: Epochs of each run.
+    """
+    runners: dict[str, str] = {}  # configuration -> the row that runs it
+    runner = {name: runners.setdefault(make().to_json(), name) for name, make in configs.items()}
+    # All rows with a seed before the next seed, so that an early stop leaves a complete table.
+    jobs = [(name, seed) for seed in range(seeds) for name in dict.fromkeys(runner.values())]
+    done: dict[str, list[Result]] = {name: [] for name in runner.values()}
     begin, ran = time.perf_counter(), 0
     for number, (name, seed) in enumerate(jobs, 1):
         folder = workdir / name / str(seed)
@@ -89,17 +96,21 @@ def run_all(
             f'{result["seconds"]:.0f} s  left {datetime.timedelta(seconds=round(left))}',
             flush=True,
         )
-    return {name: done[source] for name, source in own.items()}
+    return {name: done[source] for name, source in runner.items()}
 
 
-def chosen(rows: dict[str, Any], names: str) -> list[str]:
-    """The rows that --rows names.
+def select_rows(rows: dict[str, Any], names: str) -> list[str]:
+    """Returns the names of rows that --rows selects.
+
+    Args:
+      rows: Rows by name.
+      names: Names separated by commas, or 'all'.
 
     Raises:
-      UserError: there is no such row.
+      UserError: A row does not exist.
     """
     if names == 'all':
         return list(rows)
     for name in names.split(','):
-        errors.check_choice('a row of --rows', name, rows)
+        errors.check_choice('row in --rows', name, rows)
     return names.split(',')
