@@ -1,10 +1,11 @@
-"""Staged collapses and healthy runs on digits, and what the guard says of each.
+"""Staged collapses and healthy runs on digits, and the guard's verdicts.
+
+Prints the table of benchmarks/GUARD.md::
 
     python tests/guard_table.py [CASE ...]
 
-prints the table of benchmarks/GUARD.md. Collapses have the quickstart's 200 epochs, of which the
-first fifth is run, at most 1000 steps, up to the step at which the guard fires; healthy runs are
-whole ones of 40.
+A collapse has the quickstart's 200 epochs. It runs until the guard fires, for at most the first
+fifth of its steps and at most 1000 steps. A healthy run has 40 epochs and runs to the end.
 """
 
 import dataclasses
@@ -33,15 +34,29 @@ NO_BN = {
     for key in ('projector_hidden_bn', 'projector_output_bn', 'predictor_hidden_bn')
 }
 
+# Metrics before training, of healthy training and of a complete collapse.
+BEFORE = RepresentationMetrics(
+    rankme=40.0,
+    z_std=0.98,
+    alignment=1.8,
+    uniformity=-3.6,
+    dead_channels=0.0,
+    loss_floor=-0.3,
+    view_distance=0.8,
+)
+HEALTHY = dataclasses.replace(BEFORE, rankme=26.0, alignment=0.2, uniformity=-2.0)
+NARROW = dataclasses.replace(HEALTHY, z_std=0.4, rankme=30.0, uniformity=-0.2)
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A run.
 
     Attributes:
-      change: keys that are others than in the quickstart.
-      cause: words of the first cause that must be named; '': the run is healthy.
-      identical: all images are the first.
+      change: Keys of the quickstart's configuration to change.
+      cause: Words of the most likely cause that must be reported; '' if the run is healthy.
+      method: Method of the quickstart.
+      identical: Replaces all images by the first one.
     """
 
     change: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -56,10 +71,10 @@ CASES = {
     'fixed predictor': Case({'optim.predictor_schedule': 'fixed'}, 'the predictor does not learn'),
     'no BN in the heads': Case(NO_BN, 'no BN in the heads'),
     'rate x 30': Case({'optim.learning_rate': 24.0}, 'the learning rate is 12'),
-    'identical images': Case({}, 'have a near-duplicate', identical=True),
-    'constant views': Case(STILL, 'views of an image are the same'),
-    'batch 8': Case({'batch_size': 8}, "BN's statistics are of 8 images"),
-    'batch 2': Case({'batch_size': 2}, "BN's statistics are of 2 images"),
+    'identical images': Case({}, 'are near-duplicates', identical=True),
+    'constant views': Case(STILL, 'views of an image are nearly identical'),
+    'batch 8': Case({'batch_size': 8}, 'BN statistics are computed over only 8 images'),
+    'batch 2': Case({'batch_size': 2}, 'BN statistics are computed over only 2 images'),
     **{f'simsiam, seed {seed}': Case({'seed': seed}) for seed in range(3)},
     **{method: Case(method=method) for method in ('simclr', 'moco_v2', 'byol', 'swav')},
 }
@@ -67,13 +82,15 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a run.
+    """The outcome of a run.
 
     Attributes:
-      verdict: HEALTHY where the guard did not fire.
-      step: at which it fired, else the last one run.
-      loss: of that step.
-      cause: the first that is named.
+      verdict: Verdict of the guard; HEALTHY if it did not fire.
+      step: Step at which the guard fired, otherwise the last step.
+      loss: Loss of that step.
+      before: Metrics before training.
+      now: Last metrics.
+      cause: Most likely cause.
     """
 
     verdict: str
@@ -84,8 +101,13 @@ class Outcome:
     cause: str
 
 
-def run(case: Case) -> Outcome:
-    """Trains a net half as wide as the quickstart's until the guard fires, at most to the end."""
+def run(case: Case, steps: int | None = None) -> Outcome:
+    """Trains a network half as wide as the quickstart's until the guard fires.
+
+    Args:
+      case: The run.
+      steps: Last step if the guard does not fire; None runs as many as the table has.
+    """
     config = load(f'quickstart:{case.method}', model__width_multiplier=0.125)
     config.epochs = COLLAPSED if case.cause else WHOLE
     config.eval.train = config.eval.test = ''
@@ -96,37 +118,38 @@ def run(case: Case) -> Outcome:
     with mock.patch.object(sources, 'open_source', return_value=source):
         parts = pretrain_setup.build(config, mesh_lib.make_mesh(jax.devices()[:1]))
     last = config.epochs * parts.sampler.steps_per_epoch
-    measuring = guard.Guard(
+    monitor = guard.Guard(
         parts.method, parts.mesh, parts.to_views, batch_size=config.batch_size, last=last
     )
     data = diagnosis.sample_dataset(source)
     state = mesh_lib.replicate(parts.init(), parts.mesh)
-    history = [measuring.measure(state, parts.batches(0, measuring.batches))]
+    history = [monitor.measure(state, parts.batches(0, monitor.batches))]
     train_step = pretrain_setup.build_step(config, parts)
     verdict = guard.HEALTHY
-    steps = min(last // 5, LONGEST) if case.cause else last
-    for number, batch in enumerate(parts.batches(0, steps), 1):
+    steps = steps or (min(last // 5, LONGEST) if case.cause else last)
+    for step, batch in enumerate(parts.batches(0, steps), 1):
         state, metrics = train_step(state, batch)
-        if measures := measuring.see(number, state, batch):
-            history.append(measures)
+        if measured := monitor.update(step, state, batch):
+            history.append(measured)
             verdict = guard.diagnose(history, data.duplicates)
             if verdict != guard.HEALTHY:
                 break
-    found = diagnosis.causes(config, history[-1], data)
-    return Outcome(verdict, number, float(metrics['loss']), history[0], history[-1], found[0].text)
+    causes = diagnosis.causes(config, history[-1], data)
+    return Outcome(verdict, step, float(metrics['loss']), history[0], history[-1], causes[0].text)
 
 
 def row(name: str, outcome: Outcome) -> str:
+    """Returns a row of the table."""
     now, before = outcome.now, outcome.before
     return (
         f'| {name} | {outcome.verdict} | {outcome.step} | {outcome.loss:.3f} '
-        f'| {now.z_std:.2f} | {now.rank:.1f} of {before.rank:.1f} | {now.uniformity:.2f} '
+        f'| {now.z_std:.2f} | {now.rankme:.1f} of {before.rankme:.1f} | {now.uniformity:.2f} '
         f'| {outcome.cause if outcome.verdict != guard.HEALTHY else ""} |'
     )
 
 
 def main() -> None:
-    print('| run | the guard says | at step | loss | z_std | rank | uniformity | first cause |')
+    print('| run | verdict | step | loss | z_std | rankme | uniformity | most likely cause |')
     print('|---|---|---|---|---|---|---|---|')
     for name in sys.argv[1:] or CASES:
         print(row(name, run(CASES[name])), flush=True)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or passed over, kept, locked, and cheap to make."""
+"""Tests of checkpoints/ (checkpoint, checkpoint_reader, pinned_checkpoint) and runtime/lock.py."""
 
 import concurrent.futures
 import contextlib
@@ -40,35 +40,35 @@ def largest(folder: pathlib.Path) -> pathlib.Path:
     return max((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-def test_random_corruptions_never_restore_wrongly(tmp_path: pathlib.Path) -> None:
+def test_open_never_restores_wrong_state_after_corruption(tmp_path: pathlib.Path) -> None:
     counts = corruptions.run(12, tmp_path, seed=1)
     assert counts['restored 22'] > 0
     assert counts.total() == 12
 
 
-def test_sixteen_flipped_bytes_are_found_by_the_checksum(workdir, capsys) -> None:
+def test_load_detects_16_flipped_bytes_by_checksum(workdir, capsys) -> None:
     state = corruptions.state_at(33)
     value = np.asarray(state.params['backbone']['fc']['kernel'])
-    # As if the disk had given other bytes: the array on it is replaced whole, format and all.
+    # The whole array is replaced in its format, as if the disk had returned different bytes.
     item = workdir / 'checkpoints' / '33' / 'state'
     tree = checkpoint_reader.load(workdir, 'state').tree
-    bent = tree['params']['backbone']['fc']['kernel'].copy()
-    bent.view(np.uint8).reshape(-1)[100:116] ^= 1
-    tree['params']['backbone']['fc']['kernel'] = bent
+    flipped = tree['params']['backbone']['fc']['kernel'].copy()
+    flipped.view(np.uint8).reshape(-1)[100:116] ^= 1
+    tree['params']['backbone']['fc']['kernel'] = flipped
     shutil.rmtree(item)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(item, tree)
-    assert not np.array_equal(bent, value)
+    assert not np.array_equal(flipped, value)
     assert checkpoint_reader.load(workdir, 'state').step == 22
     assert 'step 33' in capsys.readouterr().out
-    # The parts that are whole can still be had, and so can the encoder.
+    # Undamaged parts and the encoder can still be loaded.
     assert checkpoint_reader.load(workdir, 'state', keys=('batch_stats',)).step == 33
     assert checkpoint_reader.load(workdir, 'encoder').step == 33
-    with pytest.raises(errors.UserError, match='damaged: step 33'):
+    with pytest.raises(errors.UserError, match=r'step 33 in .* is damaged'):
         checkpoint_reader.load(workdir, 'state', step=33)
 
 
-def test_a_damaged_step_goes_aside_and_is_made_again(workdir, capsys) -> None:
+def test_open_moves_damaged_step_and_saves_it_again(workdir, capsys) -> None:
     largest(workdir / 'checkpoints' / '33' / 'state').write_bytes(b'')
     with reopen(workdir) as checkpoints:
         assert checkpoints.latest_step == 22
@@ -81,33 +81,48 @@ def test_a_damaged_step_goes_aside_and_is_made_again(workdir, capsys) -> None:
     assert checkpoints.latest_step == 33
 
 
-def test_nothing_is_begun_anew_where_all_steps_are_damaged(workdir) -> None:
+def test_open_fails_if_all_steps_are_damaged(workdir) -> None:
     for step in STEPS:
         (workdir / 'checkpoints' / str(step) / 'meta' / 'metadata').write_text('{"step": 1')
-    with pytest.raises(errors.UserError, match='damaged: step 33, 22, 11') as caught:
+    with pytest.raises(errors.UserError, match='are damaged: step 33, 22, 11') as caught:
         reopen(workdir).__enter__()
     assert '\n' not in str(caught.value)
     assert not (workdir / lock.NAME).exists()
 
 
-def test_another_structure_is_refused_by_name(workdir) -> None:
+def test_restore_names_array_that_does_not_fit(workdir) -> None:
     with reopen(workdir) as checkpoints:
         state = corruptions.state_at(0)
         del state.params['projector']['fc']['bias']
         with pytest.raises(
-            errors.UserError, match=r'params/projector/fc/bias is \(16,\), expected not'
+            errors.UserError, match=r'params/projector/fc/bias is \(16,\), expected none'
         ):
             checkpoints.restore(state)
 
 
-def test_keep_every_outlives_keep(tmp_path: pathlib.Path) -> None:
+def test_keep_period_outlives_max_to_keep(tmp_path: pathlib.Path) -> None:
     with checkpoint.open(str(tmp_path), CONFIG, max_to_keep=1, keep_period=22) as checkpoints:
         for step in (11, 22, 33, 44, 55):
             checkpoints.save(corruptions.state_at(step))
     assert checkpoint_reader.list_steps(tmp_path / checkpoint_reader.FOLDER) == [22, 44, 55]
 
 
-def test_a_failed_save_keeps_the_others_and_says_so(workdir, monkeypatch) -> None:
+def test_pinned_checkpoint_outlives_max_to_keep_and_resume(tmp_path: pathlib.Path) -> None:
+    def steps_after(steps: list[int], *pins: int | None) -> list[int]:
+        with checkpoint.open(str(tmp_path), CONFIG, max_to_keep=1) as checkpoints:
+            for pin in pins:
+                assert checkpoints.pin(pin) == (None if pin is None else 11)
+            for step in steps:
+                checkpoints.save(corruptions.state_at(step))
+        return sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
+
+    assert steps_after([11]) == [11]
+    assert steps_after([22, 33], 12) == [11, 33]
+    assert steps_after([44], 33) == [11, 44]  # pinned already, from before the first sign
+    assert steps_after([55], None) == [55]
+
+
+def test_failed_save_keeps_other_checkpoints_and_reports(workdir, monkeypatch) -> None:
     with reopen(workdir) as checkpoints:
 
         def full(step: int, **kwargs) -> None:
@@ -124,22 +139,22 @@ def test_a_failed_save_keeps_the_others_and_says_so(workdir, monkeypatch) -> Non
         )
         assert checkpoints.failure() == ''
         assert {p.name for p in (workdir / 'checkpoints').iterdir()} == {'11', '22', '33'}
-        checkpoints.save(corruptions.state_at(44))  # there is room again
+        checkpoints.save(corruptions.state_at(44))  # the disk has space again
         assert checkpoints.failure(wait=True) == ''
     assert checkpoint_reader.load(workdir, 'state').step == 44
 
 
-def test_a_read_only_workdir_is_told_in_one_line(workdir, monkeypatch) -> None:
+def test_open_reports_read_only_workdir(workdir, monkeypatch) -> None:
     def refuse(self, path) -> None:
         raise OSError(30, os.strerror(30))
 
-    # By hand: to root no folder is read-only.
+    # Patched, because no folder is read-only to root.
     monkeypatch.setattr(lock.Lock, '_write', refuse)
     with pytest.raises(errors.UserError, match='cannot be written: Read-only file system'):
         reopen(workdir).__enter__()
 
 
-def test_a_workdir_in_use_is_refused_and_its_holder_named(workdir, monkeypatch) -> None:
+def test_lock_of_active_run_names_its_process(workdir, monkeypatch) -> None:
     monkeypatch.setattr(lock, 'HEARTBEAT', 0.05)
     monkeypatch.setattr(lock, '_TIMEOUT', 2.0)
     message = f'active in .* process {os.getpid()} on host'
@@ -150,7 +165,7 @@ def test_a_workdir_in_use_is_refused_and_its_holder_named(workdir, monkeypatch) 
         pass
 
 
-def test_locks_of_the_dead_are_taken_over(workdir, monkeypatch) -> None:
+def test_lock_taken_over_from_dead_process(workdir, monkeypatch) -> None:
     ended = subprocess.Popen([sys.executable, '-c', ''])
     ended.wait()
     here = {'host': lock.socket.gethostname(), 'pid': ended.pid, 'run': 'a', 'beats': 3}
@@ -164,18 +179,18 @@ def test_locks_of_the_dead_are_taken_over(workdir, monkeypatch) -> None:
         pass
 
 
-def test_of_several_that_find_a_lock_dead_one_takes_it(tmp_path, monkeypatch) -> None:
+def test_dead_lock_taken_over_by_one_of_four_runs(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(lock, 'HEARTBEAT', 0.05)
     monkeypatch.setattr(lock, '_TIMEOUT', 2.0)
-    is_active, found = lock._is_active, threading.Barrier(4)
+    is_active, barrier = lock._is_active, threading.Barrier(4)
 
-    def all_judge_first(holder, path) -> bool:
+    def check_together(holder, path) -> bool:
         active = is_active(holder, path)
         if holder.get('run') == 'dead':
-            found.wait(60)  # before any goes on
+            barrier.wait(60)  # until all have seen the dead lock
         return active
 
-    monkeypatch.setattr(lock, '_is_active', all_judge_first)
+    monkeypatch.setattr(lock, '_is_active', check_together)
     dead = {'host': lock.socket.gethostname(), 'pid': 2**30, 'run': 'dead', 'beats': 3}
     for _ in range(3):
         (tmp_path / lock.NAME).write_text(json.dumps(dead))
@@ -195,7 +210,7 @@ def test_of_several_that_find_a_lock_dead_one_takes_it(tmp_path, monkeypatch) ->
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_save_returns_before_it_is_written(workdir, monkeypatch) -> None:
+def test_save_returns_before_checkpoint_is_written(workdir, monkeypatch) -> None:
     with reopen(workdir) as checkpoints:
         may_end = threading.Event()
         write = checkpoints._manager.save
@@ -209,11 +224,11 @@ def test_a_save_returns_before_it_is_written(workdir, monkeypatch) -> None:
     corruptions.same(checkpoint_reader.load(workdir, 'state').tree, vars(corruptions.state_at(44)))
 
 
-def test_a_killed_first_save_is_no_checkpoint(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(errors.UserError, match='a checkpoint was expected'):
+def test_open_removes_save_that_was_killed(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(errors.UserError, match=r'no checkpoint in .*found: none'):
         checkpoint_reader.load(tmp_path, 'state')
-    left = tmp_path / 'checkpoints' / '5.orbax-checkpoint-tmp'
-    left.mkdir(parents=True)
+    partial = tmp_path / 'checkpoints' / '5.orbax-checkpoint-tmp'
+    partial.mkdir(parents=True)
     with reopen(tmp_path) as checkpoints:
         assert checkpoints.latest_step is None
-    assert not left.exists()
+    assert not partial.exists()

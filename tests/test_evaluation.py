@@ -286,7 +286,7 @@ def test_knn_of_a_checkpoint(checkpointed: str, tmp_path, capsys) -> None:
     ('name', 'change', 'message'),
     [
         ('linear', {'init_from': ''}, r'config\.init_from is not given'),
-        ('linear', {'init_from': '/tmp'}, r'a checkpoint was expected in /tmp/checkpoints'),
+        ('linear', {'init_from': '/tmp'}, r'no checkpoint in /tmp/checkpoints'),
         ('linear', {'data.channels': 3}, r'channels is 3, but .* takes images of 1'),
         ('linear', {'augment.size': 16}, r'images are 8x8.*config\.eval\.resize'),
         ('linear', {'batch_size': 100}, r'batch_size is 100.*8 devices'),

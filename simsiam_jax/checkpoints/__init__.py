@@ -1,1 +1,1 @@
-"""Checkpoints of runs, encoders and files of weights."""
+"""Checkpoints of runs, encoders and weight files."""

@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: the whole state for resuming, the encoder alone for everybody else."""
+"""Checkpoints of a run, saved with Orbax: the state, to resume from, and the encoder alone."""
 
 import concurrent.futures
 import contextlib
@@ -14,12 +14,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from simsiam_jax import errors, migration
 from simsiam_jax._version import __version__
-from simsiam_jax.checkpoints import checkpoint_reader, same_run
-from simsiam_jax.checkpoints.pinned_checkpoint import PinnedStep
+from simsiam_jax.checkpoints import checkpoint_reader, pinned_checkpoint, same_run
 from simsiam_jax.runtime import distributed, storage
 from simsiam_jax.runtime.lock import Lock
 from simsiam_jax.terminal import say
@@ -28,11 +26,9 @@ from simsiam_jax.training.step import TrainState
 # Folder of a workdir for damaged checkpoints.
 DAMAGED = 'damaged'
 
-_PINNED = 'pinned.json'
-
 
 def encoder_variables(state: TrainState) -> dict[str, Any]:
-    """The backbone's {'params', 'batch_stats'}."""
+    """Returns {'params', 'batch_stats'} of the backbone."""
     return {
         'params': state.params['backbone'],
         'batch_stats': state.batch_stats['backbone'],
@@ -50,23 +46,26 @@ def open(
     free: Sequence[str] = same_run.FREE,
     place: Sequence[str] = same_run.PLACE,
 ) -> Iterator['Checkpoints']:
-    """Opens the checkpoints of a run, which no other run can use until the context ends.
+    """Opens the checkpoints of a run and locks the workdir until the context ends.
 
-    Loads the newest whole checkpoint, and moves newer, damaged ones to WORKDIR/damaged: training
-    will save these steps again.
+    Loads the newest checkpoint that is not damaged. Moves newer, damaged ones to WORKDIR/damaged,
+    because training saves these steps again.
 
     Args:
       workdir: Folder of the run, created if it is missing.
       config: Configuration of the run, stored in WORKDIR/config.json and in each checkpoint.
-      max_to_keep: Number of the latest checkpoints that are kept.
-      keep_period: Also keeps the checkpoints at multiples of this number of steps; 0 disables.
+      max_to_keep: Number of latest checkpoints to keep.
+      keep_period: Also keeps checkpoints at multiples of this number of steps; 0 disables it.
       images: Number and digest of the training images, as sources.fingerprint returns them.
       free: Keys and sections of the configuration that may differ from the checkpoint's.
       place: Keys that may differ if `images` do not.
 
+    Yields:
+      The checkpoints, in every process.
+
     Raises:
-      UserError: The workdir cannot be written, is in use, or has checkpoints of a different
-        configuration or damaged ones only.
+      UserError: The workdir cannot be written or is in use, its run has a different
+        configuration, or all its checkpoints are damaged.
     """
     given = same_run.RunIdentity(migration.complete(config), dict(images or {}))
     folder = storage.folder(workdir)
@@ -83,17 +82,21 @@ def open(
             if jax.process_index() == 0:
                 _move_damaged(folder, newest)
                 _write_config(folder, given.config)
-                manager = _open_manager(folder, max_to_keep, keep_period)
+                manager = pinned_checkpoint.open_manager(folder, max_to_keep, keep_period)
                 stack.callback(manager.close)
         except storage.io_errors() as error:
             raise errors.UserError(_cannot_write(workdir, error)) from error
         checkpoints = Checkpoints(folder, given, newest, manager)
-        stack.callback(checkpoints.wait)
+        stack.callback(checkpoints.wait)  # on exit the first: the manager closes after the save
         yield checkpoints
 
 
 def _lock(folder: epath.Path, stack: contextlib.ExitStack) -> None:
-    """Process 0 creates and locks the workdir until the stack ends; a failure reaches all."""
+    """Creates the workdir and locks it until the stack closes, in process 0.
+
+    Raises:
+      UserError: The workdir cannot be locked; all processes raise it.
+    """
     problem = ''
     if jax.process_index() == 0:
         try:
@@ -109,12 +112,14 @@ def _lock(folder: epath.Path, stack: contextlib.ExitStack) -> None:
 
 
 def _load_newest(folder: epath.Path) -> checkpoint_reader.CheckpointItem | None:
+    """Returns the newest state that is not damaged; None if there are no checkpoints."""
     if not checkpoint_reader.list_steps(folder / checkpoint_reader.FOLDER):
         return None
     return checkpoint_reader.load(folder, 'state')
 
 
 def _move_damaged(folder: epath.Path, newest: checkpoint_reader.CheckpointItem | None) -> None:
+    """Moves the damaged checkpoints that are newer than `newest` to WORKDIR/damaged."""
     for step in newest.damaged if newest else ():
         target = folder / DAMAGED / str(step)
         target.parent.mkdir(exist_ok=True)
@@ -124,43 +129,23 @@ def _move_damaged(folder: epath.Path, newest: checkpoint_reader.CheckpointItem |
 
 
 def _write_config(folder: epath.Path, config: Mapping[str, Any]) -> None:
+    """Writes WORKDIR/config.json; a crash leaves the old file or the new one."""
     stamp = {'format': migration.FORMAT, 'version': __version__}
     partial = folder / 'config.json.partial'
     partial.write_text(json.dumps(stamp | dict(config), indent=2) + '\n')
     partial.replace(folder / 'config.json')
 
 
-def _open_manager(folder: epath.Path, max_to_keep: int, keep_period: int) -> ocp.CheckpointManager:
-    for partial in (folder / checkpoint_reader.FOLDER).glob('*.orbax-checkpoint-tmp*'):
-        partial.rmtree()  # left by a save that was killed
-    # By process 0 alone: the state is the same in every process, so none needs to wait.
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=0, active_processes={0}, barrier_sync_key_prefix='checkpoints'
-    )
-    if (old := folder / 'held.json').exists():  # written by version 0.1.0
-        old.replace(folder / _PINNED)
-    policies = [preservation_policy.LatestN(max_to_keep), PinnedStep(folder / _PINNED)]
-    if keep_period:
-        policies.append(preservation_policy.EveryNSteps(keep_period))
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-        create=False,
-        enable_async_checkpointing=False,  # Checkpoints.save has a thread of its own
-        multiprocessing_options=alone,
-    )
-    return ocp.CheckpointManager(folder / checkpoint_reader.FOLDER, options=options)
-
-
 class Checkpoints:
-    """The checkpoints of a run: WORKDIR/checkpoints/STEP/{state,encoder,meta}; see open().
+    """The checkpoints of a run, WORKDIR/checkpoints/STEP/{state,encoder,meta}; use open().
 
-    Process 0 writes them, from a copy of the state on the host, while training continues.
+    Process 0 writes them from a copy of the state on the host, while training continues.
 
     Args:
       folder: Workdir of the run.
-      run: Stored with each checkpoint.
+      run: Configuration and images of the run, stored with each checkpoint.
       newest: Checkpoint to start from; None starts at step 0.
-      manager: Orbax's manager; None in all processes but the first.
+      manager: Orbax's manager; None in all processes but process 0.
     """
 
     def __init__(
@@ -171,31 +156,32 @@ class Checkpoints:
         manager: ocp.CheckpointManager | None,
     ):
         self._folder, self._run, self._start, self._manager = folder, run, newest, manager
-        self._pinned = PinnedStep(folder / _PINNED)
+        self._pinned = pinned_checkpoint.PinnedStep(folder / pinned_checkpoint.FILE)
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._pending: concurrent.futures.Future[Any] = self._thread.submit(int)
+        self._pending: concurrent.futures.Future[Any] = self._thread.submit(int)  # no save yet
         self._failure = ''
 
     @property
     def latest_step(self) -> int | None:
-        """What the run starts from; None where there is no checkpoint, 0 for converted weights."""
+        """Step that the run starts from: None without a checkpoint, 0 for converted weights."""
         return self._start.step if self._start else None
 
     def save(self, state: TrainState) -> None:
-        """Saves the state under its step, unless it is there already.
+        """Saves the state under its step, unless that checkpoint exists.
 
-        Returns when the state is copied; failure() says whether it could be written.
+        Returns when the state is copied to the host. A thread writes it; see failure().
         """
         step = int(state.step)
         if self._manager is None:
             return
         concurrent.futures.wait([self._pending])  # one copy at a time
         if step not in self._manager.all_steps():
-            # Copies: on a CPU device_get gives the devices' own buffers, which training uses.
+            # Copied because device_get returns the devices' own buffers on a CPU.
             host = jax.tree.map(np.array, jax.device_get(state))
             self._pending = self._thread.submit(self._write, step, host)
 
     def _write(self, step: int, state: TrainState) -> None:
+        """Writes a checkpoint and its checksums; a failure is kept for failure()."""
         assert self._manager is not None
         items = {'state': vars(state), 'encoder': encoder_variables(state)}
         try:
@@ -214,17 +200,19 @@ class Checkpoints:
                 meta=ocp.args.JsonSave(meta | {'seal': checkpoint_reader.seal(meta)}),
             )
             self._manager.save(step, args=args, force=True)
-        except Exception as error:  # of many types, by what failed and where
+        except Exception as error:  # its type depends on what failed
             self._failure = f'step {step} cannot be saved: {_reason(error)}'
-            for left in (self._folder / checkpoint_reader.FOLDER).glob(f'{step}.*'):
-                left.rmtree()  # half of it, on a disk that may be full
+            for partial in (self._folder / checkpoint_reader.FOLDER).glob(f'{step}.*'):
+                partial.rmtree()  # the disk may be full
             self._manager.reload()
 
     def failure(self, *, wait: bool = False) -> str:
-        """Why the last save failed, and what is there; '' if it did not. Said once.
+        """Returns why the last save failed, and the checkpoints that exist; '' if it did not.
+
+        A failure is returned once.
 
         Args:
-          wait: until the last save has ended.
+          wait: Waits for the last save to end.
         """
         if wait:
             concurrent.futures.wait([self._pending])
@@ -235,13 +223,19 @@ class Checkpoints:
         return text
 
     def last_saved(self) -> int | None:
-        """The newest checkpoint now, as process 0 knows it."""
+        """Returns the newest checkpoint that exists now, in process 0."""
         return self._manager.latest_step() if self._manager is not None else self.latest_step
 
     def pin(self, step: int | None) -> int | None:
-        """Keeps the newest checkpoint up to this step whatever `keep` says; None: no longer.
+        """Pins the newest checkpoint up to a step, so that it is kept beyond max_to_keep.
 
-        What is held already stays so. Gives the step, as process 0 knows it.
+        If a checkpoint is pinned already, it stays the pinned one.
+
+        Args:
+          step: Last step that may be pinned; None unpins.
+
+        Returns:
+          The pinned step, in process 0; None if there is none.
         """
         if self._manager is None:
             return None
@@ -254,41 +248,44 @@ class Checkpoints:
         return None
 
     def restore(self, state: TrainState) -> TrainState:
-        """The newest whole state, of the structure and on the devices of `state`; once.
+        """Returns the loaded state on the devices of `state`. Call it once.
+
+        Args:
+          state: State of the run, with the expected names and shapes.
 
         Raises:
-          UserError: it has other names or shapes.
+          UserError: The loaded state has different names or shapes.
         """
         assert self._start is not None
-        found = checkpoint_reader.flatten(self._start.tree)
-        wanted = checkpoint_reader.flatten(state)
-        for name in sorted(found.keys() | wanted.keys()):
-            has = found[name].shape if name in found else 'missing'
-            wants = wanted[name].shape if name in wanted else 'not there'
+        stored = checkpoint_reader.flatten(self._start.tree)
+        expected = checkpoint_reader.flatten(state)
+        for name in sorted(stored.keys() | expected.keys()):
+            has = stored[name].shape if name in stored else 'missing'
+            wants = expected[name].shape if name in expected else 'none'
             if has != wants:
                 raise errors.UserError(
                     f'step {self._start.step} in {self._folder} does not fit the run: {name} is '
-                    f'{has}, expected {wants}; give another --workdir'
+                    f'{has}, expected {wants}. Use a new --workdir'
                 )
         leaves = [
-            jax.make_array_from_process_local_data(x.sharding, found[name].astype(x.dtype))
-            for name, x in wanted.items()
+            jax.make_array_from_process_local_data(x.sharding, stored[name].astype(x.dtype))
+            for name, x in expected.items()
         ]
-        self._start.tree.clear()  # of no more use on the host
+        self._start.tree.clear()  # frees memory of the host
         return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
     def wait(self) -> None:
-        """Waits for the last save."""
+        """Waits for the last save to end."""
         self._thread.shutdown()
 
 
 def _cannot_write(workdir: str | epath.Path, error: Exception) -> str:
-    why, hint = storage.reason(error), storage.write_hint(workdir)
-    return f'workdir {workdir} cannot be written: {why}; {hint}'
+    reason, hint = storage.reason(error), storage.write_hint(workdir)
+    return f'workdir {workdir} cannot be written: {reason}; {hint}'
 
 
 def _reason(error: Exception) -> str:
-    """In a few words; libraries wrap what the system says in paths and types."""
+    """Returns a short reason, without the paths and types that libraries wrap it in."""
     text = str(error)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
         if os.strerror(number) in text:

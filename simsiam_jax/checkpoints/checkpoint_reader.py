@@ -1,7 +1,7 @@
-"""What lies in a checkpoint, read only where its checksums say that it is as it was saved.
+"""Reads checkpoints and verifies their checksums.
 
-WORKDIR/checkpoints/STEP/ holds the items state and encoder, and meta: the step, the configuration
-and the checksums of the items and of itself.
+WORKDIR/checkpoints/STEP/ contains the items state and encoder, and meta: the step, the
+configuration, and the checksums of the items and of meta itself.
 """
 
 import dataclasses
@@ -28,11 +28,13 @@ FOLDER = 'checkpoints'
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointItem:
-    """An item of a checkpoint: nested dicts of NumPy arrays.
+    """An item of a checkpoint.
 
     Attributes:
-      run: Configuration with this version's keys, and images.
-      damaged: Newer steps that could not be used.
+      step: Step of the checkpoint.
+      run: Configuration, with this version's keys, and images of the run.
+      tree: Nested dicts of NumPy arrays.
+      damaged: Newer steps that are damaged.
     """
 
     step: int
@@ -42,72 +44,87 @@ class CheckpointItem:
 
 
 class _DamagedError(Exception):
-    """Says what is wrong."""
+    """A checkpoint differs from what was saved; the message says how."""
 
 
 def load(
     workdir: str | os.PathLike[str], item: str, *, step: int | None = None, keys: Sequence[str] = ()
 ) -> CheckpointItem:
-    """An item of a run's checkpoint; of its parts `keys`, or all.
+    """Loads an item of a run's checkpoint and verifies it.
 
     Args:
-      step: None: the newest that is whole; those that are not are named on the terminal.
+      workdir: Workdir of the run.
+      item: 'state' or 'encoder'.
+      step: Step of the checkpoint; None loads the newest that is not damaged, and prints a warning
+        for each newer, damaged one.
+      keys: Parts of the item to load, such as 'params'; () loads all.
 
     Raises:
-      UserError: there is no such checkpoint, or it is damaged.
+      UserError: There is no such checkpoint, it cannot be read, or it is damaged.
     """
     folder = storage.folder(workdir) / FOLDER
     with storage.reading(folder):
         steps = list_steps(folder)
     if not steps or (step is not None and step not in steps):
+        expected = '' if step is None else f' for step {step}'
         found = f'steps {", ".join(map(str, steps))}' if steps else 'none'
-        wanted = 'a checkpoint' if step is None else f'step {step}'
         raise errors.UserError(
-            f'{wanted} was expected in {folder}, there is: {found}; give the workdir of a '
+            f'no checkpoint{expected} in {folder} (found: {found}). Use the workdir of a '
             'pre-training run'
         )
     damaged: list[int] = []
-    for tried in [step] if step is not None else reversed(steps):
+    for candidate in [step] if step is not None else reversed(steps):
         problem = ''
         meta: dict[str, Any] = {}
         tree: dict[str, Any] = {}
         try:
-            meta, tree = _read(folder / str(tried), item, keys)
+            meta, tree = _read(folder / str(candidate), item, keys)
         # Damaged files raise nearly anything: Exception, ValueError, OSError, KeyError, ...
         except Exception as error:
             if storage.is_unreachable(error):
-                raise storage.read_error(folder / str(tried), error) from error
+                raise storage.read_error(folder / str(candidate), error) from error
             problem = errors.reason(error)
         if distributed.all_processes(not problem):
-            run = _identity(meta, folder / str(tried))
-            return CheckpointItem(tried, run, tree, tuple(damaged))
-        damaged.append(tried)
+            run = _identity(meta, folder / str(candidate))
+            return CheckpointItem(candidate, run, tree, tuple(damaged))
+        damaged.append(candidate)
         say(
-            f'warning: step {tried} in {folder} is damaged and passed over: '
-            f'{problem or "so says another process"}'
+            f'warning: step {candidate} in {folder} is damaged, skipping it: '
+            f'{problem or "another process cannot read it"}'
+        )
+    if step is not None:
+        raise errors.UserError(
+            f'step {step} in {folder} is damaged. Restore a copy or use another step'
         )
     raise errors.UserError(
-        f'damaged: step {", ".join(map(str, damaged))} in {folder}, and no other is there; bring '
-        'back a copy, or move the folder away to begin again'
+        f'all checkpoints in {folder} are damaged: step {", ".join(map(str, damaged))}. Restore a '
+        'copy, or move the folder away to start over'
     )
 
 
 def read_run(workdir: str | os.PathLike[str], step: int) -> RunIdentity:
-    """Returns configuration and images of a checkpoint, without its arrays.
+    """Returns the configuration and images of a checkpoint, without loading its arrays.
+
+    Args:
+      workdir: Workdir of the run.
+      step: Step of the checkpoint.
 
     Raises:
       UserError: The configuration is of a newer version.
-      Exception: Of many types, if the metadata is damaged or cannot be read.
+      Exception: The metadata are damaged or cannot be read; the type depends on how.
     """
     folder = storage.folder(workdir) / FOLDER / str(step)
     return _identity(_read_meta(folder), folder)
 
 
 def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The tree of an item by its own path, WORKDIR/checkpoints/STEP/ITEM, or a copy of its step.
+    """Loads an item by its path and verifies it.
+
+    Args:
+      path: WORKDIR/checkpoints/STEP/ITEM, or ITEM in a copy of the STEP folder.
 
     Raises:
-      UserError: it is damaged.
+      UserError: The item cannot be read, or it is damaged.
     """
     item = storage.folder(path)
     try:
@@ -116,60 +133,70 @@ def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
         if storage.is_unreachable(error):
             raise storage.read_error(item, error) from error
         raise errors.UserError(
-            f'{item} is damaged: {errors.reason(error)}; take another step'
+            f'{item} is damaged: {errors.reason(error)}. Use another step'
         ) from error
 
 
 def list_steps(path: str | os.PathLike[str]) -> list[int]:
-    """Steps of the checkpoints in a folder, ascending, as process 0 sees them."""
+    """Returns the steps of the checkpoints in a folder, ascending, as process 0 lists them."""
     folder = epath.Path(path)
     steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
     return distributed.broadcast_from_process_0(steps)
 
 
 def _identity(meta: dict[str, Any], origin: epath.Path) -> RunIdentity:
+    """Returns the run that saved a checkpoint, with this version's keys."""
     config = meta['config'] | {key: meta[key] for key in ('format', 'version') if key in meta}
     return RunIdentity(migration.complete(config, origin=str(origin)), meta.get('images', {}))
 
 
 def _read_meta(folder: epath.Path) -> dict[str, Any]:
+    """Loads the metadata of a checkpoint and verifies them."""
     meta = json.loads((folder / 'meta' / 'metadata').read_text())
     if meta['seal'] != seal(meta):
-        raise _DamagedError('its metadata are not as they were saved')
+        raise _DamagedError('the checksum of its metadata is wrong')
     return meta
 
 
 def _read(
     folder: epath.Path, item: str, keys: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns meta and the tree of an item; raises if they are not as they were saved."""
+    """Returns the metadata and the tree of an item.
+
+    Raises:
+      Exception: An array or the metadata are damaged or cannot be read; the type depends on how.
+    """
     meta = _read_meta(folder)
-    wanted = {
-        name: expected
-        for name, expected in meta['items'][item].items()
+    expected = {
+        name: entry
+        for name, entry in meta['items'][item].items()
         if not keys or name.split('/')[0] in keys
     }
-    stores = {name: _open(folder / item, name) for name in wanted}
-    # Before anything is read: a damaged shape may ask for more memory than there is.
-    for name, (dtype, shape, _) in wanted.items():
+    stores = {name: _open_array(folder / item, name) for name in expected}
+    # Checked before anything is read: a damaged shape may need more memory than there is.
+    for name, (dtype, shape, _) in expected.items():
         store = stores[name].result()
         if (store.dtype.name, list(store.shape)) != (dtype, shape):
-            raise _DamagedError(f'{name} in {item} is {store.dtype.name}{list(store.shape)}')
-    arrays = {name: store.result().read() for name, store in stores.items()}
-    found = {name: array.result() for name, array in arrays.items()}
-    for name, array in found.items():
-        if _entry(array) != wanted[name]:
+            raise _DamagedError(
+                f'{name} in {item} is {store.dtype.name}{list(store.shape)}, '
+                f'expected {dtype}{shape}'
+            )
+    reads = {name: store.result().read() for name, store in stores.items()}
+    arrays = {name: read.result() for name, read in reads.items()}
+    for name, array in arrays.items():
+        if _entry(array) != expected[name]:
             raise _DamagedError(f'the checksum of {name} in {item} is wrong')
     if not meta.get('format'):
-        found = {migration.rename_array(name): array for name, array in found.items()}
-    tree = flax.traverse_util.unflatten_dict(found, sep='/')
+        arrays = {migration.rename_array(name): array for name, array in arrays.items()}
+    tree = flax.traverse_util.unflatten_dict(arrays, sep='/')
     return meta, {key: {} for key in keys} | tree
 
 
-def _open(item: epath.Path, name: str) -> Any:
-    """The future of an array as Orbax stores it.
+def _open_array(item: epath.Path, name: str) -> Any:
+    """Returns the future of an array that Orbax stored.
 
-    Not by Orbax: of several damaged arrays it reports one, and its threads print the others.
+    Orbax is not used to read: if several arrays are damaged, it raises one error and its threads
+    print the others.
     """
     base = os.fspath(item) if storage.is_remote(item) else f'file://{item}'
     kvstore = {'driver': 'ocdbt', 'base': f'{base}/', 'path': name.replace('/', '.') + '/'}
@@ -177,7 +204,7 @@ def _open(item: epath.Path, name: str) -> Any:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by name, such as opt_state/0/trace/backbone/conv1/kernel."""
+    """Returns the leaves by name, such as opt_state/0/trace/backbone/conv1/kernel."""
     return {
         jax.tree_util.keystr(path, simple=True, separator='/'): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -185,7 +212,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def describe(tree: Any) -> dict[str, Any]:
-    """What meta keeps of an item: name -> type, shape and sha256 of every array."""
+    """Returns the entry of an item in meta: name -> type, shape and SHA-256 of every array."""
     return {name: _entry(array) for name, array in flatten(tree).items()}
 
 
@@ -195,6 +222,6 @@ def _entry(array: np.ndarray) -> list[Any]:
 
 
 def seal(meta: dict[str, Any]) -> str:
-    """A checksum of all of meta but the seal."""
+    """Returns the checksum of meta, without its key `seal`."""
     rest = {key: value for key, value in meta.items() if key != 'seal'}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The trained backbone of a checkpoint or a file, for everything that comes after pre-training."""
+"""Loads the trained backbone of a checkpoint or a weight file."""
 
 import dataclasses
 import pathlib
@@ -12,12 +12,13 @@ from simsiam_jax.models import resnet
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A backbone, its weights, and what it was trained with.
+    """A backbone, its weights, and the configuration that it was trained with.
 
     Attributes:
+      module: Backbone.
       variables: {'params', 'batch_stats'}, float32.
-      config: of the run that made it; augment and data say what images it takes. See
-        weights.file_config for files.
+      config: Configuration of the run that trained it; `augment` and `data` describe its input
+        images. The configuration of a file is that of weights.file_config.
     """
 
     module: resnet.ResNet
@@ -28,33 +29,44 @@ class Encoder:
 def load_encoder(
     path: str | pathlib.Path, step: int | None = None
 ) -> tuple[resnet.ResNet, dict[str, Any]]:
-    """The trained backbone of a run or a file, on whatever device there is.
+    """Loads the trained backbone of a run or a file onto the first local device.
+
+    ::
 
         module, variables = load_encoder('runs/quickstart')
         features = module.apply(variables, images)  # [B, D] of normalized images [B, H, W, C]
 
     Args:
-      path: the workdir of a run, or a file: .pth, .pth.tar, .pt (these need torch), .safetensors,
-        .msgpack, of a ResNet as torchvision, timm, SimSiam's or MoCo's official code have it.
-      step: of the checkpoint; None: the latest.
+      path: Workdir of a run, or a file: .pth, .pth.tar, .pt (these need torch), .safetensors or
+        .msgpack. It must contain a ResNet of torchvision, timm or the official code of SimSiam
+        or MoCo.
+      step: Step of the checkpoint; None loads the latest.
 
     Returns:
-      The module, and its {'params', 'batch_stats'} as float32.
+      The module, and its {'params', 'batch_stats'} in float32.
 
     Raises:
-      UserError: there is no such checkpoint, or the file is damaged or of another network.
+      UserError: There is no such checkpoint, or the file is damaged or has a different network.
     """
     encoder = open_encoder(path, step)
     return encoder.module, encoder.variables
 
 
 def open_encoder(path: str | pathlib.Path, step: int | None = None) -> Encoder:
-    """As load_encoder, with the configuration."""
+    """Loads the backbone as load_encoder() does, with its configuration.
+
+    Args:
+      path: Workdir of a run, or a weight file.
+      step: Step of the checkpoint; None loads the latest.
+
+    Raises:
+      UserError: There is no such checkpoint, or the file is damaged or has a different network.
+    """
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if weights.is_file(path):
-        found = weights.from_file(path)
-        variables = jax.device_put(weights.part(found, 'backbone'), device)
-        return Encoder(resnet.make(**found.config['model']), variables, found.config)
+        loaded = weights.from_file(path)
+        variables = jax.device_put(weights.part(loaded, 'backbone'), device)
+        return Encoder(resnet.make(**loaded.config['model']), variables, loaded.config)
     item = checkpoint_reader.load(path, 'encoder', step=step)
     variables = jax.device_put(item.tree, device)
     return Encoder(resnet.make(**item.run.config['model']), variables, item.run.config)

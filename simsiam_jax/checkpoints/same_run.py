@@ -1,4 +1,4 @@
-"""What may change between two starts of a run."""
+"""Whether a configuration can resume a run: what may change between two starts of it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,8 @@ from typing import Any
 
 from etils import epath
 
-# Keys that change neither the images that a run sees nor its mathematics: they may change between
-# two starts of the run.
+# Keys and sections that may change between two starts of a run: they change neither the images that
+# it trains on nor its mathematics.
 FREE = (
     *('dry_run', 'guard', 'eval', 'checkpoint', 'log', 'profile', 'debug_nans'),
     *('model.remat', 'model.kernels'),
@@ -15,19 +15,19 @@ FREE = (
     *('data.backend', 'data.resident_limit'),
 )
 
-# Keys that change how views are rounded.
+# Keys that change the rounding of views.
 _ROUNDING = ('data.on_device', 'data.canvas', 'data.backend', 'data.resident_limit')
 
-# Keys that say where the images are: they may change as long as the images are the same.
+# Keys of the location of the images: they may change if the images do not.
 PLACE = ('data.source', 'data.tfds_data_dir')
 
 
 @dataclasses.dataclass(frozen=True)
 class RunIdentity:
-    """What makes a run the same run.
+    """What identifies a run.
 
     Attributes:
-      config: Complete configuration, as JSON has it.
+      config: Complete configuration, with JSON's types.
       images: Number and digest of the training images; {} if unknown.
     """
 
@@ -46,9 +46,9 @@ def refusal(
     """Returns why `given` cannot resume the run in the folder; '' if it can.
 
     Args:
-      folder: Workdir.
-      given: The run to start.
-      stored: The run in the workdir.
+      folder: Workdir of the stored run.
+      given: Run to start.
+      stored: Run in the workdir.
       free: Keys and sections that may differ.
       place: Keys that may differ if the images do not.
     """
@@ -59,22 +59,28 @@ def refusal(
         return ''
     text = f'{folder} contains a run with a different configuration: {", ".join(changed)}'
     if changed_keys(given.config, stored.config, within=place) and not same_images:
-        text += '. Its images differ' if stored.images else '. It has no list of its images'
+        text += '. Its images differ' if stored.images else '. It has no digest of its images'
     if given.config.get('epochs') != stored.config.get('epochs'):
         text += f'. To train longer, use a new --workdir with --config.init_from={folder}'
     return f'{text}. Revert these changes or use a new --workdir'
 
 
 def notes(given: RunIdentity, stored: RunIdentity, *, place: Sequence[str] = PLACE) -> list[str]:
-    """Returns what is worth a line of the changes that are allowed."""
+    """Returns a message for each kind of allowed change that the user should know about.
+
+    Args:
+      given: Run to start.
+      stored: Run in the workdir.
+      place: Keys that may differ if the images do not.
+    """
     lines = []
     if moved := changed_keys(given.config, stored.config, within=place):
         count = given.images['count']
         lines.append(f'{", ".join(moved)}: the {count:,} images have the same names, resuming')
     if rounding := changed_keys(given.config, stored.config, within=_ROUNDING):
         lines.append(
-            f'{", ".join(rounding)}: views are rounded differently from here on, so the run no '
-            'longer repeats bit for bit'
+            f'{", ".join(rounding)}: views are now rounded differently, so the run is no longer '
+            'bit-exact'
         )
     return lines
 
@@ -87,10 +93,10 @@ def changed_keys(
     within: Sequence[str] = (),
     prefix: str = '',
 ) -> list[str]:
-    """Returns names, old and new values of the keys that differ.
+    """Returns the keys that differ, with their old and new values.
 
-    Of a section with a different `name`, such as another method, only the name is returned: its
-    other keys do not compare.
+    If the `name` of a section differs, such as the method's, only the name is returned: its other
+    keys cannot be compared.
 
     Args:
       given: Configuration of this start.

@@ -1,6 +1,6 @@
-"""Files of weights: PyTorch's, safetensors, Flax's, Orbax's. Opening one never runs code of it.
+"""Weight files of PyTorch, safetensors, Flax and Orbax. Reading a file never runs code in it.
 
-Only .pth needs PyTorch, to write and to read.
+Only .pth, .pth.tar and .pt need PyTorch, to read and to write.
 """
 
 import io
@@ -30,13 +30,13 @@ from simsiam_jax.runtime import storage
 
 TORCH = ('.pth', '.pt', '.pth.tar')
 ENDINGS = (*TORCH, '.safetensors', '.msgpack')
-# A folder of weights has one of these: timm's, Orbax's.
+# A folder of weights contains one of these files: the first is timm's, the second Orbax's.
 FOLDERS = ('model.safetensors', '_METADATA')
-SUMS = 'checksums.json'  # in a folder of Orbax that convert has written
+SUMS = 'checksums.json'  # in an Orbax folder that tools.convert wrote
 
 
 def load_torch() -> ModuleType | None:
-    """PyTorch where it is installed."""
+    """Imports PyTorch; returns None if it is not installed."""
     try:
         import torch
     except ModuleNotFoundError:
@@ -45,29 +45,35 @@ def load_torch() -> ModuleType | None:
 
 
 def need_torch(path: str) -> ModuleType:
-    """Raises UserError where PyTorch is not installed."""
+    """Imports PyTorch to read or write a file.
+
+    Raises:
+      UserError: PyTorch is not installed.
+    """
     torch = load_torch()
     if torch is None:
         raise errors.UserError(
-            f'torch is not installed, and {path} needs it; pip install torch, or use .safetensors, '
-            'which needs none'
+            f'{path} needs torch, which is not installed. Run pip install torch, or use '
+            '.safetensors, which does not need it'
         )
     return torch
 
 
 def ending(path: str | os.PathLike[str]) -> str:
-    """The one of ENDINGS that the path has, '' for none."""
+    """Returns the one of ENDINGS that the path has; '' if it has none."""
     return next((e for e in ENDINGS if os.fspath(path).lower().endswith(e)), '')
 
 
 def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
-    """The arrays of a file by PyTorch's names, and the architecture that it says it is, or ''.
+    """Reads the arrays of a file, under PyTorch's names, and the architecture that it states.
 
-    Floating-point arrays come as float32. A folder is one of timm's (model.safetensors) or the
-    encoder item of a checkpoint.
+    Floating-point arrays become float32. The architecture is '' if the file does not state it.
+
+    Args:
+      path: Weight file, folder of timm (model.safetensors), or encoder item of a checkpoint.
 
     Raises:
-      UserError: there is no such file, it is damaged, wants to run code, or holds no weights.
+      UserError: The file does not exist, is damaged, would run code or contains no weights.
     """
     file = storage.folder(path)
     with storage.reading(file):
@@ -75,11 +81,11 @@ def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
             return pytorch.backbone_to_torch(_read_orbax(file)), ''
         if file.is_dir():
             file = file / 'model.safetensors'
-    name, kind = str(file), ending(file)
+    name, suffix = str(file), ending(file)
     with storage.reading(name):
         data = file.read_bytes()
     readers = {'.safetensors': _from_safetensors, '.msgpack': flax.serialization.msgpack_restore}
-    load = readers[kind] if kind in readers else _torch_loader(name)
+    load = readers[suffix] if suffix in readers else _torch_loader(name)
     try:
         tree = load(data)
     except Exception as error:  # damage may raise anything
@@ -87,12 +93,12 @@ def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
         if isinstance(error, pickle.UnpicklingError):
             reason = _unpickled(str(error))
         raise errors.UserError(
-            f'{name} is damaged or holds more than weights: {reason}; expected what '
-            f'{_WRITERS.get(kind, "torch.save(model.state_dict(), FILE)")} writes'
+            f'{name} is damaged or contains more than weights: {reason}; expected a file that '
+            f'{_WRITERS.get(suffix, "torch.save(model.state_dict(), FILE)")} writes'
         ) from error
-    if kind == '.msgpack':
+    if suffix == '.msgpack':
         if not isinstance(tree, Mapping) or not {'params', 'batch_stats'} <= set(tree):
-            raise errors.UserError(f'{name} holds no params and batch_stats of a backbone')
+            raise errors.UserError(f'{name} contains no params and batch_stats of a backbone')
         return pytorch.backbone_to_torch(tree), ''
     arch = tree.get('arch') if isinstance(tree, Mapping) else None
     for key in ('state_dict', 'model'):
@@ -108,26 +114,27 @@ _WRITERS = {
 
 
 def _torch_loader(name: str) -> Callable[[bytes], Any]:
+    """Returns a function that loads a pickle's weights without running its code."""
     torch = need_torch(name)
 
     def load(data: bytes) -> Any:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of pickles that it goes on to refuse
+            warnings.simplefilter('ignore')  # about pickles that it rejects anyway
             return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
 
     return load
 
 
 def _unpickled(message: str) -> str:
-    """What a pickle asked for, out of PyTorch's paragraphs on it."""
+    """Returns what a pickle tried to do, from PyTorch's long message."""
     if match := re.search(r'GLOBAL ([\w.]+)', message):
-        return f'it wants to run {match[1]}, which was not done'
+        return f'it tries to run {match[1]}, which was blocked'
     match = re.search(r'Unsupported .*', message)
-    return f'{match[0] if match else "no state dict"}; nothing in it was run'
+    return f'{match[0] if match else "no state dict"}; no code in it was run'
 
 
 def _read_orbax(item: epath.Path) -> dict[str, Any]:
-    """The arrays of an item as NumPy's, verified where there are checksums."""
+    """Returns the arrays of an item as NumPy arrays, verified if it has checksums."""
     if (item.parent / 'meta' / 'metadata').exists():
         return checkpoint_reader.load_item(item)
     try:
@@ -139,10 +146,10 @@ def _read_orbax(item: epath.Path) -> dict[str, Any]:
         if (item / SUMS).exists() and json.loads(
             (item / SUMS).read_text()
         ) != checkpoint_reader.describe(tree):
-            raise ValueError(f'it is not as it was written, says {SUMS}')
+            raise ValueError(f'its arrays do not match {SUMS}')
     except Exception as error:  # damage may raise anything
         reason = errors.reason(error)
-        raise errors.UserError(f'{item} is damaged: {reason}; convert it again') from error
+        raise errors.UserError(f'{item} is damaged: {reason}. Convert it again') from error
     return tree
 
 
@@ -153,39 +160,43 @@ def _from_safetensors(data: bytes) -> pytorch.Arrays:
     }
 
 
-# safetensors.numpy has no bfloat16.
+# safetensors.numpy does not support bfloat16.
 _DTYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'BF16': ml_dtypes.bfloat16, 'I64': '<i8'}
 
 
 def _named(name: str, tree: Any) -> pytorch.Arrays:
-    """Its arrays; other entries, such as an epoch, are passed over."""
+    """Returns the arrays of a state dict as NumPy arrays; skips other entries, such as an epoch."""
     if not isinstance(tree, Mapping):
-        raise errors.UserError(f'{name} holds a {type(tree).__name__}; expected a state dict')
+        raise errors.UserError(f'{name} contains a {type(tree).__name__}; expected a state dict')
     arrays = {}
     for key, value in tree.items():
-        if hasattr(value, 'detach'):  # PyTorch's tensor, maybe of bfloat16
+        if hasattr(value, 'detach'):  # a PyTorch tensor; NumPy has no bfloat16
             value = value.detach()
             value = (value.float() if value.is_floating_point() else value).numpy()
         if isinstance(value, np.ndarray):
-            counter = np.issubdtype(value.dtype, np.integer)
-            arrays[str(key)] = value if counter else np.asarray(value, np.float32)
+            integer = np.issubdtype(value.dtype, np.integer)
+            arrays[str(key)] = value if integer else np.asarray(value, np.float32)
     return arrays
 
 
 def write(path: str, content: Any) -> None:
-    """Writes arrays, or for .pth anything made of them, whole or not at all.
+    """Writes a weight file; an error leaves an existing file unchanged.
+
+    Args:
+      path: File; its ending sets the format, and any other ending writes a pickle.
+      content: Arrays by name; for .pth and pickles also nested mappings with other values.
 
     Raises:
-      UserError: PyTorch is needed and not there, or the file cannot be written.
+      UserError: PyTorch is needed but not installed, or the file cannot be written.
     """
-    kind = ending(path)
-    if kind in TORCH:
+    suffix = ending(path)
+    if suffix in TORCH:
         torch, buffer = need_torch(path), io.BytesIO()
         torch.save(_tensors(torch, content), buffer)
         data = buffer.getvalue()
-    elif kind == '.safetensors':
+    elif suffix == '.safetensors':
         data = safetensors.numpy.save(content, metadata={'format': 'pt'})
-    elif kind == '.msgpack':
+    elif suffix == '.msgpack':
         data = flax.serialization.msgpack_serialize(content)
     else:
         data = _pickle(content)
@@ -193,18 +204,26 @@ def write(path: str, content: Any) -> None:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Raises UserError where it cannot; a file that was there stays whole until then."""
+    """Writes a file; an error leaves an existing file unchanged.
+
+    Args:
+      path: File.
+      data: Content of the file.
+
+    Raises:
+      UserError: The file cannot be written.
+    """
     target = pathlib.Path(path)
-    part = target.with_name(f'.{target.name}.part')
+    partial = target.with_name(f'.{target.name}.part')
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(target)
+        partial.write_bytes(data)
+        partial.replace(target)
     except OSError as error:
-        if part.exists():
-            part.unlink()
+        if partial.exists():
+            partial.unlink()
         raise errors.UserError(
-            f'{path} cannot be written: {error.strerror}; give another --target'
+            f'{path} cannot be written: {error.strerror}. Set another --target'
         ) from error
 
 
@@ -217,7 +236,7 @@ def _tensors(torch: ModuleType, content: Any) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """NumPy 2 names modules in its pickles that NumPy 1 lacks: arrays are written without them."""
+    """Pickles arrays without the modules of NumPy 2, which NumPy 1 lacks."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):

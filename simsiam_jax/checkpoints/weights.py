@@ -1,4 +1,4 @@
-"""Weights to start from or to convert: of a run's checkpoint or of a file."""
+"""Weights to start from or to convert, loaded from a run's checkpoint or a weight file."""
 
 import dataclasses
 import json
@@ -20,13 +20,14 @@ Path = str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Weights by part of the network: backbone, and projector and predictor where there are any.
+    """Weights by part of the network: the backbone, and the projector and predictor if any.
 
     Attributes:
-      origin: where they are from, for messages.
-      params, batch_stats: part -> tree of NumPy arrays.
-      config: of the run; of a file see file_config.
-      parts: as the file has them, part -> arrays under PyTorch's names; {} for a run.
+      origin: Path that the weights are from, for messages.
+      params: Part -> tree of NumPy arrays.
+      batch_stats: Part -> tree of NumPy arrays.
+      config: Configuration of the run; for a file that of file_config().
+      parts: Part -> arrays of the file under PyTorch's names; {} for a run.
     """
 
     origin: str
@@ -37,7 +38,7 @@ class Weights:
 
 
 def part(weights: Weights, name: str) -> dict[str, Any]:
-    """{'params', 'batch_stats'} of a part."""
+    """Returns {'params', 'batch_stats'} of a part of the network."""
     return {
         'params': weights.params[name],
         'batch_stats': weights.batch_stats.get(name, {}),
@@ -45,34 +46,41 @@ def part(weights: Weights, name: str) -> dict[str, Any]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether the path is one of a file of weights, not of a run; it need not exist."""
+    """Returns whether the path is a weight file, not a run. It need not exist."""
     if weight_files.ending(path):
         return True
-    place = storage.folder(path)
+    file = storage.folder(path)
     with storage.reading(path):
-        return place.is_file() or any((place / name).exists() for name in weight_files.FOLDERS)
+        return file.is_file() or any((file / name).exists() for name in weight_files.FOLDERS)
 
 
 def open_weights(path: Path, step: int | None = None) -> Weights:
-    """The weights of a run's checkpoint (None: the latest) or of a file.
+    """Loads the weights of a run's checkpoint or of a file.
+
+    Args:
+      path: Workdir of a run, or a weight file.
+      step: Step of the checkpoint; None loads the latest.
 
     Raises:
-      UserError: there are none, or the file cannot be read, is damaged or of another network.
+      UserError: There are no weights, or they are unreadable, damaged or of a different network.
     """
     return from_file(path) if is_file(path) else _from_run(path, step)
 
 
 def _from_run(path: Path, step: int | None) -> Weights:
-    # Momenta, as large, stay where they are.
-    found = checkpoint_reader.load(path, 'state', step=step, keys=('params', 'batch_stats'))
-    return Weights(str(path), found.tree['params'], found.tree['batch_stats'], found.run.config)
+    # The optimizer's momenta are as large as the weights, so they are not loaded.
+    item = checkpoint_reader.load(path, 'state', step=step, keys=('params', 'batch_stats'))
+    return Weights(str(path), item.tree['params'], item.tree['batch_stats'], item.run.config)
 
 
 def from_file(path: Path) -> Weights:
-    """The weights of a file that PyTorch's users have, or of a backbone's .msgpack.
+    """Loads the weights of a PyTorch or safetensors file, or of a backbone's .msgpack.
+
+    Args:
+      path: Weight file.
 
     Raises:
-      UserError: the file cannot be read, or is of another network.
+      UserError: The file cannot be read, is damaged or has a different network.
     """
     origin = os.fspath(path)
     arrays, arch = weight_files.read(path)
@@ -80,98 +88,108 @@ def from_file(path: Path) -> Weights:
     model, channels = pytorch.identify(parts['backbone'], origin)
     if arch and arch != model['name']:
         raise errors.UserError(
-            f'{origin} says that it is a {arch}, but its weights are those of a {model["name"]}'
+            f'{origin} states that it is a {arch}, but its weights are those of a {model["name"]}'
         )
-    found = {'backbone': pytorch.backbone_from_torch(parts['backbone'], origin)}
+    loaded = {'backbone': pytorch.backbone_from_torch(parts['backbone'], origin)}
     method = {}
     if 'projector' in parts:
         for name in ('projector', 'predictor'):
-            found[name] = pytorch_heads.from_torch(parts[name], origin)
+            loaded[name] = pytorch_heads.from_torch(parts[name], origin)
         method = pytorch_heads.simsiam_arguments(
-            pytorch_heads.mlp_of(found['projector']), pytorch_heads.mlp_of(found['predictor'])
+            pytorch_heads.mlp_of(loaded['projector']), pytorch_heads.mlp_of(loaded['predictor'])
         )
     config = file_config(model, channels, method)
     config['augment'] |= _images(path)
     return Weights(
         origin,
-        {name: variables['params'] for name, variables in found.items()},
-        {name: variables['batch_stats'] for name, variables in found.items()},
+        {name: variables['params'] for name, variables in loaded.items()},
+        {name: variables['batch_stats'] for name, variables in loaded.items()},
         config,
         parts,
     )
 
 
 def file_config(model: dict[str, Any], channels: int, method: dict[str, Any]) -> dict[str, Any]:
-    """A configuration for what a file holds: the default one with its model, channels and method.
+    """Returns a configuration for the weights of a file, based on the default configuration.
 
-    Size and normalization of the images are ImageNet's: files do not say them. (A folder of
-    timm's does, and from_file takes them from there.)
+    The size and normalization of the images are ImageNet's, because files do not state them.
+    A folder of timm does, and from_file() uses its values.
+
+    Args:
+      model: Section of the configuration: the keys that the file determines.
+      channels: Number of channels of the images.
+      method: Section of the configuration: the keys that the file determines.
     """
-    from simsiam_jax import config as config_lib  # it needs ml_collections
+    from simsiam_jax import config as config_lib  # needs ml_collections
 
     config = config_lib.default().to_dict()
     config['model'] |= {**model, 'dtype': 'float32'}
     config['method'] |= method
     config['data']['channels'] = channels
-    if channels != 3:  # one figure serves all channels
+    if channels != 3:  # a single value applies to all channels
         config['augment'] |= {'mean': (0.449,), 'std': (0.226,)}
     return config
 
 
 def _images(path: Path) -> dict[str, Any]:
-    """size, mean and std of the images, as far as a folder of timm's says them."""
-    described = epath.Path(path) / 'config.json'
-    if not described.exists():
+    """Returns size, mean and std of the images, as far as a folder of timm states them."""
+    file = epath.Path(path) / 'config.json'
+    if not file.exists():
         return {}
     try:
-        given = json.loads(described.read_text()).get('pretrained_cfg', {})
-        found: dict[str, Any] = {key: tuple(given[key]) for key in ('mean', 'std') if key in given}
-        return found | ({'size': given['input_size'][-1]} if 'input_size' in given else {})
+        given = json.loads(file.read_text()).get('pretrained_cfg', {})
+        images: dict[str, Any] = {key: tuple(given[key]) for key in ('mean', 'std') if key in given}
+        return images | ({'size': given['input_size'][-1]} if 'input_size' in given else {})
     except (ValueError, TypeError, AttributeError) as error:
         raise errors.UserError(
-            f'{described} is damaged ({error}); remove it for the figures of ImageNet'
+            f"{file} is damaged: {error}. Remove it to use ImageNet's size, mean and std"
         ) from error
 
 
 def load_into_state(state: TrainState, weights: Weights) -> tuple[TrainState, str]:
-    """The state with the weights in it, and a line that says which parts.
+    """Returns the state with the weights loaded, and a message about which parts were loaded.
 
-    A momentum target starts from them too. Projector and predictor are taken where they fit.
+    A momentum target starts from the same weights. The projector and predictor are loaded if their
+    shapes match.
+
+    Args:
+      state: State before training.
+      weights: Weights to load.
 
     Raises:
-      UserError: the backbone has other shapes.
+      UserError: The backbone has different shapes.
     """
     params, batch_stats = dict(state.params), dict(state.batch_stats)
-    taken, left = [], [name for name in weights.params if name not in params]
+    loaded, skipped = [], [name for name in weights.params if name not in params]
     for name in params:
         if name not in weights.params:
             continue
         given = part(weights, name)
-        wanted = {'params': params[name], 'batch_stats': batch_stats.get(name, {})}
-        if _shapes(given) != _shapes(wanted):
-            left.append(name)
+        expected = {'params': params[name], 'batch_stats': batch_stats.get(name, {})}
+        if _shapes(given) != _shapes(expected):
+            skipped.append(name)
             continue
-        taken.append(name)
+        loaded.append(name)
         params[name] = given['params']
         if name in batch_stats:
             batch_stats[name] = given['batch_stats']
-    if 'backbone' not in taken:
+    if 'backbone' not in loaded:
         model, channels = weights.config['model'], weights.config['data']['channels']
         keys = ('name', 'stem', 'width_multiplier', 'stages')
         raise errors.UserError(
-            f'the backbone of {weights.origin} does not fit config.model; it has '
+            f'the backbone of {weights.origin} does not fit config.model. Set '
             + ', '.join(f'model.{key}={model[key]}' for key in keys)
-            + f', data.channels={channels}: set these'
+            + f', data.channels={channels}'
         )
     target = state.target
     if target is not None:
         target = {'params': params, 'batch_stats': batch_stats}
-    initial = [name for name in params if name not in taken]
-    text = f'{", ".join(taken)} from {weights.origin}'
+    initial = [name for name in params if name not in loaded]
+    text = f'loaded {", ".join(loaded)} from {weights.origin}'
     if initial:
-        text += f'; at random: {", ".join(initial)}'
-    if left:
-        text += f'; not taken, absent or of other shapes here: {", ".join(left)}'
+        text += f'; random initialization: {", ".join(initial)}'
+    if skipped:
+        text += f'; skipped, missing or of a different shape in this run: {", ".join(skipped)}'
     state = dataclasses.replace(state, params=params, batch_stats=batch_stats, target=target)
     return state, text
 

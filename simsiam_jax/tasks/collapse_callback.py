@@ -1,4 +1,4 @@
-"""The guard of a run: its measures go into the log, a collapse is told with its causes."""
+"""The callback that logs the guard's metrics and warns about a collapse and its likely causes."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -22,108 +22,125 @@ CHOICES = ('warn', 'stop', 'off')
 
 
 class CollapseCallback:
-    """Called after every step of a run, begin() before the first.
+    """Detects a collapse. Call on_train_begin() before the first step, the object after each step.
 
     Args:
-      config: of the run; its `guard` says what follows a collapse, a warning or the end.
+      config: Configuration of the run; `guard` is 'warn' or 'stop'.
+      monitor: The guard that measures the representation.
+      source: Training images.
+      checkpoints: Checkpoints of the run; the last healthy one is pinned.
+      log: Log of the run.
     """
 
     def __init__(
         self,
         config: ConfigDict,
-        measuring: guard.Guard,
+        monitor: guard.Guard,
         source: ImageSet,
         checkpoints: Checkpoints,
         log: writers.MetricWriter,
     ):
-        self._config, self._guard = config, measuring
+        self._config, self._guard = config, monitor
         self._checkpoints, self._log = checkpoints, log
-        self._data = diagnosis.sample_dataset(source)
+        self._dataset = diagnosis.sample_dataset(source)
         self._history: list[RepresentationMetrics] = []
-        self._start = self._healthy = 0  # the last step that looked healthy
+        self._start = 0  # step that this process started from
+        self._healthy = 0  # last step with a healthy measurement
         self._pinned: int | None = None
-        self._told: dict[str, str] = {}  # verdict -> what was said
+        self._warnings: dict[str, str] = {}  # verdict -> warning that was printed
 
-    def begin(self, initial: TrainState, batches: Iterable[Any], step: int) -> None:
-        """Measures the network before training, also where the run goes on from `step`.
+    def on_train_begin(self, initial: TrainState, batches: Iterable[Any], step: int) -> None:
+        """Measures the network before training.
+
+        Args:
+          initial: State before training, also if the run resumes.
+          batches: Batches of the measurement.
+          step: Step that the run starts or resumes from.
 
         Raises:
-          UserError: what the network gives is not finite.
+          UserError: The outputs of the network are not finite.
         """
-        measures = self._guard.measure(initial, batches)
-        if measures is None:
+        measured = self._guard.measure(initial, batches)
+        if measured is None:
             raise errors.UserError(
-                'the network gives values that are not finite before training; look at the images '
-                'and augment.std, or turn the guard off: --config.guard=off'
+                'the outputs of the network are not finite before training; check the images '
+                'and augment.std, or disable the guard: --config.guard=off'
             )
-        self._history = [measures]
+        self._history = [measured]
         self._start = self._healthy = step
         if step == 0:
-            self._write(0, measures)
+            self._write(0, measured)
 
     def __call__(
-        self, number: int, state: TrainState, batch: Any, metrics: dict[str, jax.Array]
+        self, step: int, state: TrainState, batch: Any, metrics: dict[str, jax.Array]
     ) -> None:
-        """After step `number`.
+        """Measures the network if due; warns if it has collapsed.
+
+        Args:
+          step: Step that ended.
+          state: State after the step.
+          batch: Batch of the step.
+          metrics: Metrics of the step.
 
         Raises:
-          UserError: it has collapsed, and config.guard is 'stop'.
+          UserError: The network has collapsed, and config.guard is 'stop'.
         """
-        measures = self._guard.see(number, state, batch)
-        if measures is None:
+        measured = self._guard.update(step, state, batch)
+        if measured is None:
             return
-        self._history.append(measures)
-        self._write(number, measures)
-        self._pin(number, guard.classify(self._history) == guard.HEALTHY)
-        verdict = guard.diagnose(self._history, self._data.duplicates)
-        if verdict == guard.HEALTHY or verdict in self._told:
+        self._history.append(measured)
+        self._write(step, measured)
+        self._pin(step, guard.classify(self._history) == guard.HEALTHY)
+        verdict = guard.diagnose(self._history, self._dataset.duplicates)
+        if verdict == guard.HEALTHY or verdict in self._warnings:
             return
-        found = diagnosis.causes(self._config, measures, self._data)
+        causes = diagnosis.causes(self._config, measured, self._dataset)
         text = distributed.broadcast_from_process_0(
-            self._text(verdict, number, float(metrics['loss']), found)
+            self._text(verdict, step, float(metrics['loss']), causes)
         )
         say(f'warning: {text}')
-        self._told[verdict] = text
-        self._log.text('guard.txt', '\n\n'.join(self._told.values()))
+        self._warnings[verdict] = text
+        self._log.text('guard.txt', '\n\n'.join(self._warnings.values()))
         if self._config.guard == 'stop':
             raise errors.UserError(
-                f'{verdict} at step {number}: {found[0].text}; try {found[0].remedy}, or '
-                '--config.guard=warn to go on'
+                f'{verdict} at step {step}: {causes[0].text}. Try {causes[0].remedy}, or set '
+                '--config.guard=warn to continue'
             )
 
-    def _write(self, number: int, measures: RepresentationMetrics) -> None:
-        values = dataclasses.asdict(measures)
-        self._log.scalars(number, {f'guard/{name}': value for name, value in values.items()})
+    def _write(self, step: int, measured: RepresentationMetrics) -> None:
+        values = dataclasses.asdict(measured)
+        self._log.scalars(step, {f'guard/{name}': value for name, value in values.items()})
 
-    def _pin(self, number: int, healthy: bool) -> None:
-        """From the first sign on, what was saved before it stays, unless the sign passes."""
+    def _pin(self, step: int, healthy: bool) -> None:
+        """Pins the last healthy checkpoint at the first sign of a collapse.
+
+        The pin is removed if the sign disappears before a warning.
+        """
         if healthy:
-            # What an earlier part of the run has held is not let go.
-            if self._pinned is not None and self._pinned >= self._start and not self._told:
+            # A checkpoint that an earlier start of the run pinned stays pinned.
+            if self._pinned is not None and self._pinned >= self._start and not self._warnings:
                 self._checkpoints.pin(None)
-            self._healthy, self._pinned = number, None
+            self._healthy, self._pinned = step, None
         elif self._pinned is None:
             self._pinned = self._checkpoints.pin(self._healthy)
 
-    def _text(
-        self, verdict: str, number: int, loss: float, found: list[diagnosis.Diagnosis]
-    ) -> str:
+    def _text(self, verdict: str, step: int, loss: float, causes: list[diagnosis.Diagnosis]) -> str:
         now, before = self._history[-1], self._history[0]
-        figures = ', '.join(
+        values = ', '.join(
             f'{name} {getattr(now, name):.3g} ({getattr(before, name):.3g})'
-            for name in ('z_std', 'rank', 'alignment', 'uniformity', 'view_distance')
+            for name in ('z_std', 'rankme', 'alignment', 'uniformity', 'view_distance')
         )
-        kept = (
-            f'step {self._pinned}, from before it, is kept'
+        pinned = (
+            f'checkpoint {self._pinned}, from before the collapse, is kept'
             if self._pinned is not None
-            else 'no checkpoint is from before it'
+            else 'there is no checkpoint from before the collapse'
         )
         return '\n'.join(
             [
-                f'{verdict} at step {number}: loss {loss:.4f}; with their values before '
-                f'training in brackets: {figures}',
-                '  what may be the cause, and what to try, in this order:',
-                *(f'  {i}. {cause.text}: {cause.remedy}' for i, cause in enumerate(found, 1)),
-                f'  {kept}',
+                f'{verdict} at step {step}: loss {loss:.4f}, {values}; '
+                'values before training in parentheses',
+                '  possible causes and fixes, most likely first:',
+                *(f'  {i}. {cause.text}: {cause.remedy}' for i, cause in enumerate(causes, 1)),
+                f'  {pinned}',
             ]
         )

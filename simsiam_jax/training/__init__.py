@@ -1,1 +1,1 @@
-"""How a step runs: mesh, step, optimizer, checkpoints, measures, logs."""
+"""The training step: mesh, state, optimizer, accumulation and the metrics of collapse."""

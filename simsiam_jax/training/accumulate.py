@@ -1,4 +1,4 @@
-"""The gradients of a large batch from parts of it, one after the other, for less memory."""
+"""Gradient accumulation: computes the gradients of a batch in parts, to use less memory."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,15 +9,16 @@ import jax.numpy as jnp
 
 
 def accumulate_gradients(compute: Callable[..., Any], parts: int) -> Callable[..., Any]:
-    """As `compute`, over so many equal parts of a device's share of the batch.
+    """Returns `compute` that runs over equal parts of a device's batch, one after the other.
 
-    The mean of the parts' losses, metrics and gradients is that of the batch where the loss is a
-    mean over images. BN's statistics are each part's own, and the running ones are moved by each
-    part; a loss that compares the images of a batch with each other compares those of a part.
+    If the loss is a mean over images, the mean of the parts' losses, metrics and gradients equals
+    the batch's. BN uses the statistics of each part, and each part updates the running statistics.
+    A loss that compares the images of a batch only compares the images of a part.
 
     Args:
-      compute: (params, state, batch) -> ((loss, (changes, metrics)), gradients), where changes
-        are fields of the state, such as batch_stats, that the next part starts from.
+      compute: (params, state, batch) -> ((loss, (changes, metrics)), gradients). `changes` are
+        fields of the state, such as batch_stats, that the next part starts from.
+      parts: Number of parts; 1 returns `compute` unchanged.
     """
     if parts == 1:
         return compute
@@ -33,7 +34,7 @@ def accumulate_gradients(compute: Callable[..., Any], parts: int) -> Callable[..
             )
             return (changes, jax.tree.map(jnp.add, sums, (loss, metrics, grads))), None
 
-        # The first stands outside the loop: it says what types the sums have.
+        # The first part runs outside the loop because its results set the types of the sums.
         (loss, (changes, metrics)), grads = compute(params, state, first)
         (changes, sums), _ = jax.lax.scan(add, (changes, (loss, metrics, grads)), rest)
         loss, metrics, grads = jax.tree.map(lambda x: x / parts, sums)

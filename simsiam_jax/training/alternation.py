@@ -1,7 +1,7 @@
-"""Alternating optimization (SimSiam, section 5.2): targets of k steps at once, then k steps.
+"""Alternating optimization (SimSiam, section 5.2): computes targets for k steps, then trains k.
 
-The hypothesis is that SimSiam alternates between assigning every image its representation and
-training towards it, as expectation-maximization does; SimSiam itself is k = 1.
+The hypothesis is that SimSiam alternates between assigning a representation to every image and
+training towards it, as expectation-maximization does. SimSiam itself is k = 1.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,22 +17,25 @@ from simsiam_jax.methods.contract import Method
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState, forward_views
 
-# (state, batch) -> (state, metrics), with trace() and lower() as compiled functions have them
+# (state, batch) -> (state, metrics); has trace() and lower(), as compiled functions do
 TrainStep = Any
 
 
 class Alternating:
-    """A training step with the targets that the weights at the beginning of its block give.
+    """A training step whose targets come from the weights at the start of its block.
 
-    Blocks of k steps begin at the multiples of k. Their batches are made twice, from their keys;
-    the targets wait on the host.
+    Blocks of k steps start at multiples of k. The batches of a block are generated twice, from
+    their keys. The targets are stored on the host.
 
     Args:
-      train_step: with cached targets.
+      method: The method; its network computes the targets.
+      train_step: Training step that expects cached targets.
+      mesh: Mesh of the devices.
+      to_views: Makes the views of a device's share of a batch.
       batches: (start, stop) -> the batches of these steps.
-      k: steps in a block.
-      last: step at which the training ends.
-      dtype: of the targets on the host, float32 or bfloat16.
+      k: Number of steps in a block.
+      last: Total number of training steps.
+      dtype: Type of the targets on the host, float32 or bfloat16.
     """
 
     def __init__(
@@ -50,10 +53,10 @@ class Alternating:
         self._train_step, self._batches, self._mesh = train_step, batches, mesh
         self._k, self._last, self._dtype = k, last, dtype
         self._cache: list[Any] = []
-        self._next: int | None = None  # the step to come
+        self._next: int | None = None  # None until the first call
 
         def targets(state: TrainState, batch: Any) -> list[Array]:
-            # In training mode, as SimSiam's: with the statistics of the batch, kept by nobody.
+            # In training mode, as in SimSiam: uses batch statistics, and discards the running ones.
             views = to_views(batch)[:2]
             outputs, _ = forward_views(method.network, state.params, state.batch_stats, views)
             return [output.z for output in outputs]
@@ -69,22 +72,23 @@ class Alternating:
         if not self._cache:
             stop = min((step // self._k + 1) * self._k, self._last)
             self._cache = [
-                self._to_host(self._targets(state, other)) for other in self._batches(step, stop)
+                self._to_host(self._targets(state, ahead)) for ahead in self._batches(step, stop)
             ]
         target = mesh_lib.shard(self._cache.pop(0), self._mesh)
         self._next = step + 1
         return self._train_step(state, batch | {'target': target})
 
     def trace(self, state: TrainState, batch: Any) -> Any:
-        """As a compiled function's, for what the step takes."""
+        """Traces the step, as a compiled function does, to estimate its memory."""
         target = jax.eval_shape(self._targets, state, batch)
         return self._train_step.trace(state, batch | {'target': target})
 
     def lower(self, state: TrainState, batch: Any) -> Any:
+        """Lowers the step, as a compiled function does."""
         return self.trace(state, batch).lower()
 
     def _to_host(self, targets: list[Array]) -> list[np.ndarray]:
-        """This process's rows."""
+        """Returns the rows of this process."""
         return [
             np.concatenate([np.asarray(shard.data) for shard in z.addressable_shards]).astype(
                 self._dtype
@@ -94,5 +98,5 @@ class Alternating:
 
 
 def cache_bytes(k: int, batch_size: int, dim: int, dtype: Any) -> int:
-    """What the targets of a block take on the hosts, all together."""
+    """Returns the memory of a block's targets, summed over all hosts."""
     return k * 2 * batch_size * dim * np.dtype(dtype).itemsize

@@ -1,4 +1,4 @@
-"""Linear classifiers on a backbone's features, many at once: probes and fine-tuning."""
+"""Linear classifiers on the features of a backbone, trained together: probes, fine-tuning."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -21,7 +21,10 @@ Views = list[Array]
 
 
 def init_heads(heads: int, features: int, classes: int, seed: int) -> dict[str, Any]:
-    """{'kernel' [heads, D, C], 'bias' [heads, C]}, all alike: N(0, 0.01), as officially."""
+    """Returns identical heads {'kernel' [heads, D, C], 'bias' [heads, C]}.
+
+    Kernels are drawn from N(0, 0.01), as in SimSiam's official code; biases are 0.
+    """
     kernel = 0.01 * jax.random.normal(jax.random.key(seed), (features, classes))
     return {
         'kernel': jnp.tile(kernel, (heads, 1, 1)),
@@ -32,14 +35,14 @@ def init_heads(heads: int, features: int, classes: int, seed: int) -> dict[str, 
 def logits(
     heads: dict[str, Any], features: Float[Array | np.ndarray, 'B D']
 ) -> Float[Array, 'heads B C']:
-    """Of every head for every feature, in float32."""
+    """Returns the logits of every head for every feature, in float32."""
     return jnp.einsum('bd,hdc->hbc', features, heads['kernel']) + heads['bias'][:, None]
 
 
 def head_cross_entropy(
     heads: dict[str, Any], features: Float[Array, 'B D'], labels: Int[Array, 'B']
 ) -> tuple[Float[Array, 'heads'], Float[Array, 'heads']]:
-    """(mean loss, share of right classes) of every head."""
+    """Returns (mean cross-entropy, accuracy) of every head."""
     outputs = logits(heads, features)
     losses = optax.softmax_cross_entropy_with_integer_labels(
         outputs, jnp.broadcast_to(labels, outputs.shape[:2])
@@ -52,7 +55,7 @@ def each_head(
     learning_rates: Float[np.ndarray, 'heads'],
     weight_decays: Float[np.ndarray, 'heads'],
 ) -> optax.GradientTransformation:
-    """One optimizer a head, `make(learning rate, weight decay)`, vmapped over the heads."""
+    """Returns one optimizer per head, `make(learning_rate, weight_decay)`, vmapped over heads."""
     rates = jnp.array(learning_rates, jnp.float32)
     decays = jnp.array(weight_decays, jnp.float32)
 
@@ -60,10 +63,10 @@ def each_head(
         return jax.vmap(lambda rate, decay, p: make(rate, decay).init(p))(rates, decays, params)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        def one(rate: Array, decay: Array, g: Any, s: Any, p: Any) -> tuple[Any, Any]:
+        def update_head(rate: Array, decay: Array, g: Any, s: Any, p: Any) -> tuple[Any, Any]:
             return make(rate, decay).update(g, s, p)
 
-        return jax.vmap(one)(rates, decays, grads, state, params)
+        return jax.vmap(update_head)(rates, decays, grads, state, params)
 
     return optax.GradientTransformation(init, update)
 
@@ -77,16 +80,19 @@ def make_train_step(
     frozen: bool,
     accumulation_steps: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
-    """(state, batch) -> (state, metrics), compiled over the mesh; the state is donated.
+    """Returns (state, batch) -> (state, metrics), compiled over the mesh; it donates the state.
 
-    The state's params are {'backbone', 'head'}. Metrics are of the best head: the lowest loss
-    and the highest share of right classes.
+    The state's params are {'backbone', 'head'}. The metrics are the lowest loss and the highest
+    accuracy of all heads.
 
     Args:
-      tx: of {'head'} where the backbone is frozen, else of all params.
-      to_views: a device's share of the batch -> one normalized view; 'label' gives the classes.
-      frozen: the backbone is in evaluation mode and keeps its weights and statistics.
-      accumulate: so many parts of the batch are computed one after the other; see in_parts.
+      backbone: Network whose features are classified.
+      tx: Optimizer of {'head'} if `frozen`, otherwise of all params.
+      mesh: Mesh of the devices.
+      to_views: Makes one normalized view of a device's share of a batch; the classes are in
+        'label'.
+      frozen: Runs the backbone in evaluation mode and keeps its weights and statistics.
+      accumulation_steps: Number of parts of a batch; see accumulate.py.
     """
 
     def loss_fn(params: Any, state: TrainState, batch: Any) -> tuple[Array, Any]:
@@ -101,15 +107,15 @@ def make_train_step(
             stats = changed['batch_stats']
         losses, top1 = head_cross_entropy(params['head'], features, batch['label'])
         changes = {'batch_stats': {'backbone': stats}}
-        # Heads have no share in each other.
+        # The sum trains each head on its own loss: no head's loss depends on another head.
         return losses.sum(), (changes, {'loss': losses, 'top1': top1})
 
     compute = accumulate_gradients(jax.value_and_grad(loss_fn, has_aux=True), accumulation_steps)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         trained = {'head': state.params['head']} if frozen else state.params
-        trained_here = jax.lax.pcast(trained, (DATA,), to='varying')
-        (_, (changes, heads)), grads = compute(trained_here, state, batch)
+        local = jax.lax.pcast(trained, (DATA,), to='varying')
+        (_, (changes, heads)), grads = compute(local, state, batch)
         grads, heads = jax.lax.pmean((grads, heads), DATA)
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         params = state.params | optax.apply_updates(trained, updates)
@@ -126,20 +132,27 @@ def measure(
     labels: Int[Array | np.ndarray, 'B'],
     counted: Bool[Array | np.ndarray, 'B'],
 ) -> Float[Array, '3 heads']:
-    """Sums over the counted images: class first, class among the first five, cross-entropy."""
+    """Returns the number of top-1 and of top-5 hits and the sum of the cross-entropy.
+
+    Args:
+      heads: Weights of the heads.
+      features: Features of the images.
+      labels: Classes of the images.
+      counted: Which images count; the others pad the batch.
+    """
     outputs = logits(heads, features)
     _, ranked = jax.lax.top_k(outputs, min(5, outputs.shape[-1]))
-    right = ranked == labels[:, None]
+    hits = ranked == labels[:, None]
     losses = optax.softmax_cross_entropy_with_integer_labels(
         outputs, jnp.broadcast_to(labels, outputs.shape[:2])
     )
-    return jnp.stack([(x * counted).sum(-1) for x in (right[..., 0], right.any(-1), losses)])
+    return jnp.stack([(x * counted).sum(-1) for x in (hits[..., 0], hits.any(-1), losses)])
 
 
 def grid(
     learning_rates: Sequence[float], weight_decays: Sequence[float]
 ) -> tuple[Float[np.ndarray, 'heads'], Float[np.ndarray, 'heads']]:
-    """Every rate with every decay."""
+    """Returns every rate with every decay, as one array of rates and one of decays."""
     pairs = list(itertools.product(learning_rates, weight_decays))
     rates, decays = np.array(pairs, np.float64).reshape(-1, 2).T
     return rates, decays

@@ -1,4 +1,4 @@
-"""The guard: measures a training from time to time and tells a collapse from healthy learning."""
+"""The guard: measures a run at intervals and detects representation collapse."""
 
 import dataclasses
 import math
@@ -19,26 +19,31 @@ from simsiam_jax.training.monitor import RepresentationMetrics
 from simsiam_jax.training.step import TrainState, forward_views
 
 HEALTHY = 'healthy'
-PARTIAL = 'partial collapse'  # few directions are left
-COMPLETE = 'complete collapse'  # all images have about the same z
-TRIVIAL = 'nothing to learn'  # an image's views are the same, or the images are
+PARTIAL = 'partial collapse'  # the features span few directions
+COMPLETE = 'complete collapse'  # all images have nearly the same z
+TRIVIAL = 'nothing to learn'  # the views of an image, or all images, are nearly identical
 
-# Views whose distance is below this share of that between images are the same; and more than this
-# share of the images with a duplicate are too many.
-SAME_VIEWS, DUPLICATES = 0.1, 0.5
+# Views count as identical if their distance is below this share of the distance between images.
+SAME_VIEWS = 0.1
 
-# So many measurements in a row show it before it is believed.
+# There is nothing to learn if more than this share of the images has a near-duplicate.
+DUPLICATES = 0.5
+
+# Number of consecutive measurements that must show a collapse.
 WINDOW = 3
 
 
 def classify(history: Sequence[RepresentationMetrics]) -> str:
-    """What the last of some measurements looks like; the first is from before training.
+    """Returns the verdict on the last measurement alone; see diagnose().
 
-    Thresholds are shares of the widest possible spread or of what the network had before, so that
-    they hold for any width. z_std^2 is one minus the mean cosine of different images' z: under
-    0.5 that is above 0.75. A contrastive method without BN in its head starts there, narrows at
-    first and then recovers: what spreads again is not collapsing. Ranks fall at first in healthy
-    training too, by a third on digits.
+    Thresholds are shares of the widest possible spread or of the value before training, so they
+    apply to any width. z_std^2 is one minus the mean cosine of different images' z: a z_std below
+    0.5 is a mean cosine above 0.75. A contrastive method without BN in its head starts there,
+    narrows at first and then recovers, so an embedding that spreads again is not collapsing.
+    RankMe falls at first in healthy training too, by a third on digits.
+
+    Args:
+      history: Measurements; the first is from before training.
     """
     first, before, now = history[0], history[-2], history[-1]
     spreads = now.z_std > min(1.2 * before.z_std, first.z_std)
@@ -46,41 +51,43 @@ def classify(history: Sequence[RepresentationMetrics]) -> str:
         return TRIVIAL
     if now.z_std < 0.5 and not spreads:
         return COMPLETE
-    if now.rank < 0.4 * first.rank or (now.uniformity > -1 and not spreads):
+    if now.rankme < 0.4 * first.rankme or (now.uniformity > -1 and not spreads):
         return PARTIAL
     return HEALTHY
 
 
 def diagnose(history: Sequence[RepresentationMetrics], duplicates: float = 0.0) -> str:
-    """HEALTHY, or what the last WINDOW measurements show; of different signs the last.
+    """Returns the latest verdict if the last WINDOW measurements are all unhealthy, else HEALTHY.
 
     Args:
-      history: the first is from before training.
-      duplicates: share of the images that have a near-duplicate.
+      history: Measurements; the first is from before training.
+      duplicates: Share of the images that have a near-duplicate.
     """
     if len(history) <= WINDOW:
         return HEALTHY
     if duplicates > DUPLICATES:
         return TRIVIAL
-    looks = [classify(history[: len(history) - i]) for i in range(WINDOW)]
-    return HEALTHY if HEALTHY in looks else looks[0]
+    verdicts = [classify(history[: len(history) - i]) for i in range(WINDOW)]
+    return HEALTHY if HEALTHY in verdicts else verdicts[0]
 
 
 class Guard:
-    """Measures the state of a training.
+    """Measures the representation during training.
 
-    Every measurement is of at least twice as many views as the features have channels, from the
-    batches of the steps up to it. Between two of them lie a hundredth of the training or 50 times
-    as many steps as it takes batches, whichever is more: forward passes of a third of a step each
-    are below 1 % of the training. The first ones come sooner, at intervals that double.
+    A measurement uses at least twice as many views as the features have channels, from the
+    batches of the last steps. The interval is a hundredth of the training, but at least 50 steps
+    per batch of a measurement. A forward pass takes a third of a step, so measuring takes below
+    1% of the training time. The first measurements come sooner, at intervals that double.
 
     Args:
-      to_views: see step.make_train_step.
-      batch_size: global.
-      last: step at which the training ends.
+      method: The method that is trained.
+      mesh: Mesh of the devices.
+      to_views: Makes the views of a device's share of a batch; see step.make_train_step.
+      batch_size: Global batch size.
+      last: Total number of training steps.
 
     Attributes:
-      batches: that a measurement takes.
+      batches: Number of batches in a measurement.
     """
 
     def __init__(
@@ -93,7 +100,7 @@ class Guard:
         last: int,
     ):
         def measure(state: TrainState, batch: Any) -> dict[str, Array]:
-            # In training mode, as the loss sees it: with the statistics of the batch.
+            # In training mode, with batch statistics: the loss is computed on the same outputs.
             views = to_views(batch)[:2]
             outputs, _ = forward_views(
                 method.network,
@@ -109,43 +116,47 @@ class Guard:
             jax.shard_map(measure, mesh=mesh, in_specs=(P(), P(DATA)), out_specs=P())
         )
         self.batches = math.ceil(method.network.backbone.features / batch_size)
-        self._every = max(50 * self.batches, last // 100)
+        self._interval = max(50 * self.batches, last // 100)
         self._moments: Any = None
         self._count = 0
 
-    def due(self, number: int) -> bool:
-        """Whether the state is measured after so many steps."""
-        if number >= self._every:
-            return number % self._every == 0
-        power, rest = divmod(number, 10 * self.batches)
-        return rest == 0 and power > 0 and power & (power - 1) == 0
+    def due(self, step: int) -> bool:
+        """Returns whether a measurement ends after this step."""
+        if step >= self._interval:
+            return step % self._interval == 0
+        multiple, rest = divmod(step, 10 * self.batches)
+        return rest == 0 and multiple > 0 and multiple & (multiple - 1) == 0  # a power of 2
 
-    def see(self, number: int, state: TrainState, batch: Any) -> RepresentationMetrics | None:
-        """To be called after every step, with its batch: the measures where they are due."""
-        if any(self.due(number + later) for later in range(self.batches)):
-            self._add(state, batch)
-        return self._take() if self.due(number) else None
+    def update(self, step: int, state: TrainState, batch: Any) -> RepresentationMetrics | None:
+        """Adds a step's batch if a measurement needs it; returns the metrics if one is due.
+
+        Call it after every step. Returns None also if the metrics are not finite, or if the run
+        was resumed too few steps ago.
+        """
+        if any(self.due(step + ahead) for ahead in range(self.batches)):
+            self._accumulate(state, batch)
+        return self._finish() if self.due(step) else None
 
     def measure(self, state: TrainState, batches: Iterable[Any]) -> RepresentationMetrics | None:
-        """Of one state; `batches` are self.batches."""
+        """Returns the metrics of a state on self.batches batches; None if not finite."""
         for batch in batches:
-            self._add(state, batch)
-        return self._take()
+            self._accumulate(state, batch)
+        return self._finish()
 
-    def _add(self, state: TrainState, batch: Any) -> None:
+    def _accumulate(self, state: TrainState, batch: Any) -> None:
         moments = self._measure(state, batch)
         if self._count:
             moments = jax.tree.map(jnp.add, self._moments, moments)
         self._moments, self._count = moments, self._count + 1
 
-    def _take(self) -> RepresentationMetrics | None:
-        """None where a run that was resumed has not seen enough, or what is seen is not finite."""
+    def _finish(self) -> RepresentationMetrics | None:
+        """Ends a measurement: returns its metrics and starts the next one."""
         moments, count = jax.device_get(self._moments), self._count
         self._moments, self._count = None, 0
         if count < self.batches:
             return None
         mean = jax.tree.map(lambda x: x / count, moments)
-        # Hosts may differ in the last bit; the judgment may not.
+        # All processes must reach the same verdict, but their metrics may differ in the last bit.
         values = distributed.broadcast_from_process_0(
             dataclasses.asdict(monitor.summary(mean)) if monitor.is_finite(mean) else None
         )

@@ -1,4 +1,4 @@
-"""The one data axis, and arrays over it."""
+"""The data axis of the devices, and arrays sharded or replicated over it."""
 
 import collections
 import itertools
@@ -18,10 +18,10 @@ DATA = 'data'
 
 
 def use_compilation_cache() -> None:
-    """Compiled programs are kept in the user's cache folder; for the start of a program.
+    """Keeps compiled programs in the user's cache folder. Call it at the start of a program.
 
-    JAX_COMPILATION_CACHE_DIR names another, JAX_ENABLE_COMPILATION_CACHE=false turns it off. Of
-    several processes the first one writes.
+    JAX_COMPILATION_CACHE_DIR sets another folder; JAX_ENABLE_COMPILATION_CACHE=false disables the
+    cache. If a run has several processes, only the first one writes.
     """
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
@@ -31,35 +31,45 @@ def use_compilation_cache() -> None:
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices of all processes, or of those given, along DATA."""
+    """Returns a mesh of the given devices, or of all devices of all processes, along DATA."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def check_batch_size(key: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
-    """Raises UserError unless every device gets the same, non-empty share of each part of it."""
+    """Checks that every device gets an equal, non-empty share of each part of a batch.
+
+    Args:
+      key: Configuration key of the batch size, for the message.
+      batch_size: Global batch size.
+      mesh: Mesh of the devices.
+      parts: Number of gradient accumulation steps.
+
+    Raises:
+      UserError: The batch does not divide, or `parts` is below 1.
+    """
     if parts < 1:
         raise errors.UserError(f'optim.gradient_accumulation_steps is {parts}; expected 1 or more')
     unit = mesh.size * parts
     if batch_size < 1 or batch_size % unit:
         lower = batch_size // unit * unit
-        fits = f'{lower} or {lower + unit}' if lower else f'{unit}'
+        valid = f'{lower} or {lower + unit}' if lower else f'{unit}'
         over = f'{mesh.size} devices' + (
             f' and optim.gradient_accumulation_steps={parts} parts' * (parts > 1)
         )
         raise errors.UserError(
-            f'{key} is {batch_size}, which does not divide over {over}; use {fits}'
+            f'{key} is {batch_size}, which does not divide over {over}; use {valid}'
         )
 
 
 def process_slice(batch_size: int) -> slice:
-    """This process's part of a global batch: the parts of all processes concatenate to it."""
+    """Returns this process's slice of a global batch; the slices of all processes make it up."""
     local = batch_size // jax.process_count()
     return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
 
 
 def shard(batch: Any, mesh: Mesh) -> Any:
-    """Global arrays over DATA from this process's slices (leaves [B / processes, ...])."""
+    """Returns global arrays over DATA from this process's slices [B / processes, ...]."""
     sharding = NamedSharding(mesh, P(DATA))
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)  # all leaves in one call
@@ -67,16 +77,16 @@ def shard(batch: Any, mesh: Mesh) -> Any:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The tree on every device, in buffers of its own (a donated copy leaves `tree` whole)."""
+    """Returns the tree on every device, in new buffers: donating them does not delete `tree`."""
     sharding = NamedSharding(mesh, P())
-    # By way of the host: device_put lets one of several devices share the original's buffer.
+    # Copies through the host: device_put lets one of the devices share the original's buffer.
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.array(x)), tree
     )
 
 
 def shard_global(tree: Any, mesh: Mesh) -> Any:
-    """Global arrays over DATA from leaves that every process has whole."""
+    """Returns global arrays over DATA from leaves that every process has in full."""
     sharding = NamedSharding(mesh, P(DATA))
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree
@@ -84,7 +94,7 @@ def shard_global(tree: Any, mesh: Mesh) -> Any:
 
 
 def prefetch(batches: Iterable[Any], mesh: Mesh, depth: int = 2) -> Iterator[Any]:
-    """Sharded batches, `depth` of them on their way to the devices while one is used."""
+    """Yields sharded batches while the next `depth` batches are copied to the devices."""
     arriving = (shard(batch, mesh) for batch in batches)
     queue = collections.deque(itertools.islice(arriving, depth))
     while queue:

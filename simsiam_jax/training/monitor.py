@@ -1,4 +1,4 @@
-"""Measures that tell a healthy run from a collapsing one."""
+"""Metrics that distinguish healthy training from representation collapse."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from simsiam_jax.models.network import Outputs
 
 
 def z_std(z: Float[Array, 'B D'], axis_name: str | None = None) -> Float[Array, '']:
-    """Mean over channels of the standard deviation of z/|z| over the batch, times sqrt(D).
+    """Returns the mean over channels of the standard deviation of ``z/|z|``, times sqrt(D).
 
-    1 for embeddings spread evenly over the sphere, 0 for collapsed ones (SimSiam, Figure 2,
-    there without the factor). With `axis_name`, over the batch of all devices.
+    It is 1 if embeddings spread evenly over the sphere and 0 if they collapsed (SimSiam, Figure 2,
+    there without the factor). With `axis_name`, the deviation is over the batch of all devices.
     """
     z = l2_normalize(z)
     mean = z.mean(0)
@@ -31,18 +31,21 @@ def z_std(z: Float[Array, 'B D'], axis_name: str | None = None) -> Float[Array, 
 
 
 def moments(views: Sequence[Array], outputs: Sequence[Outputs], axis_name: str) -> dict[str, Array]:
-    """What summary() needs of a batch, its mean over all devices; means over batches may be taken.
+    """Returns what summary() needs from a batch, averaged over all devices.
+
+    Averages over several batches are valid input to summary() too.
 
     Args:
-      views: two of every image [b, H, W, C], this device's share.
-      outputs: what the network makes of them.
+      views: Two views of every image of this device, [b, H, W, C] each.
+      outputs: Outputs of the network for the views.
+      axis_name: Axis of the devices.
     """
     features = jnp.concatenate([output.feature for output in outputs]).astype(jnp.float32)
     z1, z2 = (l2_normalize(output.z) for output in outputs)
     row = collectives.first_row(len(z1), axis_name) + jnp.arange(len(z1))
-    everybody = collectives.gather(z1, axis_name)
-    others = jnp.arange(len(everybody)) != row[:, None]
-    distances = 2 - 2 * inner_products(z1, everybody)
+    all_z1 = collectives.gather(z1, axis_name)
+    others = jnp.arange(len(all_z1)) != row[:, None]
+    distances = 2 - 2 * inner_products(z1, all_z1)
     first, second = (view.astype(jnp.float32) for view in views)
     pixel = jax.lax.pmean(first.mean(0), axis_name)
     local = {
@@ -59,25 +62,26 @@ def moments(views: Sequence[Array], outputs: Sequence[Outputs], axis_name: str) 
 
 @dataclasses.dataclass(frozen=True)
 class RepresentationMetrics:
-    """Of a network, over some batches.
+    """Metrics of a network's representation, over one or more batches.
 
     Attributes:
-      rank: of the features, the exponential of the entropy of their singular values' shares, from
-        1 to their width (RankMe, Garrido et al., 2023).
-      z_std: of both views, see z_std().
-      alignment: mean squared distance of the two views' z/|z|, from 0 to 4.
-      uniformity: log of the mean of exp(-2 d^2) over the distances d of different images' z/|z|: 0
-        where all are the same, about -log n where they lie in n groups, towards -4 where all are
-        apart (this and alignment: Wang & Isola, 2020).
-      dead_channels: share of the features' channels whose standard deviation over the images is
+      rankme: Effective rank of the features, from 1 to their width: the exponential of the entropy
+        of their normalized singular values (RankMe, Garrido et al., 2023).
+      z_std: Mean z_std() of both views.
+      alignment: Mean squared distance between the ``z/|z|`` of an image's two views, from 0 to 4
+        (Wang & Isola, 2020).
+      uniformity: Log of the mean of exp(-2 d^2) over the distances d between different images'
+        ``z/|z|`` (Wang & Isola, 2020). It is 0 if all are identical, about -log n if they form n
+        groups, and near -4 if all are far apart.
+      dead_channels: Share of the features' channels whose standard deviation over the images is
         below a hundredth of the features' root mean square.
-      loss_floor: the least mean of -cos(p, z) that a predictor can reach that knows the image but
-        not the augmentation, -|E z/|z|| over the views (SimSiam, section 5).
-      view_distance: between the two views of an image as the network is given them, root mean
-        square by pixel, as a share of that between views of different images.
+      loss_floor: Lowest mean of -cos(p, z) for a predictor that knows the image but not the
+        augmentation: ``-|E z/|z||`` over the views (SimSiam, section 5).
+      view_distance: Root mean square pixel distance between the network's two views of an image,
+        as a share of the distance between views of different images.
     """
 
-    rank: float
+    rankme: float
     z_std: float
     alignment: float
     uniformity: float
@@ -87,12 +91,12 @@ class RepresentationMetrics:
 
 
 def summary(mean: dict[str, Any]) -> RepresentationMetrics:
-    """The measures, from the mean of moments() over batches; these must be finite."""
+    """Returns the metrics from the mean of moments() over batches, which must be finite."""
     mean = jax.tree.map(lambda x: np.asarray(x, np.float64), mean)
     squares = np.diag(mean['second'])
     deviation = np.sqrt(np.maximum(squares - mean['mean'] ** 2, 0))
     return RepresentationMetrics(
-        rank=effective_rank(mean['second']),
+        rankme=effective_rank(mean['second']),
         z_std=float(mean['z_std']),
         alignment=float(mean['alignment']),
         uniformity=float(np.log(mean['potential'])),
@@ -103,11 +107,12 @@ def summary(mean: dict[str, Any]) -> RepresentationMetrics:
 
 
 def is_finite(moments: dict[str, Any]) -> bool:
+    """Returns whether all moments are finite."""
     return all(np.isfinite(x).all() for x in moments.values())
 
 
 def effective_rank(second: Float[np.ndarray, 'C C']) -> float:
-    """RankMe of features from their second moments E[f f^T], which came from float32."""
+    """Returns RankMe of features from their second moments E[f f^T], computed in float32."""
     squares = np.linalg.eigvalsh(second)
     singular = np.sqrt(squares[squares > np.finfo(np.float32).eps * squares[-1]])
     share = singular / singular.sum()

@@ -1,4 +1,4 @@
-"""Schedules, SGD and LARS as PyTorch's users have them, with the predictor at a constant rate."""
+"""Learning-rate schedules, and SGD and LARS with PyTorch's semantics."""
 
 from typing import Any
 
@@ -20,17 +20,23 @@ def cosine_schedule(
     final_lr_fraction: float = 0.0,
     by_epoch: bool = False,
 ) -> optax.Schedule:
-    """Linear warm-up, then cosine to the end of the last epoch.
+    """Returns a linear warm-up followed by a cosine decay to the end of the last epoch.
 
     Args:
-      base: the rate at its highest.
-      warmup_start_fraction: Share of it at the start of the warm-up.
-      final_lr_fraction: Share of it at the end of the cosine.
-      by_epoch: the cosine changes once an epoch, as in the official code; else every step.
+      base: Highest learning rate.
+      epochs: Number of epochs, warm-up included.
+      steps_per_epoch: Number of steps in an epoch.
+      warmup_epochs: Number of warm-up epochs.
+      warmup_start_fraction: Share of `base` at the start of the warm-up.
+      final_lr_fraction: Share of `base` at the end of the cosine.
+      by_epoch: Changes the cosine once per epoch, as the official code does, not every step.
+
+    Raises:
+      UserError: The warm-up takes all epochs.
     """
     if not 0 <= warmup_epochs < epochs:
         raise errors.UserError(
-            f'optim.warmup_epochs is {warmup_epochs}; expected from 0 to under epochs = {epochs}'
+            f'optim.warmup_epochs is {warmup_epochs}; expected 0 or more, below epochs={epochs}'
         )
     unit = steps_per_epoch if by_epoch else 1
     cosine = optax.cosine_decay_schedule(
@@ -53,7 +59,7 @@ def torch_sgd(
     *,
     exclude_bn_bias: bool = False,
 ) -> optax.GradientTransformation:
-    """PyTorch's SGD: weight decay joins the gradient before the momentum, no Nesterov."""
+    """Returns PyTorch's SGD: adds weight decay to the gradient before momentum; no Nesterov."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay, _matrices if exclude_bn_bias else None),
         optax.sgd(learning_rate, momentum=momentum),
@@ -68,10 +74,11 @@ def lars(
     trust_coefficient: float = 1e-3,
     exclude_bn_bias: bool = False,
 ) -> optax.GradientTransformation:
-    """LARS (You et al., 2017) as apex's LARC without clipping, which the official code uses.
+    """Returns LARS (You et al., 2017) as apex's LARC without clipping, as in the official code.
 
-    Every parameter's decayed gradient g + wd w is scaled by trust |w| / (|g| + wd |w| + 1e-8),
-    before the momentum; where w or g is zero the gradient is left as it is.
+    It scales the decayed gradient g + wd w of every parameter by
+    ``trust_coefficient |w| / (|g| + wd |w| + 1e-8)``, before momentum. If w or g is zero, the
+    gradient is unchanged.
     """
 
     def scale(w: Array, g: Array) -> Array:
@@ -105,15 +112,29 @@ def make(
     by_epoch: bool = True,
     predictor_schedule: str = 'constant',
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
-    """SGD on all parameters, BN and biases included (SimSiam, section 3), and its rates by name.
+    """Returns the optimizer and its learning-rate schedules by name.
+
+    By default it is SGD on all parameters, BN and biases included (SimSiam, section 3).
 
     Args:
+      batch_size: Global batch size.
+      epochs: Number of epochs, warm-up included.
+      steps_per_epoch: Number of steps in an epoch.
       name: 'sgd' or 'lars'.
-      learning_rate: base rate, times batch_size/256.
-      exclude_bn_bias: BN and biases are neither decayed nor scaled by LARS.
-      warmup_start_fraction, final_lr_fraction, by_epoch: see cosine_schedule.
-      predictor_schedule: Rate of the predictor (Table 1): 'constant' at the base rate, 'decayed'
-        as all others, or 'fixed' at 0, which leaves it as it was initialized.
+      learning_rate: Base learning rate; the highest is base * batch_size/256.
+      momentum: Momentum of the gradients.
+      weight_decay: Weight decay.
+      exclude_bn_bias: Excludes BN parameters and biases from weight decay and LARS scaling.
+      warmup_epochs: Number of warm-up epochs.
+      warmup_start_fraction: Share of the highest rate at the start of the warm-up.
+      final_lr_fraction: Share of the highest rate at the end.
+      by_epoch: Changes the cosine once per epoch, not every step.
+      predictor_schedule: Learning rate of the predictor (Table 1): 'constant' stays at the highest
+        rate, 'decayed' follows the other parameters, 'fixed' is 0, so the predictor keeps its
+        initial weights.
+
+    Raises:
+      UserError: A choice is unknown, or the warm-up takes all epochs.
     """
     errors.check_choice('optim.name', name, OPTIMIZERS)
     base = learning_rate * batch_size / 256
@@ -135,8 +156,8 @@ def make(
     )
     if predictor_schedule == 'decayed':
         return optimizer(schedule), {'lr': schedule}
-    own = {'constant': optimizer(base), 'fixed': optax.set_to_zero()}[predictor_schedule]
-    tx = optax.multi_transform({'predictor': own, 'rest': optimizer(schedule)}, _labels)
+    predictor = {'constant': optimizer(base), 'fixed': optax.set_to_zero()}[predictor_schedule]
+    tx = optax.multi_transform({'predictor': predictor, 'rest': optimizer(schedule)}, _labels)
     rate = base if predictor_schedule == 'constant' else 0.0
     return tx, {'lr': schedule, 'lr_predictor': optax.constant_schedule(rate)}
 

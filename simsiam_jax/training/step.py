@@ -1,4 +1,4 @@
-"""One training step for every method."""
+"""The training step, which is the same for every method, and its state."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,12 +24,15 @@ Views = list[Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes; randomness comes from the step, so none is kept here.
+    """Everything that training changes. Randomness is derived from the step, so no key is stored.
 
     Attributes:
-      step: int32, the steps taken.
-      target: the momentum network's {'params', 'batch_stats'}; None where the method has none.
-      method_state: the method's own state.
+      step: Number of steps taken, int32.
+      params: Weights of the network.
+      batch_stats: Running BN statistics of the network.
+      opt_state: State of the optimizer.
+      target: {'params', 'batch_stats'} of the momentum network; None if the method has none.
+      method_state: State of the method, such as MoCo's queue.
     """
 
     step: Any
@@ -43,7 +46,14 @@ class TrainState:
 def init_state(
     method: Method, tx: optax.GradientTransformation, seed: int, view_shape: tuple[int, ...]
 ) -> TrainState:
-    """The state at step 0; `view_shape` is (H, W, C)."""
+    """Returns the state at step 0.
+
+    Args:
+      method: The method; its network is initialized.
+      tx: The optimizer.
+      seed: Seed of the random weights.
+      view_shape: Shape of a view, (H, W, C).
+    """
 
     def init(key: Array) -> TrainState:
         variables = method.network.init(key, jnp.zeros((1, *view_shape)))
@@ -60,8 +70,8 @@ def init_state(
         )
 
     key = jax.random.key(seed)
-    # It runs once: on a CPU, compiling it well takes four times as long as compiling it. Where only
-    # shapes are asked for, nothing is compiled, and options are refused.
+    # On a CPU, optimizing this program takes four times as long as compiling it, and it runs once.
+    # Under eval_shape (the key is a tracer) nothing is compiled, and JAX rejects the options.
     quick = jax.default_backend() == 'cpu' and not isinstance(key, jax.core.Tracer)
     options = {'xla_backend_optimization_level': 0} if quick else None
     return jax.jit(init, compiler_options=options)(key)
@@ -75,9 +85,18 @@ def forward_views(
     forward_fn: ForwardFn = forward,
     step: Array | int = 0,
 ) -> tuple[list[Outputs], Any]:
-    """Outputs of each view and the running BN statistics after all of them.
+    """Returns the outputs of each view and the running BN statistics after all views.
 
-    The views pass one after the other: one batch of both would have other BN statistics.
+    Views pass through the network one after the other: one batch of both views would have
+    different BN statistics.
+
+    Args:
+      network: The network.
+      params: Weights of the network.
+      batch_stats: Running BN statistics before the first view.
+      views: Views of a device's images, [B, H, W, C] each.
+      forward_fn: Runs the network on a view; see Method.
+      step: Step that the key of each view is derived from.
     """
     outputs = []
     for i, view in enumerate(views):
@@ -98,15 +117,17 @@ def make_train_step(
     accumulation_steps: int = 1,
     cached_targets: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
-    """(state, batch) -> (state, metrics), compiled over the mesh; the state is donated.
+    """Returns (state, batch) -> (state, metrics), compiled over the mesh; it donates the state.
 
     Args:
-      method: what is learnt; its BN statistics must be those of all devices.
-      to_views: a device's share of the batch -> its views, float [B, H, W, C] each, the two large
-        ones first.
-      total_steps: of the whole training, over which the target's momentum changes.
-      accumulate: so many parts of the batch are computed one after the other; see in_parts.
-      cached_targets: the batch brings the target's z of its views along, see alternation.py.
+      method: The method to train; its BN must be synchronized over all devices.
+      tx: The optimizer.
+      mesh: Mesh of the devices.
+      to_views: Makes the views of a device's share of a batch, float [B, H, W, C] each, the two
+        large views first.
+      total_steps: Total number of training steps, over which the target's momentum changes.
+      accumulation_steps: Number of parts of a batch; see accumulate.py.
+      cached_targets: Uses the target's z in batch['target']; see alternation.py.
     """
 
     def loss_fn(params: Any, state: TrainState, batch: Any) -> tuple[Array, Any]:
@@ -114,30 +135,34 @@ def make_train_step(
         online, batch_stats = forward_views(
             method.network, params, state.batch_stats, views, method.online_forward, state.step
         )
-        target, kept = online[:2], state.target
+        target, target_state = online[:2], state.target
         if method.momentum is not None:
             target, stats = forward_views(
                 method.network,
-                kept['params'],
-                kept['batch_stats'],
+                target_state['params'],
+                target_state['batch_stats'],
                 views[:2],
                 method.target_forward,
                 state.step,
             )
-            kept = kept | {'batch_stats': stats}
+            target_state = target_state | {'batch_stats': stats}
         if cached_targets:
             target = [Outputs(feature=None, z=z, p=None) for z in batch['target']]
         index = (batch['index'],) if method.uses_indices else ()
         loss, method_state, metrics = method.loss(online, target, state.method_state, *index)
         z_std = sum(monitor.z_std(view.z, DATA) for view in online) / len(online)
-        changes = {'batch_stats': batch_stats, 'target': kept, 'method_state': method_state}
+        changes = {
+            'batch_stats': batch_stats,
+            'target': target_state,
+            'method_state': method_state,
+        }
         return loss, (changes, metrics | {'z_std': z_std})
 
     compute = accumulate_gradients(jax.value_and_grad(loss_fn, has_aux=True), accumulation_steps)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        # Each device differentiates its own loss in its own copy of the parameters; the mean
-        # over devices is then taken once, by us and not by the transpose of a broadcast.
+        # Each device differentiates its own loss with respect to its own copy of the parameters.
+        # pmean below averages the gradients; without the cast, a broadcast's transpose sums them.
         params = jax.lax.pcast(state.params, (DATA,), to='varying')
         (loss, (changes, metrics)), grads = compute(params, state, batch)
         loss, metrics, grads = jax.lax.pmean((loss, metrics, grads), DATA)
