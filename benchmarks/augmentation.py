@@ -1,11 +1,11 @@
-"""What augmentation on the device costs the step, and training on a resident set of CIFAR's size.
+"""Cost of augmentation on the device, and training on a resident dataset of CIFAR's size.
 
     python benchmarks/augmentation.py [--smoke] [--json FILE]
 
-The same step on normalized views, on uint8 crops (data.on_device=color), on whole images (all) and
-on images that are gathered from a resident set; of random pixels, which cost what photographs cost.
-Variants take turns, each with batches that are on the device already. Then 50,000 images of 32
-pixels through CIFAR's ResNet-18, a whole epoch with its parameters sampled on the host.
+Measures the same step on normalized views, on uint8 crops (data.on_device=color), on whole images
+(all) and on images gathered from a resident dataset. Pixels are random, which costs the same as
+photographs. Variants are interleaved, with batches already on the device. Then trains CIFAR's
+ResNet-18 on 50,000 images of 32 pixels for an epoch, with parameters sampled on the host.
 """
 
 import argparse
@@ -34,7 +34,7 @@ MESH = mesh_lib.make_mesh(jax.devices()[:1])
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalSetup:
+class Setting:
     network: str
     stages: tuple[int, ...]
     size: int
@@ -44,17 +44,17 @@ class EvalSetup:
 
 
 SETTINGS = {
-    'imagenet': EvalSetup('resnet50', (3, 4, 6, 3), 224, 256, 512, 2048),
-    'cifar': EvalSetup('resnet18', (2, 2, 2, 2), 32, 512, 32, 50_000),
+    'imagenet': Setting('resnet50', (3, 4, 6, 3), 224, 256, 512, 2048),
+    'cifar': Setting('resnet18', (2, 2, 2, 2), 32, 512, 32, 50_000),
 }
 SMOKE = {
-    'imagenet': EvalSetup('resnet18', (1, 1), 24, 8, 32, 32),
-    'cifar': EvalSetup('resnet18', (1, 1), 16, 8, 16, 64),
+    'imagenet': Setting('resnet18', (1, 1), 24, 8, 32, 32),
+    'cifar': Setting('resnet18', (1, 1), 16, 8, 16, 64),
 }
 
 
-def make_step(setting: EvalSetup) -> tuple[Any, Any]:
-    """(step, state)."""
+def make_step(setting: Setting) -> tuple[Any, Any]:
+    """Returns (step, state)."""
     backbone = resnet.make(
         setting.network,
         stages=setting.stages,
@@ -70,21 +70,21 @@ def make_step(setting: EvalSetup) -> tuple[Any, Any]:
     return step.make_train_step(method, tx, MESH, to_views), state
 
 
-def recipes(setting: EvalSetup) -> tuple[Recipe, ...]:
+def recipes(setting: Setting) -> tuple[Recipe, ...]:
     blur = 0.5 if setting.size > 64 else 0.0  # as configs/cifar10.py
     return (Recipe(size=setting.size, blur=blur),) * 2
 
 
-def gatherer(setting: EvalSetup) -> Callable[[Any], Any]:
-    """A resident set of random pixels."""
+def gatherer(setting: Setting) -> Callable[[Any], Any]:
+    """Returns a resident dataset of random pixels."""
     side = setting.canvas
     pixels = np.random.default_rng(0).integers(0, 256, (setting.images, side, side, 3), np.uint8)
     images, labels = mesh_lib.replicate((pixels, np.zeros(setting.images, np.int64)), MESH)
     return device_cache.gatherer(images, labels, NamedSharding(MESH, P(mesh_lib.DATA)))
 
 
-def variants(setting: EvalSetup) -> Iterator[tuple[str, Callable[[Any], Any], Any]]:
-    """(name, what makes a batch ready before the step, batch)."""
+def variants(setting: Setting) -> Iterator[tuple[str, Callable[[Any], Any], Any]]:
+    """Returns (name, function that prepares a batch for the step, batch) of each variant."""
     rng = np.random.default_rng(0)
     order = IndexSampler(0, setting.images, setting.batch)
     index, views = sample_batch_params(order, recipes(setting), 0, slice(0, setting.batch))
@@ -100,14 +100,14 @@ def variants(setting: EvalSetup) -> Iterator[tuple[str, Callable[[Any], Any], An
     yield 'resident', gatherer(setting), {'index': index, 'views': views}
 
 
-def augmentation(setting: EvalSetup, rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Milliseconds a step of each variant: medians of rounds in turns."""
+def augmentation(setting: Setting, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Returns milliseconds per step of each variant: medians of interleaved rounds."""
     runs = {
         name: [ready, mesh_lib.shard(batch, MESH), *make_step(setting)]
         for name, ready, batch in variants(setting)
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):  # the first compiles
+    for turn in range(rounds + 1):  # the first turn compiles
         for name, (ready, batch, train_step, state) in runs.items():
             begin = time.perf_counter()
             for _ in range(steps):
@@ -127,8 +127,8 @@ def augmentation(setting: EvalSetup, rounds: int, steps: int) -> list[dict[str, 
     ]
 
 
-def resident_epoch(setting: EvalSetup) -> dict[str, Any]:
-    """Images a second over an epoch of a resident set, as training takes it."""
+def resident_epoch(setting: Setting) -> dict[str, Any]:
+    """Returns images/s of training over an epoch of a resident dataset."""
     order = IndexSampler(0, setting.images, setting.batch)
     gather = gatherer(setting)
     train_step, state = make_step(setting)

@@ -1,10 +1,11 @@
-"""What following the doctor brings on gray images: scikit-learn's digits as PNGs of 300 pixels.
+"""Benefit of the doctor's advice on gray images: scikit-learn's digits as PNGs of 300 pixels.
 
     python benchmarks/doctor.py --workdir=DIR --epochs=40
 
-writes the images, lets the doctor write a configuration from configs/folder.py, trains it for so
-many epochs and prints kNN on the held-out fifth beside raw pixels and the random network. Of the
-doctor's file only what no look at pixels tells is changed: a mirrored digit is another sign.
+writes the images, lets the doctor write a configuration from configs/folder.py, and trains it for
+this number of epochs. Prints kNN on the held-out fifth, also for raw pixels and the random network.
+The doctor's file is used with one change that pixels cannot show: a mirrored digit is a different
+sign, so there is no flip.
 """
 
 import argparse

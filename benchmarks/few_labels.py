@@ -2,8 +2,8 @@
 
     python benchmarks/few_labels.py --checkpoint=runs/quickstart
 
-trains at several rates of the backbone, five seeds each (other images with labels, other
-batches), and prints test top-1 as mean and spread. Either way the best rate counts.
+trains at several rates of the backbone with five seeds each (different labeled images and
+batches), and prints mean and standard deviation of test top-1. For both, the best rate counts.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What a GPU can tell, in calls of at most nine minutes: benchmarks/gpu.sh micro|step|torch|data|learn|run
-#   micro  the parts of the step alone          step   the fused kernels against the plain ones
-#   torch  the step against PyTorch's           data   augmentation on the device, a resident set
+# GPU measurements in calls of at most nine minutes: benchmarks/gpu.sh micro|step|torch|data|learn|run
+#   micro  the parts of the step alone          step   the fused kernels against the plain kernels
+#   torch  the step against PyTorch's           data   augmentation on the device, a resident dataset
 #   learn  parity and step tests on the GPU, then training on digits
-#   run    whether runs repeat and resume bit for bit, move to the CPU and back, and say what does not fit
-# Tables go to the terminal and, with the JSON of each, to $OUT (runs/gpu where unset). Called
-# again, torch goes on with the compilers' caches. SMOKE=1 or --smoke runs it all small, on a CPU too.
+#   run    whether runs repeat and resume bit for bit, move to the CPU and back, and report out of memory
+# Writes tables to the terminal and, with a JSON file of each part, to $OUT (default: runs/gpu). A second
+# call of torch reuses the compilers' caches. SMOKE=1 or --smoke runs small networks, on a CPU too.
 # Needs jax, flax, optax, jaxtyping, numpy; torch and torchvision for torch; for learn and run orbax,
 # ml_collections, pytest, clu, scikit-learn, safetensors, tqdm and pillow.
 set -euo pipefail
@@ -26,7 +26,7 @@ if [[ ${SMOKE:-0} == 1 ]]; then small=(--smoke); fi
 mkdir -p "$out"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
-# A command of this part, stopped with the nine minutes; its output is kept too.
+# Runs a command of this part, stops it after nine minutes in all, and keeps its output.
 limited() {
   timeout "$((540 - SECONDS))" "$@" 2>&1 | tee -a "$out/$part.txt"
 }
@@ -48,7 +48,7 @@ case $part in
     limited "$python" benchmarks/augmentation.py --json "$out/data.json" "${small[@]}"
     ;;
   learn)
-    # Tests of 8 devices are for the CPU. Parity is of float32 proper: TF32 rounds products to ten bits.
+    # Tests of 8 devices need the CPU. Parity needs full float32: TF32 rounds products to ten bits.
     platform=cuda
     if [[ ${SMOKE:-0} == 1 ]]; then platform=cpu; fi
     TEST_PLATFORM=$platform JAX_DEFAULT_MATMUL_PRECISION=highest limited "$python" -m pytest -q -o addopts= \

@@ -1,11 +1,11 @@
-"""The host's input against the official SimSiam recipe in torchvision, and lightly's, in one run.
+"""The input pipeline against the official SimSiam recipe in torchvision, and lightly's, in one run.
 
     python benchmarks/input_pipeline.py [--images=DIR]
 
-needs torch, torchvision and lightly beside the package. Every pipeline makes two normalized 224
-views of the same JPEGs, in turn, round after round; what counts is images a CPU-second (all
-threads of the process), the median over rounds. Without --images, JPEGs of about 500x375 are made
-of scikit-learn's photographs.
+needs the package, torch, torchvision and lightly. Every pipeline computes two normalized 224 views
+of the same JPEGs, in interleaved rounds. The result is images per CPU-second (all threads of the
+process), the median over rounds. Without --images, JPEGs of about 500x375 are created from
+scikit-learn's photographs.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def make_jpegs(folder: pathlib.Path, n: int = 200) -> None:
 
 
 def official():
-    """The recipe of the paper's section 3 as PyTorch users run it: PIL images, one by one."""
+    """Returns the recipe of the paper's section 3 as PyTorch users run it, on single PIL images."""
     normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def blur(image):
@@ -113,7 +113,7 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name, make in pipelines.items():
             batches = make()
-            # Ours compile and fill their prefetch buffers first.
+            # Our pipelines compile and fill their prefetch buffers first.
             for _ in range(warm_up if name.startswith('on_device') else 1):
                 next(batches)
             cpu = time.process_time()
@@ -122,7 +122,7 @@ def main() -> None:
             figures[name].append(BATCH * count / (time.process_time() - cpu))
             del batches
     base = statistics.median(figures['torchvision, official recipe'])
-    print('| pipeline | images a CPU-second | ratio |\n|---|---|---|')
+    print('| pipeline | images per CPU-second | ratio |\n|---|---|---|')
     for name, values in figures.items():
         median = statistics.median(values)
         print(f'| {name} | {median:.0f} | {median / base:.2f} |')

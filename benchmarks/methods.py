@@ -3,8 +3,8 @@
     python benchmarks/methods.py --seeds 3 --epochs 100
 
 Each run is `python -m simsiam_jax.main --config=configs/quickstart.py:METHOD` with that seed and
-number of epochs, from start to end, evaluations included, one after the other. Two CPU cores
-take about a minute a run.
+number of epochs, from start to end, evaluations included. The runs are sequential; each takes
+about a minute on two CPU cores.
 """
 
 import argparse
@@ -23,7 +23,7 @@ CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'quickstart.py'
 
 
 def measure(method: str, seed: int, epochs: int) -> tuple[float, float, float]:
-    """kNN top-1 at random initialization and after training, and the seconds of the run."""
+    """Returns kNN top-1 at random initialization and after training, and the seconds of the run."""
     spec = importlib.util.spec_from_file_location('quickstart', CONFIG)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

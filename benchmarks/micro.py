@@ -1,4 +1,4 @@
-"""The parts of the step that the choice of its kernels rests on, each alone on one device.
+"""Times of the parts of the step for which there is a choice of kernels, each alone on one device.
 
     python benchmarks/micro.py [--smoke] [--json FILE]
 
@@ -38,12 +38,14 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def gradient(f: Callable[..., jax.Array], *arguments: jax.Array, fixed: Any = ()) -> Any:
-    """(function, its arguments): the value and, from a random cotangent, all gradients.
+    """Returns (function, arguments) for the value of f and all gradients of a random cotangent.
 
-    Nothing but arguments goes in, or the compiler would compute ahead.
+    All inputs are arguments, because the compiler would compute on constants in advance.
 
     Args:
-      fixed: arguments of f before the others, without gradients.
+      f: Function to differentiate.
+      *arguments: Arguments of f with gradients.
+      fixed: First arguments of f, without gradients.
     """
     result = jax.eval_shape(f, *fixed, *arguments)
     cotangent = normal(*result.shape, dtype=result.dtype)
@@ -56,7 +58,7 @@ def gradient(f: Callable[..., jax.Array], *arguments: jax.Array, fixed: Any = ()
 
 
 def cases(batch: int) -> Iterator[tuple[str, Any, tuple[jax.Array, ...], float]]:
-    """(name, function, arguments, bytes to move or 0)."""
+    """Yields (name, function, arguments, bytes to move or 0)."""
     x = normal(batch * 784, 512)
     yield 'copy', lambda x: x * BF16(2), (x,), 2 * x.nbytes
     yield 'column sums and squares', lambda x: _moments(x), (x,), x.nbytes
@@ -65,7 +67,7 @@ def cases(batch: int) -> Iterator[tuple[str, Any, tuple[jax.Array, ...], float]]
     for fused in (False, True):
         name = 'fused' if fused else 'plain'
         pool = functools.partial(kernels.max_pool, fused=fused)
-        # x read and y written; then y's gradient read and x's written, with an index of one byte.
+        # Reads x and writes y, then reads y's gradient and writes x's, with an index of one byte.
         yield f'max-pool and gradient, {name}', *gradient(pool, images), 2.5 * size + size / 4
     y, shortcut = normal(batch, 28, 28, 512), normal(batch, 28, 28, 512)
     for end in (False, True):
@@ -114,7 +116,7 @@ def _cosine(p: jax.Array, z: jax.Array) -> jax.Array:
 
 
 def seconds(function: Any, arguments: tuple[jax.Array, ...], repeats: int, inner: int) -> float:
-    """Of one run: the median of `repeats` times `inner` runs, after one to compile."""
+    """Returns seconds per run: the median of `repeats` times `inner` runs, after compilation."""
     run = jax.jit(function)
     jax.block_until_ready(run(*arguments))
     times = []

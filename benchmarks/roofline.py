@@ -1,4 +1,4 @@
-"""The tables of ROOFLINE.md that need no device: operations, bytes, times, what devices exchange.
+"""Tables of ROOFLINE.md that need no device: operations, bytes, times, traffic between devices.
 
     python benchmarks/roofline.py
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from simsiam_jax.tasks import pretrain_setup
 from simsiam_jax.tools.benchmark import cost_model, hardware
 
-# Slices and hosts: the device, how many, and the hops to the farthest and back.
+# Slices and hosts: device, number of devices, and hops to the farthest device and back.
 SLICES = (
     ('NVIDIA H100', '8 (one host)', 8, 0),
     ('TPU v4', '2x2x2', 8, 6),
@@ -35,7 +35,7 @@ Net = tuple[list[cost_model.Layer], int]
 
 @functools.cache
 def net(file: str, variant: str = '', size: int = 224) -> Net:
-    """(layers of a view, parameters) of a configuration."""
+    """Returns (layers of a view, parameters) of a configuration."""
     config = runpy.run_path(f'configs/{file}.py')['get_config'](*filter(None, [variant]))
     method = pretrain_setup.build_method(config)
     variables = jax.eval_shape(method.network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
@@ -44,7 +44,7 @@ def net(file: str, variant: str = '', size: int = 224) -> Net:
 
 
 def step(net: Net, batch: int, way: str = 'fused') -> list[cost_model.KernelCost]:
-    """Two views in bfloat16, and the update."""
+    """Returns the kernels of a step: two views in bfloat16, and the update."""
     layers, parameters = net
     update = cost_model.KernelCost(0, cost_model.update_bytes(parameters))
     return [*cost_model.kernels(layers, batch, way, 2) * 2, update]
@@ -63,16 +63,16 @@ def rates(kernels: list[cost_model.KernelCost], batch: int) -> list[str]:
 def layers(batch: int = 512) -> None:
     rows = []
     for name, network in (('ImageNet', net('imagenet')), ('CIFAR', net('cifar10', size=32))):
-        for way in cost_model.FUSION_LEVELS:
-            kernels = step(network, batch, way)
+        for fusion in cost_model.FUSION_LEVELS:
+            kernels = step(network, batch, fusion)
             flops, moved = (
                 sum(getattr(kernel, key) for kernel in kernels[:-1]) / (2 * batch)
                 for key in ('flops', 'bytes')
             )
             figures = [f'{flops / 1e9:.2f}', f'{moved / 1e6:.1f}']
-            rows.append([name, way, *figures, *rates(kernels, batch)])
-    header = ['config', 'way', 'GFLOP a view', 'MB a view', *hardware.DEVICES]
-    table(f'Images a second at batch {batch} (two views each)', header, rows)
+            rows.append([name, fusion, *figures, *rates(kernels, batch)])
+    header = ['config', 'fusion', 'GFLOP a view', 'MB a view', *hardware.DEVICES]
+    table(f'Images per second at batch {batch} (two views each)', header, rows)
 
 
 def growth() -> None:
@@ -83,7 +83,7 @@ def growth() -> None:
     for pixels in (96, 160, 224, 320, 448):
         kernels = step(net('imagenet', size=pixels), 256)
         rows.append([f'{pixels} pixels, batch 256', *rates(kernels, 256)])
-    table('Images a second, fused', ['ImageNet', *hardware.DEVICES], rows)
+    table('Images per second, fused', ['ImageNet', *hardware.DEVICES], rows)
 
 
 def exchange(gpu_latency: float, hop_latency: float) -> None:
@@ -112,7 +112,7 @@ def exchange(gpu_latency: float, hop_latency: float) -> None:
 
 
 def swav(dim: int = 128, prototypes: int = 3000, iterations: int = 3) -> None:
-    """z of the global batch, and Sinkhorn over it, which every chip makes whole."""
+    """Prints the cost of z of the global batch, and of Sinkhorn over it on every chip."""
     rows = []
     for batch in (1024, 4096, 16384):
         gathered, scores = 2 * batch * dim * 4, 2 * batch * prototypes * 4
@@ -122,12 +122,12 @@ def swav(dim: int = 128, prototypes: int = 3000, iterations: int = 3) -> None:
                 continue
             seconds = cost_model.seconds(step(net('imagenet', 'swav'), share), device)
             there = hardware.all_reduce_seconds(gathered, count, device.link)
-            # The scores are written, and read and written twice in each turn, for rows and columns.
+            # Scores are written once, then read and written twice per iteration (rows and columns).
             sinkhorn = (1 + 4 * iterations) * scores / device.bandwidth
             row = [f'{batch}', f'{kind}, {name}', f'{share}', f'{gathered / 2**20:.1f}']
             row += [f'{x * 1e3:.2f}' for x in (there, sinkhorn)]
             rows.append([*row, f'{seconds * 1e3:.0f}', f'{(there + sinkhorn) / seconds:.1%}'])
-    header = ['batch', 'devices', 'a chip', 'z, MiB', 'gather, ms', 'Sinkhorn, ms', 'step, ms']
+    header = ['batch', 'devices', 'per chip', 'z, MiB', 'gather, ms', 'Sinkhorn, ms', 'step, ms']
     table("SwAV's gather and Sinkhorn", [*header, 'share'], rows)
 
 

@@ -1,4 +1,4 @@
-"""The steps that step_vs_pytorch.py compares: this package's and PyTorch's, of the same network."""
+"""Steps that step_vs_pytorch.py compares: this package's and PyTorch's, with the same network."""
 
 import dataclasses
 import time
@@ -11,8 +11,8 @@ STAGES = {'resnet50': (3, 4, 6, 3), 'resnet18': (2, 2, 2, 2), 'tiny': (1, 1, 1, 
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalSetup:
-    """`apart`: the two of a pair do not run at once."""
+class Setting:
+    """A step to compare; `apart` measures the two implementations one after the other."""
 
     network: str
     size: int
@@ -26,17 +26,17 @@ class EvalSetup:
 
 
 SETTINGS = [
-    EvalSetup('resnet50', 224, 256),
-    EvalSetup('resnet50', 224, 512, apart=True),
-    EvalSetup('resnet18', 32, 512),
+    Setting('resnet50', 224, 256),
+    Setting('resnet50', 224, 512, apart=True),
+    Setting('resnet18', 32, 512),
 ]
-SMOKE = [EvalSetup('tiny', 16, 4, 64), EvalSetup('tiny', 16, 8, 64, apart=True)]
+SMOKE = [Setting('tiny', 16, 4, 64), Setting('tiny', 16, 8, 64, apart=True)]
 
-# run(steps) -> seconds of so many steps, all done; with the number of parameters.
+# (run(steps) -> seconds until N steps are done, number of parameters, bytes of memory in use).
 Built = tuple[Callable[[int], float], int, Callable[[], int | None]]
 
 
-def build_ours(setting: EvalSetup, kernels: str) -> Built:
+def build_ours(setting: Setting, kernels: str) -> Built:
     import jax
 
     from simsiam_jax.methods import simsiam
@@ -80,7 +80,7 @@ def build_ours(setting: EvalSetup, kernels: str) -> Built:
     return run, parameters, memory
 
 
-def build_torch(setting: EvalSetup, compiled: bool) -> Built:
+def build_torch(setting: Setting, compiled: bool) -> Built:
     import torch
     import torchvision
     from torch import nn
@@ -149,7 +149,7 @@ def build_torch(setting: EvalSetup, compiled: bool) -> Built:
     return run, parameters, memory
 
 
-BUILD: dict[str, Callable[[EvalSetup], Built]] = {
+BUILD: dict[str, Callable[[Setting], Built]] = {
     'ours': lambda setting: build_ours(setting, 'auto'),
     'plain': lambda setting: build_ours(setting, 'plain'),
     'eager': lambda setting: build_torch(setting, compiled=False),

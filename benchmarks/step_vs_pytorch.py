@@ -1,13 +1,13 @@
-"""The SimSiam step here against PyTorch's, on one GPU, the same network, batch and precision.
+"""This package's SimSiam step against PyTorch's on one GPU: same network, batch and precision.
 
     python benchmarks/step_vs_pytorch.py [--against eager compile plain] [--only resnet50-256]
 
-`ours` is this package's step; `plain` the same with model.kernels=plain; `eager` the recipe as
-PyTorch's users run it (torchvision's ResNet, channels_last, bfloat16 autocast, SGD); `compile` that
-under torch.compile(mode='max-autotune'). Both have normalized float32 views on the device already.
-Each pair is measured in turns, in processes of its own; where the two do not fit into 80 GiB
-together, one after the other. Besides the package it needs torch and torchvision, no TensorFlow;
---smoke runs tiny networks, on a CPU too.
+`ours` is this package's step, `plain` the same step with model.kernels=plain. `eager` is the recipe
+as PyTorch's users run it (torchvision's ResNet, channels_last, bfloat16 autocast, SGD), `compile`
+the same under torch.compile(mode='max-autotune'). Normalized float32 views are already on the
+device. The rounds of a pair are interleaved, each step in its own process. If the two do not fit
+into 80 GiB together, they run one after the other. Needs the package, torch and torchvision, but no
+TensorFlow. --smoke runs tiny networks, on a CPU too.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from simsiam_steps import BUILD, SETTINGS, SMOKE, EvalSetup
+from simsiam_steps import BUILD, SETTINGS, SMOKE, Setting
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def work(name: str, setting: EvalSetup) -> None:
-    """A process of its own: for every line of standard input that many steps."""
+def work(name: str, setting: Setting) -> None:
+    """Runs in a separate process: reads numbers of steps from standard input and times them."""
     begin = time.perf_counter()
     run, parameters, memory = BUILD[name](setting)
     run(3)
@@ -38,11 +38,11 @@ def work(name: str, setting: EvalSetup) -> None:
 
 
 class Worker:
-    def __init__(self, name: str, setting: EvalSetup):
+    def __init__(self, name: str, setting: Setting):
         self.name = name
         command = [sys.executable, __file__, '--worker', name, json.dumps(vars(setting))]
         path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
-        # Several processes share the GPU: none may take its memory in advance.
+        # Several processes share the GPU, so none may preallocate its memory.
         own = {'PYTHONPATH': path, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
         pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
         self._process = subprocess.Popen(command, **pipes, text=True, env=os.environ | own)
@@ -52,7 +52,7 @@ class Worker:
         for line in self._process.stdout:
             if line.startswith('{'):  # compilers print too
                 return json.loads(line)
-        raise RuntimeError(f'{self.name} has ended with {self._process.wait()}')
+        raise RuntimeError(f'{self.name} exited with {self._process.wait()}')
 
     def run(self, steps: int) -> dict[str, Any]:
         assert self._process.stdin
@@ -65,27 +65,27 @@ class Worker:
 
 
 def measure(
-    names: Sequence[str], setting: EvalSetup, rounds: int, steps: int
+    names: Sequence[str], setting: Setting, rounds: int, steps: int
 ) -> list[dict[str, Any]]:
-    """What each says of itself, its seconds a step in every round and its memory; in turns."""
+    """Returns the report, seconds per step in every round and memory of each; interleaved."""
     workers: list[Worker] = []
     try:
-        said = []
-        for name in names:  # one after the other: each may tune its kernels
+        reports = []
+        for name in names:  # sequential, because each may tune its kernels
             workers.append(Worker(name, setting))
-            said.append(workers[-1].answer())
+            reports.append(workers[-1].answer())
         answers = [[worker.run(steps) for worker in workers] for _ in range(rounds)]
     finally:
         for worker in workers:
             worker.close()
     return [
-        own | {'seconds': [a['seconds'] / steps for a in of], 'memory': of[-1]['memory']}
-        for own, of in zip(said, zip(*answers, strict=True), strict=True)
+        report | {'seconds': [a['seconds'] / steps for a in own], 'memory': own[-1]['memory']}
+        for report, own in zip(reports, zip(*answers, strict=True), strict=True)
     ]
 
 
-def compare(setting: EvalSetup, other: str, rounds: int, steps: int) -> dict[str, Any]:
-    """Medians of the rounds; an error where one of the two cannot run."""
+def compare(setting: Setting, other: str, rounds: int, steps: int) -> dict[str, Any]:
+    """Returns medians of the rounds, or an error if one of the two cannot run."""
     row: dict[str, Any] = {'setting': setting.name, 'other': other}
     names = ('ours', other)
     measured = []
@@ -136,15 +136,17 @@ def main() -> None:
     parser.add_argument('--against', nargs='+', default=['eager', 'compile'], choices=[*BUILD])
     parser.add_argument('--only', nargs='+', default=[], help='settings, such as resnet50-256')
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--steps', type=int, default=10, help='of each in a round')
-    parser.add_argument('--seconds', type=float, default=1e9, help='no pair begins after these')
+    parser.add_argument('--steps', type=int, default=10, help='steps of each in a round')
+    parser.add_argument(
+        '--seconds', type=float, default=1e9, help='seconds after which no pair starts'
+    )
     parser.add_argument('--json', type=pathlib.Path, help='file of the results')
     parser.add_argument('--smoke', action='store_true', help='a tiny network')
     parser.add_argument('--worker', nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         name, setting = arguments.worker
-        work(name, EvalSetup(**json.loads(setting)))
+        work(name, Setting(**json.loads(setting)))
         return
     begin, rows = time.monotonic(), []
     if arguments.smoke:
@@ -152,7 +154,7 @@ def main() -> None:
     settings = SMOKE if arguments.smoke else SETTINGS
     if arguments.only:
         settings = [setting for setting in settings if setting.name in arguments.only]
-    for other in arguments.against:  # torch.compile takes minutes: the others first
+    for other in arguments.against:  # torch.compile takes minutes, so the others run first
         for setting in settings:
             late = time.monotonic() - begin > arguments.seconds
             rows.append(

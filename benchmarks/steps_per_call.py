@@ -1,8 +1,8 @@
-"""What it brings to make several steps in one call: the quickstart's step in a scan and alone.
+"""Benefit of several steps in one call: the quickstart's step in a scan and alone.
 
     python benchmarks/steps_per_call.py [--steps 1 4 16] [--rounds 8]
 
-Each way has its own state and the same batches on the device; the ways take turns.
+Each variant has its own state and the same batches on the device; variants are interleaved.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from simsiam_jax.training import mesh as mesh_lib
 
 
 def scanned(work: workload.Workload, steps: int) -> Callable[[], None]:
-    """A call of so many steps."""
+    """Returns a function that runs `steps` steps in one call."""
     rng = np.random.default_rng(0)
     one = work.batch(lambda shape: rng.integers(0, 256, shape, np.uint8))
     state = mesh_lib.replicate(work.init(), work.mesh)
@@ -48,14 +48,14 @@ def main() -> None:
     ways = {steps: scanned(work, steps) for steps in given.steps}
     times: dict[int, list[float]] = {steps: [] for steps in ways}
     together = max(ways)
-    for turn in range(given.rounds + 1):  # the first compiles
+    for turn in range(given.rounds + 1):  # the first turn compiles
         for steps, call in ways.items():
             begin = time.perf_counter()
             for _ in range(together // steps):
                 call()
             if turn:
                 times[steps].append((time.perf_counter() - begin) / (together // steps * steps))
-    print('| steps a call | ms a step | lowest | highest |\n|---|---|---|---|')
+    print('| steps per call | ms per step | lowest | highest |\n|---|---|---|---|')
     for steps, taken in times.items():
         figures = (np.median(taken), min(taken), max(taken))
         print(f'| {steps} | ' + ' | '.join(f'{x * 1e3:.1f}' for x in figures) + ' |')

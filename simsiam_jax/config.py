@@ -33,9 +33,9 @@ def default() -> ConfigDict:
     """
     config = _Config()
     config.task = 'pretrain'  # pretrain | linear | finetune | probe | knn
-    config.seed = 0  # of the initialization, the order of images and their augmentation
+    config.seed = 0  # seed of the initialization, the order of images and their augmentation
     config.batch_size = 512  # images in a step, over all devices of all hosts
-    config.epochs = 100  # passes over the training images
+    config.epochs = 100  # passes through the training images
     config.init_from = ''  # initial weights: workdir | .pth | .safetensors | .msgpack; '' disables
     config.guard = 'warn'  # action on a collapse (training/guard.py): warn | stop | off
     config.dry_run = False  # build, print shapes, parameters and memory, then exit
@@ -68,8 +68,8 @@ def default() -> ConfigDict:
     config.augment.blur_sigma = (0.1, 2.0)  # range of the blur's sigma, pixels
     config.augment.solarize = 0.0  # probability of solarization (BYOL); 0 disables
     config.augment.flip = 0.5  # probability of a horizontal flip; 0 disables
-    config.augment.mean = (0.485, 0.456, 0.406)  # by channel, of values in [0, 1]
-    config.augment.std = (0.229, 0.224, 0.225)  # by channel, of values in [0, 1]
+    config.augment.mean = (0.485, 0.456, 0.406)  # mean by channel, of values in [0, 1]
+    config.augment.std = (0.229, 0.224, 0.225)  # std by channel, of values in [0, 1]
 
     config.second_view = ConfigDict()  # keys of augment that differ in the second view
 
@@ -84,7 +84,7 @@ def default() -> ConfigDict:
     config.model.width_multiplier = 1.0  # factor on the channels of all stages
     config.model.stages = ()  # blocks of each stage; () uses the numbers of model.name
     config.model.zero_init_residual = True  # the last BN scale of every block starts at 0
-    config.model.dtype = 'bfloat16'  # of the computation: bfloat16 | float32
+    config.model.dtype = 'bfloat16'  # type of the computation: bfloat16 | float32
     config.model.kernels = 'auto'  # models/kernels.py: plain | fused (for GPUs) | auto
     config.model.remat = False  # recompute residual blocks in the backward pass: less memory
 
@@ -108,19 +108,19 @@ def default() -> ConfigDict:
     config.optim = ConfigDict()  # training/optim.py
     config.optim.name = 'sgd'  # sgd | lars
     config.optim.learning_rate = 0.05  # base rate
-    config.optim.momentum = 0.9  # of the gradient; 0 disables
+    config.optim.momentum = 0.9  # momentum of the gradient; 0 disables
     config.optim.weight_decay = 1e-4  # factor of the weights in the gradient; 0 disables
     config.optim.exclude_bn_bias = False  # no weight decay and no LARS scaling of BN and biases
-    config.optim.warmup_epochs = 0  # linear warm-up, 10 for batch 1024 and above; 0 disables
+    config.optim.warmup_epochs = 0  # epochs of linear warm-up, 10 from batch 1024; 0 disables
     config.optim.warmup_start_fraction = 0.0  # share of the rate at the start of the warm-up
     config.optim.final_lr_fraction = 0.0  # share of the rate at the end of the cosine
     config.optim.by_epoch = True  # the cosine changes every epoch; False: every step
-    config.optim.predictor_schedule = 'constant'  # its rate: constant | decayed | fixed (at 0)
+    config.optim.predictor_schedule = 'constant'  # predictor's rate: constant | decayed | fixed
     config.optim.gradient_accumulation_steps = 1  # parts of a batch; more lowers memory use
 
     config.alternate = ConfigDict()  # training/alternation.py
     config.alternate.steps = 1  # steps on targets of the same weights; 1 is SimSiam, 0 an epoch
-    config.alternate.dtype = 'float32'  # of the targets on the host: float32 | bfloat16
+    config.alternate.dtype = 'float32'  # type of the targets on the host: float32 | bfloat16
 
     config.eval = ConfigDict()  # kNN during training
     config.eval.train = 'tfds:imagenet2012/train'  # labeled images of the bank; '' disables both
@@ -129,7 +129,7 @@ def default() -> ConfigDict:
     config.eval.batch_size = 512  # images, over all devices
     config.eval.resize = 256  # shorter side before the center crop, pixels; 0 disables both
     config.eval.k = 200  # neighbors
-    config.eval.temperature = 0.2  # of the neighbors' votes
+    config.eval.temperature = 0.2  # temperature of the neighbors' votes
     config.eval.baselines = False  # evaluate raw pixels and the random initialization too
 
     config.checkpoint = ConfigDict()
@@ -151,7 +151,7 @@ def _evaluation(task: str) -> ConfigDict:
     config = ConfigDict()
     config.task = task
     config.init_from = ''  # checkpoint to evaluate: workdir | .pth | .safetensors | .msgpack
-    config.seed = 0  # of the heads, the order of images and the parts of the training set
+    config.seed = 0  # seed of the heads, the order of images and the parts of the training set
     config.label_fraction = 1.0  # share of the training set's labels to use, class-balanced
 
     config.data = ConfigDict()
@@ -163,8 +163,8 @@ def _evaluation(task: str) -> ConfigDict:
 
     config.augment = ConfigDict()
     config.augment.size = inherited(int)  # side of an image, pixels; None inherits
-    config.augment.mean = inherited(tuple)  # by channel, of values in [0, 1]; None inherits
-    config.augment.std = inherited(tuple)  # by channel, of values in [0, 1]; None inherits
+    config.augment.mean = inherited(tuple)  # mean by channel, of values in [0, 1]; None inherits
+    config.augment.std = inherited(tuple)  # std by channel, of values in [0, 1]; None inherits
 
     config.eval = ConfigDict()
     config.eval.train = inherited(str)  # labeled images to learn from; None inherits
@@ -178,8 +178,8 @@ def knn() -> ConfigDict:
     """Returns the configuration of task knn."""
     config = _evaluation('knn')
     config.eval.k = (10, 20, 100, 200)  # neighbors; each with each temperature
-    config.eval.temperature = (0.07, 0.1, 0.2)  # of the neighbors' votes
-    config.eval.bank_dtype = 'float16'  # of the features kept: float16 | float32 (exact)
+    config.eval.temperature = (0.07, 0.1, 0.2)  # temperature of the neighbors' votes
+    config.eval.bank_dtype = 'float16'  # type of the bank of features: float16 | float32 (exact)
     return config
 
 
@@ -187,14 +187,14 @@ def probe() -> ConfigDict:
     """Returns the configuration of task probe: classifiers on cached features."""
     config = _evaluation('probe')
     config.batch_size = 256  # features in a step
-    config.epochs = 100  # passes over the features
+    config.epochs = 100  # passes through the features
     config.eval.holdout = 0.2  # share of the training set held out to choose the head
     config.eval.baselines = True  # evaluate raw pixels and the random initialization too
 
     config.optim = ConfigDict()  # a head for each learning rate with each weight decay
     config.optim.learning_rates = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # base; () disables
     config.optim.weight_decays = (0.0, 1e-5, 1e-4)  # factors of the weights in the gradient
-    config.optim.momentum = 0.9  # of the gradient; 0 disables
+    config.optim.momentum = 0.9  # momentum of the gradient; 0 disables
 
     config.logistic = ConfigDict()  # logistic regression by L-BFGS; strengths () disables
     config.logistic.strengths = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C
@@ -207,7 +207,7 @@ def supervised() -> ConfigDict:
     config = _evaluation('linear')
     config.from_scratch = False  # fresh weights in init_from's architecture: the baseline
     config.batch_size = 4096  # images in a step, over all devices of all hosts
-    config.epochs = 90  # passes over the training images
+    config.epochs = 90  # passes through the training images
     config.data.on_device = 'color'  # augmentations on the accelerator: none | color | all
     config.data.canvas = 512  # side of the images sent with on_device=all, pixels
     config.eval.holdout = 0.0  # share of the training set held out to choose the head; 0 disables
@@ -225,8 +225,8 @@ def supervised() -> ConfigDict:
     config.optim.weight_decays = (0.0,)  # factors of the weights in the gradient
     config.optim.backbone_learning_rate = 0.0  # base rate of the backbone in finetune; 0 disables
     config.optim.backbone_weight_decay = 0.0  # factor of its weights in the gradient; 0 disables
-    config.optim.momentum = 0.9  # of the gradient; 0 disables
-    config.optim.warmup_epochs = 0  # linear warm-up; 0 disables
+    config.optim.momentum = 0.9  # momentum of the gradient; 0 disables
+    config.optim.warmup_epochs = 0  # epochs of linear warm-up; 0 disables
     config.optim.by_epoch = True  # the cosine changes every epoch; False: every step
     config.optim.gradient_accumulation_steps = 1  # parts of a batch; more lowers memory use
 

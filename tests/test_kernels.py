@@ -1,4 +1,4 @@
-"""The fused kernels against the plain ones: the same figures, of fewer passes over memory."""
+"""Tests of models/kernels.py: fused kernels give the same values as plain kernels."""
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +13,26 @@ DATA = mesh_lib.DATA
 
 
 def rounded(*shape: int, seed: int = 0) -> np.ndarray:
-    """Few different values, so that many are equal."""
+    """Returns values of few levels, so that many are equal."""
     return np.random.default_rng(seed).integers(-2, 3, shape).astype(np.float32)
 
 
 @pytest.mark.parametrize('size', [(8, 8), (7, 9)])
 @pytest.mark.parametrize('x', [rounded, lambda *shape: np.full(shape, -1.0, np.float32)])
-def test_max_pool_is_the_plain_one_to_the_bit(size: tuple[int, int], x) -> None:
-    """Its gradient too, where values are equal, at borders, and where four windows meet."""
+def test_fused_max_pool_equals_plain_bit_for_bit(size: tuple[int, int], x) -> None:
+    """Covers its gradient with equal values, at borders, and where four windows overlap."""
     x = jnp.asarray(x(2, *size, 3))
-    both = []
+    results = []
     for fused in (False, True):
         pooled, pull = jax.vjp(lambda x, fused=fused: kernels.max_pool(x, fused=fused), x)
         g = np.random.default_rng(1).standard_normal(pooled.shape).astype(np.float32)
-        both.append((pooled, *pull(jnp.asarray(g))))
-    for plain, fused in zip(*both, strict=True):
+        results.append((pooled, *pull(jnp.asarray(g))))
+    for plain, fused in zip(*results, strict=True):
         np.testing.assert_array_equal(fused, plain)
-    assert np.count_nonzero(both[1][1]) > 0
+    assert np.count_nonzero(results[1][1]) > 0
 
 
-def test_max_pool_keeps_nan() -> None:
+def test_fused_max_pool_keeps_nan_like_plain() -> None:
     x = rounded(1, 6, 6, 1)
     x[0, 2, 2, 0] = np.nan
     pooled, plain = (kernels.max_pool(jnp.asarray(x), fused=fused) for fused in (True, False))
@@ -40,15 +40,15 @@ def test_max_pool_keeps_nan() -> None:
     assert np.isnan(pooled).sum() == 1
 
 
-def features(fused: str, devices: int, **kwargs):
-    """Output, gradients and statistics of a stem and blocks with both kinds of shortcut."""
+def features(kind: str, devices: int, **kwargs):
+    """Returns output, gradients and statistics of a stem and blocks with both kinds of shortcut."""
     backbone = resnet.make(
         'resnet50',
         stages=(2,),
         width_multiplier=1 / 16,
         zero_init_residual=False,
         axis_name=DATA,
-        kernels=fused,
+        kernels=kind,
         **kwargs,
     )
     rng = np.random.default_rng(0)
@@ -82,7 +82,7 @@ def plain():
 
 
 def distances(actual, expected) -> dict[str, float]:
-    """The largest difference in every array, as a share of its largest value."""
+    """Returns the largest difference in every array, relative to its largest value."""
     return {
         jax.tree_util.keystr(path): float(np.abs(a - e).max() / np.abs(e).max())
         for (path, e), a in zip(
@@ -92,7 +92,7 @@ def distances(actual, expected) -> dict[str, float]:
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-def test_fused_is_plain(plain, devices: int) -> None:
+def test_fused_gradients_and_statistics_equal_plain(plain, devices: int) -> None:
     expected = plain if devices == 1 else features('plain', devices)
     fused = features('fused', devices)
     assert jax.tree.structure(fused) == jax.tree.structure(expected)
@@ -101,15 +101,15 @@ def test_fused_is_plain(plain, devices: int) -> None:
 
 
 @pytest.mark.long
-def test_bfloat16_with_remat_is_as_near_as_the_plain_one(plain) -> None:
-    near = []
-    for fused in ('plain', 'fused'):
-        rough = features(fused, 1, dtype='bfloat16', remat=True)
-        near.append(np.mean(list(distances(rough, plain).values())))
-    assert 0 < near[1] < 1.2 * near[0]
+def test_fused_bfloat16_with_remat_is_as_accurate_as_plain(plain) -> None:
+    plain_error, fused_error = (
+        np.mean(list(distances(features(kind, 1, dtype='bfloat16', remat=True), plain).values()))
+        for kind in ('plain', 'fused')
+    )
+    assert 0 < fused_error < 1.2 * plain_error
 
 
-def test_auto_is_fused_on_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_kernels_are_fused_on_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [kernels.are_fused(name) for name in kernels.KERNELS] == [False, False, True]
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     assert [kernels.are_fused(name) for name in kernels.KERNELS] == [True, False, True]

@@ -1,4 +1,4 @@
-"""The compared methods: lightly's figures, any number of devices, resuming, targets and queues."""
+"""Tests of methods/ and method_defaults.py: lightly's figures, any number of devices, resuming."""
 
 import inspect
 import pathlib
@@ -39,12 +39,12 @@ SMALL = {
         'queue_size': 80,
     },
 }
-# What only an argument makes: gradients through gathered codes, a target of SimSiam's heads.
+# Variants by arguments: gradients through gathered codes, a momentum target of SimSiam's heads.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in SMALL),
     ('simsiam', {'momentum': 0.9}),
     ('simclr', {'predictor': True, 'stop_gradient': True}),
-    # A mild epsilon: gradients through assignments by 0.05 multiply the rounding.
+    # With epsilon 0.05 the gradients through assignments would amplify the rounding.
     (
         'swav',
         {
@@ -64,7 +64,7 @@ def make(name: str, axis_name: str | None = mesh_lib.DATA, **kwargs: Any) -> Met
 
 
 def batches(n: int) -> list[list[np.ndarray]]:
-    """Two large views and a small one."""
+    """Returns n batches of two large views and a small one."""
     rng = np.random.default_rng(0)
     return [
         [rng.standard_normal((BATCH, size, size, 3), np.float32) for size in (8, 8, 6)]
@@ -73,7 +73,7 @@ def batches(n: int) -> list[list[np.ndarray]]:
 
 
 def sgd(rate: float) -> optax.GradientTransformation:
-    """Its state is the last gradient."""
+    """Returns SGD whose state is the last gradient."""
     return optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.zeros_like, params),
         lambda grads, state, params: (jax.tree.map(lambda g: -rate * g, grads), grads),
@@ -93,7 +93,7 @@ def train(method: Method, devices: int, steps: int, rate: float = 0.02):
 
 
 def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
-    """Within `tolerance` of the largest entry of the whole tree."""
+    """Asserts that trees agree within `tolerance` of the largest entry of the whole tree."""
     actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
     largest = max((np.abs(x).max() for x in expected if x.size), default=0)
     for a, e in zip(actual, expected, strict=True):
@@ -101,9 +101,9 @@ def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(('name', 'changes'), VARIANTS)
-def test_8_devices_equal_1(name: str, changes: dict) -> None:
+def test_method_on_8_devices_equals_1_device(name: str, changes: dict) -> None:
     method = make(name, **changes)
-    steps = STEPS if (SMALL[name] | changes).get('queue_size') else 3  # a queue holds 2.5 steps
+    steps = STEPS if (SMALL[name] | changes).get('queue_size') else 3  # a queue fits 2.5 steps
     states, values = train(method, 1, steps)
     states_8, values_8 = train(method, 8, steps)
     np.testing.assert_allclose(values_8[0], values[0], rtol=1e-5, atol=1e-6)
@@ -126,8 +126,8 @@ def figures() -> dict[str, dict[str, jax.Array]]:
     return groups
 
 
-def loss_and_gradients(method: Method, memory: Any, online: dict, target: dict | None = None):
-    """Loss, gradients by the online arrays [V, B, ...], and the memory afterwards."""
+def loss_and_gradients(method: Method, method_state: Any, online: dict, target: dict | None = None):
+    """Returns loss, gradients of the online arrays [V, B, ...], and the new method state."""
 
     def outputs(arrays: dict) -> list[Outputs]:
         return [
@@ -137,14 +137,15 @@ def loss_and_gradients(method: Method, memory: Any, online: dict, target: dict |
 
     def loss(arrays: dict):
         views = outputs(arrays)
-        value, after, _ = method.loss(views, outputs(target) if target else views[:2], memory)
-        return value, after
+        targets = outputs(target) if target else views[:2]
+        value, new_state, _ = method.loss(views, targets, method_state)
+        return value, new_state
 
-    (value, after), gradients = jax.value_and_grad(loss, has_aux=True)(online)
-    return value, gradients, after
+    (value, new_state), gradients = jax.value_and_grad(loss, has_aux=True)(online)
+    return value, gradients, new_state
 
 
-def test_simclr_is_lightlys(figures) -> None:
+def test_simclr_loss_and_gradient_equal_lightly(figures) -> None:
     expected = figures['simclr']
     method = make('simclr', None, dim=6, temperature=0.1)
     loss, gradients, _ = loss_and_gradients(method, None, {'z': expected['z']})
@@ -152,18 +153,18 @@ def test_simclr_is_lightlys(figures) -> None:
     np.testing.assert_allclose(gradients['z'], expected['gradient'], rtol=1e-5, atol=1e-5)
 
 
-def test_moco_is_lightlys_over_a_queue_that_goes_round(figures) -> None:
+def test_moco_equals_lightly_until_queue_wraps_around(figures) -> None:
     expected = figures['moco']
     method = make('moco_v2', None, dim=6, queue_size=24)
-    memory = expected['queue'][::-1]  # the first rows leave lightly's first, ours last
+    queue = expected['queue'][::-1]  # lightly removes its first rows first, we our last rows
     for i, (q, k) in enumerate(zip(expected['q'], expected['k'], strict=True)):
-        loss, gradients, memory = loss_and_gradients(method, memory, {'z': q}, {'z': k})
+        loss, gradients, queue = loss_and_gradients(method, queue, {'z': q}, {'z': k})
         np.testing.assert_allclose(loss, expected['losses'][i], rtol=1e-5)
         np.testing.assert_allclose(gradients['z'], expected['gradient'][i], rtol=1e-5, atol=1e-5)
-    assert memory.shape == (24, 6)
+    assert queue.shape == (24, 6)
 
 
-def test_byol_is_lightlys(figures) -> None:
+def test_byol_loss_and_gradient_equal_lightly(figures) -> None:
     expected = figures['byol']
     z = {'z': expected['z']}
     loss, gradients, _ = loss_and_gradients(
@@ -174,28 +175,30 @@ def test_byol_is_lightlys(figures) -> None:
 
 
 @pytest.mark.parametrize('case', ['swav', 'swav_multi_crop', 'swav_queue'])
-def test_swav_is_lightlys(figures, case: str) -> None:
+def test_swav_loss_gradients_and_queue_equal_lightly(figures, case: str) -> None:
     expected = figures[case]
     queue = expected['queue']
     method = make('swav', None, dim=6, prototypes=5, frozen_steps=0, queue_size=queue.shape[1])
     online = {k: expected[k] for k in ('z', 'prototypes')}
-    memory = {'step': jnp.int32(100), 'queue': queue}
-    loss, gradients, after = loss_and_gradients(method, memory, online)
+    method_state = {'step': jnp.int32(100), 'queue': queue}
+    loss, gradients, new_state = loss_and_gradients(method, method_state, online)
     np.testing.assert_allclose(loss, expected['loss'], rtol=1e-5)
     np.testing.assert_allclose(gradients['z'], expected['gradient'], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
         gradients['prototypes'], expected['prototypes_gradient'], rtol=1e-5, atol=1e-5
     )
-    moved = method.project_params({'prototypes': expected['prototypes'] - gradients['prototypes']})
-    np.testing.assert_allclose(moved['prototypes'], expected['prototypes_after'], atol=1e-5)
+    updated = method.project_params(
+        {'prototypes': expected['prototypes'] - gradients['prototypes']}
+    )
+    np.testing.assert_allclose(updated['prototypes'], expected['prototypes_after'], atol=1e-5)
     if queue.size:
         rows = expected['z'][:2] / np.linalg.norm(expected['z'][:2], axis=-1, keepdims=True)
         np.testing.assert_allclose(
-            after['queue'], np.concatenate([rows, queue[:, :-4]], axis=1), atol=1e-6
+            new_state['queue'], np.concatenate([rows, queue[:, :-4]], axis=1), atol=1e-6
         )
 
 
-def test_swavs_queue_is_used_once_it_is_full(figures) -> None:
+def test_swav_queue_is_used_once_full_and_started(figures) -> None:
     expected = figures['swav_queue']
     online = {k: expected[k] for k in ('z', 'prototypes')}
     queue = expected['queue']  # three batches
@@ -207,24 +210,24 @@ def test_swavs_queue_is_used_once_it_is_full(figures) -> None:
         return loss_and_gradients(method, {'step': jnp.int32(at), 'queue': queue}, online)[0]
 
     without = make('swav', None, dim=6, prototypes=5, frozen_steps=0, queue_size=0)
-    memory = {'step': jnp.int32(0), 'queue': queue[:, :0]}
-    np.testing.assert_allclose(loss(2), loss_and_gradients(without, memory, online)[0])
+    method_state = {'step': jnp.int32(0), 'queue': queue[:, :0]}
+    np.testing.assert_allclose(loss(2), loss_and_gradients(without, method_state, online)[0])
     np.testing.assert_allclose(loss(3), expected['loss'], rtol=1e-5)
     np.testing.assert_allclose(loss(3, start=5), loss(2))
     np.testing.assert_allclose(loss(5, start=5), loss(3))
 
 
-def test_sinkhorn_is_lightlys_and_stable(figures) -> None:
+def test_sinkhorn_equals_lightly_and_does_not_overflow(figures) -> None:
     scores, q = figures['sinkhorn']['scores'], figures['sinkhorn']['q']
     actual = losses.sinkhorn(scores, epsilon=0.05, iterations=3)
     np.testing.assert_allclose(actual, q, rtol=1e-4, atol=1e-6)
-    # exp(1/0.005) is no float32.
+    # exp(1/0.005) overflows float32.
     sharp = losses.sinkhorn(scores, epsilon=0.005, iterations=100)
     np.testing.assert_allclose(sharp.sum(1), 1, rtol=1e-5)
     assert sharp.max() > 0.99
 
 
-def test_swavs_prototypes_rest_at_first_and_stay_on_the_sphere() -> None:
+def test_swav_prototypes_freeze_at_first_and_keep_norm_1() -> None:
     states, _ = train(make('swav'), 1, 4)
     prototypes = [state.params['prototypes']['centers'] for state in states]
     for weights in prototypes:
@@ -233,7 +236,7 @@ def test_swavs_prototypes_rest_at_first_and_stay_on_the_sphere() -> None:
     assert np.abs(prototypes[3] - prototypes[2]).max() > 1e-4
 
 
-def test_target_is_the_closed_form_of_the_average() -> None:
+def test_target_equals_closed_form_of_moving_average() -> None:
     states, _ = train(make('byol', momentum=0.6), 1, STEPS)
     done = np.arange(STEPS) / STEPS
     m = 1 - (1 - 0.6) * (np.cos(np.pi * done) + 1) / 2
@@ -247,14 +250,14 @@ def test_target_is_the_closed_form_of_the_average() -> None:
     assert_trees_close(states[-1].target['params'], expected, 1e-5)
 
 
-def test_momentum_rises_to_1() -> None:
+def test_cosine_momentum_schedule_rises_to_1() -> None:
     schedule = momentum.cosine_momentum_schedule(0.99)
     np.testing.assert_allclose([schedule(x) for x in (0.0, 0.5, 1.0)], [0.99, 0.995, 1.0])
 
 
 @pytest.mark.parametrize(('name', 'changes'), [('byol', {}), ('simsiam', {'momentum': 0.9})])
-def test_targets_get_no_gradient(name: str, changes: dict) -> None:
-    # At the first step the target has the online weights: a leak would add to their gradient.
+def test_loss_gives_target_network_no_gradient(name: str, changes: dict) -> None:
+    # In the first step the target has the online weights, so a leak would change their gradient.
     states, _ = train(make(name, **changes), 1, 1)
     method, views = make(name, None, **changes), jax.tree.map(jnp.asarray, batches(1)[0])
 
@@ -268,38 +271,38 @@ def test_targets_get_no_gradient(name: str, changes: dict) -> None:
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
     without, leaked = (gradient(states[0].params, leak) for leak in (False, True))
     assert_trees_close(states[1].opt_state, without, 1e-5)
-    if name == 'byol':  # SimSiam's loss stops it once more
+    if name == 'byol':  # SimSiam's loss has another stop-gradient
         difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), without, leaked)
         assert max(jax.tree.leaves(difference)) > 1e-2
 
 
-def test_groups_have_statistics_of_their_own() -> None:
+def test_moco_bn_groups_have_separate_statistics() -> None:
     method = make('moco_v2', None)
     state = step.init_state(method, sgd(1.0), 0, (8, 8, 3))
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
     (view, *_), key = batches(1)[0], jax.random.key(0)
     view = jnp.asarray(view + np.linspace(0, 5, BATCH, dtype=np.float32)[:, None, None, None])
 
-    def through(a_pass: ForwardFn, view: Any = view) -> Any:
-        return jax.jit(a_pass, static_argnums=0)(method.network, variables, view, key)
+    def run(forward_fn: ForwardFn, view: Any = view) -> Any:
+        return jax.jit(forward_fn, static_argnums=0)(method.network, variables, view, key)
 
-    outputs, stats = through(method.online_forward)
-    apart = [through(forward, group) for group in jnp.split(view, 8)]
+    outputs, stats = run(method.online_forward)
+    apart = [run(forward, group) for group in jnp.split(view, 8)]
     np.testing.assert_allclose(
         outputs.z, np.concatenate([o.z for o, _ in apart]), rtol=1e-4, atol=1e-5
     )
     mean = jax.tree.map(lambda *x: sum(x) / 8, *(s for _, s in apart))
     assert_trees_close(stats, mean, 1e-5)
-    together, _ = through(forward)
+    together, _ = run(forward)
     assert jnp.abs(together.z - outputs.z).max() > 0.01
-    # Keys: other groups, but the images in their places.
-    keys, _ = through(method.target_forward)
+    # Keys have different groups but the same order of images.
+    keys, _ = run(method.target_forward)
     assert jnp.abs(keys.z - outputs.z).max() > 0.01
-    back, _ = through(moco.shuffled_forward(forward, None))
-    np.testing.assert_allclose(back.z, together.z, rtol=1e-4, atol=1e-5)
+    restored, _ = run(moco.shuffled_forward(forward, None))
+    np.testing.assert_allclose(restored.z, together.z, rtol=1e-4, atol=1e-5)
 
 
-def test_a_group_must_divide_the_batch_of_a_device() -> None:
+def test_moco_bn_group_must_divide_batch_of_device() -> None:
     with pytest.raises(
         errors.UserError, match=r'bn_group is 5; expected a divisor of the 32 images of each device'
     ):
@@ -316,7 +319,7 @@ def run_config(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize('name', SMALL)
-def test_resumes_bit_for_bit_and_gives_its_encoder(name: str, tmp_path: pathlib.Path) -> None:
+def test_method_resumes_bit_for_bit_and_loads_encoder(name: str, tmp_path: pathlib.Path) -> None:
     method, tx = make(name), optax.sgd(0.02, momentum=0.9)
     mesh = mesh_lib.make_mesh(jax.devices()[:2])
     train_step = step.make_train_step(method, tx, mesh, total_steps=4)
@@ -324,17 +327,17 @@ def test_resumes_bit_for_bit_and_gives_its_encoder(name: str, tmp_path: pathlib.
     def start(seed: int) -> step.TrainState:
         return mesh_lib.replicate(step.init_state(method, tx, seed, (8, 8, 3)), mesh)
 
-    def go_on(state: step.TrainState, first: int, last: int) -> step.TrainState:
+    def continue_training(state: step.TrainState, first: int, last: int) -> step.TrainState:
         for batch in batches(last)[first:]:
             state, _ = train_step(state, mesh_lib.shard(batch, mesh))
         return state
 
     with checkpoint.open(str(tmp_path), run_config(name), max_to_keep=1) as checkpoints:
-        half = go_on(start(0), 0, 2)
+        half = continue_training(start(0), 0, 2)
         checkpoints.save(half)
-    whole = go_on(half, 2, 4)
+    whole = continue_training(half, 2, 4)
     with checkpoint.open(str(tmp_path), run_config(name), max_to_keep=1) as again:
-        resumed = go_on(again.restore(start(1)), 2, 4)
+        resumed = continue_training(again.restore(start(1)), 2, 4)
         again.save(resumed)
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     assert (resumed.target is None) == (method.momentum is None)
@@ -344,7 +347,7 @@ def test_resumes_bit_for_bit_and_gives_its_encoder(name: str, tmp_path: pathlib.
     assert module.apply(variables, np.zeros((1, 8, 8, 3), np.float32)).shape == (1, 8)
 
 
-def test_a_checkpoint_of_one_method_refuses_another(tmp_path: pathlib.Path) -> None:
+def test_checkpoint_refuses_run_of_different_method(tmp_path: pathlib.Path) -> None:
     method, tx = make('byol'), optax.sgd(0.1)
     with checkpoint.open(str(tmp_path), run_config('byol'), max_to_keep=1) as checkpoints:
         checkpoints.save(step.init_state(method, tx, 0, (8, 8, 3)).replace(step=jnp.int32(1)))
@@ -356,7 +359,7 @@ def test_a_checkpoint_of_one_method_refuses_another(tmp_path: pathlib.Path) -> N
 
 
 @pytest.mark.parametrize('name', SMALL)
-def test_configurations_show_every_argument_as_the_paper_has_it(name: str) -> None:
+def test_method_defaults_equal_defaults_of_constructor(name: str) -> None:
     config = config_lib.default()
     method_defaults.set_method(config, name)
     given = config.method.to_dict()
@@ -369,6 +372,6 @@ def test_configurations_show_every_argument_as_the_paper_has_it(name: str) -> No
     assert given == defaults
 
 
-def test_an_unknown_method_is_refused() -> None:
+def test_set_method_suggests_name_for_unknown_method() -> None:
     with pytest.raises(errors.UserError, match=r"unknown method 'moco'; did you mean moco_v2\?"):
         method_defaults.set_method(ConfigDict(), 'moco')

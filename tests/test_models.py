@@ -1,4 +1,4 @@
-"""Shapes, initialization and dtypes of backbones and heads."""
+"""Tests of models/resnet.py, heads.py and network.py: shapes, initialization and dtypes."""
 
 import math
 
@@ -18,13 +18,13 @@ def flat_shapes(tree):
 
 
 def init_shapes(module, *shape):
-    """Shapes of a module's parameters for an input of `shape`."""
+    """Returns the shapes of a module's parameters for an input of `shape`."""
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=True), x)
     return flat_shapes(variables['params'])
 
 
-# torchvision's counts less the classifier's 1000 (D + 1).
+# torchvision's counts minus the classifier's 1000 (D + 1).
 @pytest.mark.parametrize(
     ('name', 'count', 'features'),
     [
@@ -35,7 +35,7 @@ def init_shapes(module, *shape):
         ('resnet152', 58_143_808, 2048),
     ],
 )
-def test_parameter_counts(name, count, features):
+def test_resnet_parameter_counts_equal_torchvision(name, count, features):
     backbone = resnet.make(name)
     variables = resnet.abstract_variables(backbone, 3)
     assert sum(x.size for x in jax.tree.leaves(variables['params'])) == count
@@ -43,7 +43,7 @@ def test_parameter_counts(name, count, features):
 
 
 @pytest.mark.parametrize('channels', [1, 5])
-def test_input_channels(channels):
+def test_resnet_accepts_any_number_of_input_channels(channels):
     backbone = resnet.make('resnet18', width_multiplier=1 / 16, stages=(1, 1))
     image = jnp.ones((2, 16, 16, channels))
     feature, variables = backbone.init_with_output(jax.random.key(0), image)
@@ -55,7 +55,7 @@ def test_input_channels(channels):
 @pytest.mark.parametrize(
     ('stem', 'kernel', 'positions'), [('imagenet', (7, 7), (8, 4)), ('cifar', (3, 3), (32, 16))]
 )
-def test_stem(stem, kernel, positions):
+def test_resnet_stem_sets_resolution_of_stages(stem, kernel, positions):
     """The ImageNet stem quarters the resolution, the CIFAR stem keeps it."""
     backbone = resnet.make('resnet18', stem=stem, width_multiplier=1 / 16, stages=(1, 1))
 
@@ -82,12 +82,12 @@ def test_stem(stem, kernel, positions):
         ({'width_multiplier': 0.001}, r'model\.width_multiplier is 0\.001'),
     ],
 )
-def test_make_refuses(arguments, message):
+def test_resnet_make_refuses_unknown_values_by_name(arguments, message):
     with pytest.raises(errors.UserError, match=message):
         resnet.make(**arguments)
 
 
-def test_simsiam_heads():
+def test_simsiam_heads_have_shapes_of_section_3():
     """The projector and predictor of section 3, on ResNet-50."""
     network = simsiam.make(resnet.make()).network
     assert init_shapes(network.projector, 2, 2048) == {
@@ -108,8 +108,7 @@ def test_simsiam_heads():
     }
 
 
-def test_projector_output_is_normalized():
-    """The output BN stands after the last layer, without a ReLU."""
+def test_projector_output_bn_normalizes_z_without_relu():
     projector = simsiam.make(resnet.make(), dim=16).network.projector
     x = jax.random.normal(jax.random.key(0), (64, 8))
     z, _ = projector.init_with_output(jax.random.key(1), x, train=True)
@@ -117,7 +116,7 @@ def test_projector_output_is_normalized():
     np.testing.assert_allclose(z.std(0), 1, rtol=1e-3)
 
 
-def test_biases_where_no_bn_follows():
+def test_mlp_has_biases_only_without_bn_after_layer():
     plain = heads.MLP((8, 8, 4), hidden_bn=False, output_bn=True, output_affine=False)
     assert init_shapes(plain, 2, 6) == {
         'fc1/kernel': (6, 8),
@@ -139,14 +138,14 @@ def test_biases_where_no_bn_follows():
 
 @pytest.fixture(scope='module')
 def params():
-    """A full-width network of one block a stage, as initialized."""
+    """Initial parameters of a full-width network with one block per stage."""
     backbone = resnet.make('resnet50', stages=(1, 1))
     network = simsiam.make(backbone, dim=512, predictor_hidden_dim=128).network
     init = jax.jit(lambda key: network.init(key, jnp.zeros((1, 32, 32, 3))))
     return traverse_util.flatten_dict(jax.device_get(init(jax.random.key(0))['params']))
 
 
-def test_init_of_convolutions(params):
+def test_convolutions_start_normal_with_fan_out(params):
     """Normal, not truncated, of variance 2 / fan_out (He et al., 2015)."""
     kernels = {path: x for path, x in params.items() if x.ndim == 4}
     assert len(kernels) == 9
@@ -159,7 +158,7 @@ def test_init_of_convolutions(params):
         assert abs(tail - 0.0455) < 5 * math.sqrt(0.0455 * 0.9545 / z.size), path
 
 
-def test_init_of_heads(params):
+def test_heads_start_uniform_with_fan_in(params):
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), kernels and biases."""
     weights = {path: x for path, x in params.items() if path[-2].startswith('fc')}
     assert len(weights) == 6
@@ -172,7 +171,7 @@ def test_init_of_heads(params):
 
 
 @pytest.mark.parametrize(('name', 'last'), [('resnet18', 'bn2'), ('resnet50', 'bn3')])
-def test_init_of_bn(name, last):
+def test_bn_scale_starts_at_0_in_last_of_block_only(name, last):
     """Scale 0 in the last BN of every block, 1 in all others; bias 0."""
     backbone = resnet.make(name, width_multiplier=1 / 16, stages=(2, 1))
     image = jnp.zeros((1, 16, 16, 3))
@@ -188,7 +187,7 @@ def test_init_of_bn(name, last):
     assert sum(zero) == 3
 
 
-def test_bfloat16():
+def test_bfloat16_computes_but_keeps_float32_variables():
     """Computes in bfloat16; parameters, BN statistics and outputs are float32."""
     backbone = resnet.make('resnet18', width_multiplier=1 / 16, stages=(1, 1), dtype='bfloat16')
     network = simsiam.make(backbone, dim=16, predictor_hidden_dim=8).network
@@ -204,7 +203,7 @@ def test_bfloat16():
     assert {x.dtype for x in jax.tree.leaves(float32)} == {np.dtype('float32')}
 
     computed = traverse_util.flatten_dict(variables['intermediates'])
-    # Without the whole, the backbone and the heads: what they return is float32, as above.
+    # The network, the backbone and the heads return float32, as checked above.
     layers = {'/'.join(path[:-1]): xs for path, xs in computed.items() if len(path) > 2}
     assert layers.keys() >= {'backbone/conv1', 'backbone/layer2_0/bn1', 'projector/fc1'}
     assert {x.dtype for xs in layers.values() for x in xs} == {jnp.dtype('bfloat16')}

@@ -28,7 +28,7 @@ class NormReLU(nn.BatchNorm):
 
     Attributes:
       relu: Whether to apply the ReLU.
-      fused: Whether training uses two passes over memory forward and two backward.
+      fused: Whether training reads memory in two passes forward and two backward.
     """
 
     relu: bool = True
