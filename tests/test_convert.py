@@ -1,4 +1,4 @@
-"""Weights under PyTorch's names and back, without PyTorch: values, formats, refusals."""
+"""Tests of tools/convert/, checkpoints/weights.py, models/pytorch.py, without PyTorch."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ from simsiam_jax.tools.convert import conversion
 from simsiam_jax.training import optim, step
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Entries of torchvision's state dicts, less fc.weight and fc.bias.
+# Number of arrays in torchvision's state dicts, without fc.weight and fc.bias.
 ENTRIES = {'resnet18': 120, 'resnet34': 216, 'resnet50': 318, 'resnet101': 624, 'resnet152': 930}
 
 
@@ -31,13 +31,13 @@ SMALL = {'width_multiplier': 0.125, 'stages': (1, 2)}
 
 
 def random_like(tree, seed=0):
-    """Random float32 bits: with values that arithmetic would change, such as NaN and -0."""
+    """Returns random float32 bits, with values that arithmetic would change, such as NaN and -0."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.integers(0, 2**32, x.shape, np.uint32).view(np.float32), tree)
 
 
 def random_variables(name='resnet18', seed=0, channels=3, **kwargs):
-    """Weights that give features of unit scale."""
+    """Returns random weights that give features of unit scale."""
     rng = np.random.default_rng(seed)
     shapes = resnet.abstract_variables(resnet.make(name, **kwargs), channels)
 
@@ -70,14 +70,14 @@ def _no_torch(monkeypatch):
 
 @pytest.fixture(scope='module')
 def small_file(tmp_path_factory):
-    """A narrow ResNet of two stages in a file, and its variables."""
+    """Returns a file with a narrow ResNet of two stages, and its variables."""
     variables = random_variables(**SMALL)
     arrays = pytorch.backbone_to_torch(variables)
     return save(tmp_path_factory.mktemp('file') / 'small.safetensors', arrays), variables
 
 
 @pytest.mark.parametrize('name', ENTRIES)
-def test_round_trips_keep_every_bit(name):
+def test_backbone_round_trip_keeps_every_bit(name):
     variables = random_like(resnet.abstract_variables(resnet.make(name), 3))
     arrays = pytorch.backbone_to_torch(variables)
     assert len(arrays) == ENTRIES[name]
@@ -96,32 +96,32 @@ def test_round_trips_keep_every_bit(name):
         ('resnet50', {'stages': (1, 2, 1)}, 5),
     ],
 )
-def test_the_network_is_found_from_names_and_shapes(name, kwargs, channels):
+def test_identify_network_from_names_and_shapes(name, kwargs, channels):
     shapes = resnet.abstract_variables(resnet.make(name, **kwargs), channels)
     arrays = pytorch.backbone_to_torch(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
-    model, found = pytorch.identify(arrays, 'file')
-    assert found == channels
+    model, identified_channels = pytorch.identify(arrays, 'file')
+    assert identified_channels == channels
     assert resnet.make(**model) == resnet.make(name, **kwargs)
 
 
 @pytest.mark.parametrize('model', ['R50-C4', 'R50-FPN'])
-def test_detectron2_finds_every_array(model):
-    """Its heuristic: a file's name stands for the one parameter that ends with it."""
+def test_to_detectron2_names_every_array(model):
+    """Detectron2 matches a name in a file to the one parameter that ends with it."""
     expected = json.loads((ROOT / 'tests/figures/detectron2.json').read_text())[model]
     arrays = pytorch.backbone_to_torch(random_variables('resnet50'))
     renamed = pytorch.to_detectron2(arrays)
-    found = {}
+    matches = {}
     for name in expected:
-        (found[name],) = [ours for ours in renamed if name.endswith(f'.{ours}')]
-    assert sorted(found.values()) == sorted(renamed)
-    assert {name: list(renamed[ours].shape) for name, ours in found.items()} == expected
+        (matches[name],) = [ours for ours in renamed if name.endswith(f'.{ours}')]
+    assert sorted(matches.values()) == sorted(renamed)
+    assert {name: list(renamed[ours].shape) for name, ours in matches.items()} == expected
     where = 'roi_heads' if model == 'R50-C4' else 'backbone.bottom_up'
     for theirs, ours in {
         f'{where}.res5.0.shortcut.norm.running_var': 'layer4.0.downsample.1.running_var',
         f'{where}.res5.2.conv3.weight': 'layer4.2.conv3.weight',
         f'{where}.res5.0.conv1.norm.bias': 'layer4.0.bn1.bias',
     }.items():
-        np.testing.assert_array_equal(renamed[found[theirs]], arrays[ours])
+        np.testing.assert_array_equal(renamed[matches[theirs]], arrays[ours])
 
 
 def heads(**kwargs):
@@ -136,7 +136,7 @@ def heads(**kwargs):
     ]
 
 
-def test_heads_have_the_names_of_the_official_code():
+def test_heads_to_torch_use_official_names():
     projector, predictor = heads(dim=16, predictor_hidden_dim=4)
     bn = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
     assert set(pytorch_heads.to_torch(projector, output_bias=True)) == (
@@ -158,24 +158,24 @@ def test_heads_have_the_names_of_the_official_code():
         {'predictor_hidden_bn': False, 'predictor_output_bn': True},
     ],
 )
-def test_heads_round_trip(kwargs):
+def test_heads_round_trip_keeps_every_bit(kwargs):
     for head in heads(dim=16, predictor_hidden_dim=4, **kwargs):
         arrays = pytorch_heads.to_torch(head)
         same_bits(pytorch_heads.from_torch(arrays, 'file'), head)
-    found = [pytorch_heads.mlp_of(head) for head in heads(dim=16, predictor_hidden_dim=4, **kwargs)]
-    arguments = pytorch_heads.simsiam_arguments(*found)
+    mlps = [pytorch_heads.mlp_of(head) for head in heads(dim=16, predictor_hidden_dim=4, **kwargs)]
+    arguments = pytorch_heads.simsiam_arguments(*mlps)
     assert simsiam.make(resnet.make(), **arguments).network == (
         simsiam.make(resnet.make(), dim=16, predictor_hidden_dim=4, **kwargs).network
     )
 
 
-def test_heads_of_other_layers_are_refused():
+def test_heads_from_torch_refuse_other_layers():
     for name in ('weight', '0.running_mean', '0.weight_g'):
         with pytest.raises(errors.UserError, match=f'fully connected layers.*not .*{name}'):
             pytorch_heads.from_torch({name: np.ones(3, np.float32)}, 'file')
 
 
-def test_a_bias_before_bn_moves_its_mean():
+def test_heads_from_torch_fold_bias_into_bn_mean():
     arrays = {
         '0.weight': np.ones((2, 3), np.float32),
         '0.bias': np.float32([1, 2]),
@@ -197,7 +197,7 @@ def test_a_bias_before_bn_moves_its_mean():
         ('workdir', 'run'),
     ],
 )
-def test_formats_without_torch_are_opened_again(format_, target, small_file, tmp_path):
+def test_convert_without_torch_writes_readable_formats(format_, target, small_file, tmp_path):
     source, variables = small_file
     text = conversion.convert(str(source), str(tmp_path / target), format_)
     assert 'torch is not installed: the networks were not compared' in text
@@ -217,7 +217,7 @@ def test_formats_without_torch_are_opened_again(format_, target, small_file, tmp
         ('workdir', 'checkpoints/0/encoder', 'checksum of .* wrong'),
     ],
 )
-def test_folders_are_compared_with_their_checksums(format_, inside, message, small_file, tmp_path):
+def test_load_encoder_verifies_checksums_of_folder(format_, inside, message, small_file, tmp_path):
     source, variables = small_file
     conversion.convert(str(source), str(tmp_path / 'made'), format_)
     item = tmp_path / 'made' / inside
@@ -232,7 +232,7 @@ def test_folders_are_compared_with_their_checksums(format_, inside, message, sma
 
 
 @pytest.mark.usefixtures('_no_torch')
-def test_whole_networks_are_named_for_torchvision_timm_and_detectron2(tmp_path):
+def test_convert_names_arrays_for_torchvision_timm_and_detectron2(tmp_path):
     variables = random_variables('resnet18')
     arrays = pytorch.backbone_to_torch(variables)
     source = str(save(tmp_path / 'r18.safetensors', arrays))
@@ -258,7 +258,7 @@ def test_whole_networks_are_named_for_torchvision_timm_and_detectron2(tmp_path):
     assert content['matching_heuristics'] is True
     same_bits(content['model'], pytorch.to_detectron2(arrays))
     assert content['model']['stem.conv1.weight'].flags.writeable
-    # What NumPy 1 has too: Detectron2's users may not have NumPy 2.
+    # Users of Detectron2 may have NumPy 1, which lacks the modules of NumPy 2.
     strings = {arg for _, arg, _ in pickletools.genops(data) if isinstance(arg, str)}
     assert 'numpy' in strings
     assert not {text for text in strings if text.startswith(('numpy.', 'numpy_'))}
@@ -290,7 +290,7 @@ def refused(arrays, change):
         ),
     ],
 )
-def test_other_networks_are_refused(change, message, small_file, tmp_path):
+def test_load_encoder_refuses_other_networks(change, message, small_file, tmp_path):
     arrays = pytorch.backbone_to_torch(small_file[1])
     path = save(tmp_path / 'x.safetensors', refused(arrays, change))
     with pytest.raises(errors.UserError, match=message) as caught:
@@ -308,7 +308,7 @@ def test_other_networks_are_refused(change, message, small_file, tmp_path):
         ('.pth', None, 'cannot be read: No such file'),
     ],
 )
-def test_damaged_files_are_refused(ending, data, message, small_file, tmp_path):
+def test_load_encoder_refuses_damaged_files(ending, data, message, small_file, tmp_path):
     source, variables = small_file
     path = tmp_path / f'x{ending}'
     if data:
@@ -333,7 +333,13 @@ def test_damaged_files_are_refused(ending, data, message, small_file, tmp_path):
         ),
         ({'stem': 'cifar'}, 3, 'detectron2', 'x.pkl', 'Detectron2 has no resnet18 with a cifar'),
         ({}, 1, 'timm', 'x', r'timm has no.*1 channels.*Conv2d\(1, 64, 7, 2, 3'),
-        ({'width_multiplier': 2.0}, 3, 'simsiam', 'x.pth', r'no resnet18 of model\.width_multiplier=2'),
+        (
+            {'width_multiplier': 2.0},
+            3,
+            'simsiam',
+            'x.pth',
+            r'no resnet18 of model\.width_multiplier=2',
+        ),
         ({}, 3, 'torchvison', 'x.pth', r"'torchvison'; did you mean torchvision\?"),
         ({}, 3, 'torchvision', 'x.npz', r'invalid --target: .*x\.npz; expected a name in \.pth'),
         ({}, 3, 'torchvision', 'x.pth', 'torch is not installed.*safetensors'),
@@ -343,7 +349,9 @@ def test_damaged_files_are_refused(ending, data, message, small_file, tmp_path):
         ({}, 3, 'workdir', 'file/x', 'cannot be written'),
     ],
 )
-def test_what_a_format_cannot_hold_is_refused(kwargs, channels, format_, target, message, tmp_path):
+def test_convert_refuses_weights_that_format_lacks(
+    kwargs, channels, format_, target, message, tmp_path
+):
     (tmp_path / 'file').write_text('in the way')
     arrays = pytorch.backbone_to_torch(random_variables(channels=channels, **kwargs))
     source = str(save(tmp_path / 'source.safetensors', arrays))
@@ -353,7 +361,7 @@ def test_what_a_format_cannot_hold_is_refused(kwargs, channels, format_, target,
     assert {path.name for path in tmp_path.iterdir()} == {'file', 'source.safetensors'}
 
 
-def test_the_command_line_tells_what_is_wrong(command, tmp_path):
+def test_convert_command_prints_one_line_errors(command, tmp_path):
     tool = 'simsiam_jax.tools.convert'
     result = command(tool, '--source=/no/such.safetensors', f'--target={tmp_path}', '--format=flax')
     assert result.returncode == 1
@@ -364,8 +372,8 @@ def test_the_command_line_tells_what_is_wrong(command, tmp_path):
 
 
 @pytest.mark.long
-def test_runs_start_from_other_weights(command, tmp_path):
-    """kNN before training is the source's after it: from its workdir and from a converted one."""
+def test_run_starts_from_weights_of_another_run(command, tmp_path):
+    """kNN before training equals kNN after training of the source or of its conversion."""
 
     def train(workdir, *flags):
         result = command(
@@ -392,7 +400,7 @@ def test_runs_start_from_other_weights(command, tmp_path):
     target = tmp_path / 'converted'
     conversion.convert(str(tmp_path / 'source'), str(target), 'workdir')
     same_bits(simsiam_jax.load_encoder(target)[1], simsiam_jax.load_encoder(tmp_path / 'source')[1])
-    # Another batch size: what was not trained here is not bound to a configuration.
+    # A converted workdir was not trained here, so its configuration may change.
     text, top1 = train(target, '--config.batch_size=64')
     assert f'backbone, predictor, projector from {target}\n' in text
     assert top1['before training'] == source['after training']
@@ -407,7 +415,7 @@ def initial_state(**kwargs):
     return step.init_state(method, tx, 0, (32, 32, 3))
 
 
-def test_only_what_fits_is_taken(small_file):
+def test_load_into_state_loads_only_what_fits(small_file):
     given = weights.open_weights(small_file[0])
     before = initial_state()
     after, text = weights.load_into_state(before, given)
@@ -421,7 +429,7 @@ def test_only_what_fits_is_taken(small_file):
         weights.load_into_state(initial_state(stem='cifar'), given)
 
 
-def test_a_momentum_target_starts_from_the_weights_too(small_file):
+def test_load_into_state_also_sets_momentum_target(small_file):
     before = initial_state()
     before = before.replace(target={'params': before.params, 'batch_stats': before.batch_stats})
     after, _ = weights.load_into_state(before, weights.open_weights(small_file[0]))
@@ -429,7 +437,7 @@ def test_a_momentum_target_starts_from_the_weights_too(small_file):
     same_bits(after.target['batch_stats']['backbone'], small_file[1]['batch_stats'])
 
 
-def test_a_files_configuration_has_every_section(small_file):
+def test_open_encoder_of_file_has_complete_configuration(small_file):
     config = encoder.open_encoder(small_file[0]).config
     assert set(config) == set(config_lib.default())
     given = config_lib.ConfigDict(config)

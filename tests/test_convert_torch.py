@@ -1,4 +1,4 @@
-"""Conversions against PyTorch, torchvision and timm themselves; skipped where these are absent."""
+"""Tests of tools/convert/ and checkpoints/weights.py against PyTorch, torchvision and timm."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ from simsiam_jax.tasks import pretrain_setup
 from simsiam_jax.tools.convert import conversion, formats
 from simsiam_jax.training import optim, step
 
-torch = pytest.importorskip('torch')
+torch = pytest.importorskip('torch', reason='torch is not installed')
 
 ROOT = pathlib.Path(__file__).parent.parent
 IMAGES = np.random.default_rng(1).standard_normal((2, 64, 64, 3)).astype(np.float32)
@@ -27,7 +27,10 @@ IMAGES = np.random.default_rng(1).standard_normal((2, 64, 64, 3)).astype(np.floa
 
 @pytest.fixture(scope='module')
 def torchvision():
-    """torchvision; beside a PyTorch without CUDA PyPI's lacks its operators: here NMS is given."""
+    """Returns torchvision.
+
+    PyPI's torchvision lacks its operators beside a PyTorch without CUDA; then NMS is defined here.
+    """
     if 'torchvision' not in sys.modules:
         try:
             return pytest.importorskip('torchvision')
@@ -44,12 +47,12 @@ def torchvision():
         torchvision.kept = library
         torchvision.ops.boxes._assert_has_ops = lambda: None
         roi_align = sys.modules['torchvision.ops.roi_align']
-        roi_align._roi_align = roi_align._roi_align.__wrapped__  # its own, without a compiler
+        roi_align._roi_align = roi_align._roi_align.__wrapped__  # the function without its compiler
     return sys.modules['torchvision']
 
 
 def nms(boxes, scores, threshold):
-    """Indices of the boxes [N, 4] that overlap no better one by more than the threshold."""
+    """Returns the indices of boxes [N, 4] that overlap no better box by more than the threshold."""
     from torchvision.ops import box_iou
 
     order, kept = scores.argsort(descending=True), []
@@ -95,7 +98,7 @@ def loaded(net, arrays):
 
 @pytest.fixture(scope='module')
 def resnet18(torchvision, tmp_path_factory):
-    """torchvision's, in a file as users have it, with its classifier; and its features."""
+    """Returns a file with torchvision's network and classifier, the network, and its features."""
     net = randomize(torchvision.models.resnet18())
     path = tmp_path_factory.mktemp('torchvision') / 'resnet18.pth'
     torch.save(net.state_dict(), path)
@@ -104,7 +107,7 @@ def resnet18(torchvision, tmp_path_factory):
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152'])
-def test_torchvisions_state_dicts_round_trip(name, torchvision, tmp_path):
+def test_state_dict_of_torchvision_round_trips(name, torchvision, tmp_path):
     with torch.device('meta'):
         shapes = getattr(torchvision.models, name)(num_classes=2).state_dict()
     rng = np.random.default_rng(0)
@@ -116,9 +119,9 @@ def test_torchvisions_state_dicts_round_trip(name, torchvision, tmp_path):
     }
     path, target = tmp_path / 'net.pth', tmp_path / 'again.pth'
     torch.save(given, path)
-    found = weights.open_weights(path)
-    assert found.config['model']['name'] == name
-    formats.write_state_dict(found, formats.to_torch(found), str(target))
+    opened = weights.open_weights(path)
+    assert opened.config['model']['name'] == name
+    formats.write_state_dict(opened, formats.to_torch(opened), str(target))
     again = torch.load(target, weights_only=True)
     assert set(given) - set(again) == {'fc.weight', 'fc.bias'}
     assert all(
@@ -126,7 +129,7 @@ def test_torchvisions_state_dicts_round_trip(name, torchvision, tmp_path):
     )
 
 
-def test_torchvision_gives_the_same_features(resnet18, torchvision, tmp_path):
+def test_features_equal_torchvision(resnet18, torchvision, tmp_path):
     path, _, expected = resnet18
     equal(path, expected)
     for target in ('again.pth', 'again.pth.tar', 'again.safetensors'):
@@ -139,7 +142,7 @@ def test_torchvision_gives_the_same_features(resnet18, torchvision, tmp_path):
     np.testing.assert_array_equal(features(again), expected)
 
 
-def test_timm_gives_the_same_features(resnet18, torchvision, tmp_path):
+def test_features_equal_timm(resnet18, torchvision, tmp_path):
     timm = pytest.importorskip('timm')
     path, _, expected = resnet18
     conversion.convert(str(path), str(tmp_path / 'net'), 'timm')
@@ -152,7 +155,7 @@ def test_timm_gives_the_same_features(resnet18, torchvision, tmp_path):
     assert encoder.open_encoder(tmp_path / 'timm.pth').config['model']['name'] == 'resnet18'
 
 
-def test_a_cifar_stem_loads_as_the_message_says(torchvision, tmp_path):
+def test_cifar_stem_loads_as_message_says(torchvision, tmp_path):
     net = torchvision.models.resnet18()
     net.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     net.maxpool = torch.nn.Identity()
@@ -171,7 +174,7 @@ def test_a_cifar_stem_loads_as_the_message_says(torchvision, tmp_path):
 
 
 class Official(torch.nn.Module):
-    """SimSiam with the names of its official code; the last layer of the projector has a bias."""
+    """SimSiam with the names of the official code; the last layer of the projector has a bias."""
 
     def __init__(self, torchvision, dim=512, predictor_hidden_dim=16):
         super().__init__()
@@ -206,7 +209,7 @@ def official_file(net, path, arch='resnet18'):
 
 
 @pytest.mark.parametrize('dim', [512, 64])
-def test_an_official_checkpoint_is_taken_whole(dim, torchvision, tmp_path):
+def test_official_checkpoint_converts_with_heads(dim, torchvision, tmp_path):
     net = randomize(Official(torchvision, dim))
     assert net.encoder.fc[6].bias.abs().max() > 0.01
     source = official_file(net, tmp_path / 'checkpoint_0099.pth.tar')
@@ -234,8 +237,8 @@ def test_an_official_checkpoint_is_taken_whole(dim, torchvision, tmp_path):
     np.testing.assert_allclose(z_again.numpy(), z.numpy(), rtol=0, atol=1e-5)
 
 
-def test_the_official_linear_evaluation_takes_the_file(resnet18, torchvision, tmp_path):
-    """It keeps what is under module.encoder, fc aside, and expects nothing but fc to be missing."""
+def test_simsiam_format_loads_in_official_linear_evaluation(resnet18, torchvision, tmp_path):
+    """The official code loads module.encoder without fc, and expects only fc to be missing."""
     path, _, expected = resnet18
     conversion.convert(str(path), str(tmp_path / 'x.pth.tar'), 'simsiam')
     state = torch.load(tmp_path / 'x.pth.tar', weights_only=True)['state_dict']
@@ -250,7 +253,7 @@ def test_the_official_linear_evaluation_takes_the_file(resnet18, torchvision, tm
     np.testing.assert_array_equal(features(net.eval()), expected)
 
 
-def test_mocos_query_encoder_is_taken(resnet18, tmp_path):
+def test_load_encoder_uses_query_encoder_of_moco(resnet18, tmp_path):
     _, net, expected = resnet18
     state = {f'module.encoder_q.{key}': x for key, x in net.state_dict().items()}
     state |= {f'module.encoder_k.{key}': x + 1 for key, x in net.state_dict().items()}
@@ -268,13 +271,13 @@ def test_mocos_query_encoder_is_taken(resnet18, tmp_path):
         simsiam_jax.load_encoder(moco)
 
 
-def test_another_architecture_than_said_is_refused(torchvision, tmp_path):
+def test_load_encoder_refuses_contradicting_architecture(torchvision, tmp_path):
     path = official_file(Official(torchvision), tmp_path / 'x.pth.tar', arch='resnet50')
     with pytest.raises(errors.UserError, match=r'states that it is a resnet50.*of a resnet18'):
         simsiam_jax.load_encoder(path)
 
 
-def test_outputs_that_differ_are_not_written(resnet18, tmp_path, monkeypatch):
+def test_convert_writes_nothing_if_outputs_differ(resnet18, tmp_path, monkeypatch):
     state = torch.load(resnet18[0], weights_only=True)
     state['layer3.1.bn2.bias'][3] = torch.nan
     torch.save(state, tmp_path / 'nan.pth')
@@ -296,7 +299,7 @@ def test_outputs_that_differ_are_not_written(resnet18, tmp_path, monkeypatch):
 
 
 class Attack:
-    """Opened by plain pickle it makes the folder `path`."""
+    """Creates the folder `path` when plain pickle opens it."""
 
     def __init__(self, path):
         self.path = path
@@ -305,7 +308,7 @@ class Attack:
         return os.mkdir, (self.path,)
 
 
-def test_pickles_that_run_code_are_refused(tmp_path):
+def test_load_encoder_refuses_pickles_that_run_code(tmp_path):
     attack = {'state_dict': {'conv1.weight': Attack(str(tmp_path / 'pwned'))}}
     torch.save(attack, tmp_path / 'zip.pth')
     (tmp_path / 'plain.pth').write_bytes(pickle.dumps(attack))
@@ -321,7 +324,7 @@ def test_pickles_that_run_code_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize('size', [0, 100, 10_000, -50])
-def test_truncated_files_are_refused(size, resnet18, tmp_path):
+def test_load_encoder_refuses_truncated_files(size, resnet18, tmp_path):
     data = resnet18[0].read_bytes()
     (tmp_path / 'x.pth').write_bytes(data[:size])
     with pytest.raises(errors.UserError, match='damaged') as caught:
@@ -330,13 +333,13 @@ def test_truncated_files_are_refused(size, resnet18, tmp_path):
 
 
 @pytest.mark.parametrize('content', [torch.ones(3), [1, 2], {'epoch': 3}])
-def test_files_without_weights_are_refused(content, tmp_path):
+def test_load_encoder_refuses_files_without_weights(content, tmp_path):
     torch.save(content, tmp_path / 'x.pth')
     with pytest.raises(errors.UserError, match='expected'):
         simsiam_jax.load_encoder(tmp_path / 'x.pth')
 
 
-def test_half_precision_is_widened(resnet18, tmp_path):
+def test_load_encoder_widens_half_precision(resnet18, tmp_path):
     safetensors = pytest.importorskip('safetensors.torch')
     state = torch.load(resnet18[0], weights_only=True)
     half = {k: x.bfloat16() if x.is_floating_point() else x for k, x in state.items()}
@@ -354,8 +357,8 @@ def readme(section):
     return re.search(rf'^## {section}\n(.*?)(?=^## |\Z)', text, re.DOTALL | re.MULTILINE)[1]
 
 
-def test_the_readmes_lines_run(torchvision, tmp_path, monkeypatch):
-    """Every command and every block of the section, in a folder that holds runs/imagenet."""
+def test_readme_commands_and_code_run(torchvision, tmp_path, monkeypatch):
+    """Runs every command and block of the section, in a folder that contains runs/imagenet."""
     pytest.importorskip('timm')
     monkeypatch.chdir(tmp_path)
     net = randomize(torchvision.models.resnet50())
@@ -372,7 +375,7 @@ def test_the_readmes_lines_run(torchvision, tmp_path, monkeypatch):
     for command in commands:
         given = dict(flag.removeprefix('--').split('=', 1) for flag in shlex.split(command))
         if given['source'] == 'runs/cifar10':
-            continue  # a network of its own test above
+            continue  # tested above with a CIFAR stem
         conversion.convert(given['source'], given['target'], given['format'])
         done.add(given['format'])
     assert done == {'torchvision', 'timm', 'detectron2', 'simsiam', 'flax', 'workdir'}
