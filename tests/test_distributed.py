@@ -1,4 +1,4 @@
-"""Several processes: equal to one, found, missed, asked to leave, and left alone by the dead."""
+"""Tests of runtime/distributed.py and runtime/launchers.py: runs of several processes."""
 
 import os
 import pathlib
@@ -22,8 +22,9 @@ from simsiam_jax.runtime.launchers import ClusterSpec
 
 ROOT = pathlib.Path(__file__).parent.parent
 METHODS = ('simsiam', 'moco_v2')
-# Trains by each method for five steps and keeps what tells whether the processes make a difference.
-# At the quickstart's own rate so many steps of so small a net multiply rounding by ten thousand.
+# Trains with each method for five steps and saves values that must not depend on the number of
+# processes. At quickstart.py's own learning rate, five steps of such a small net would multiply
+# rounding errors by ten thousand.
 PROBE = """
 import hashlib, sys
 import jax, numpy as np
@@ -37,10 +38,10 @@ from simsiam_jax.tasks.features import extract_features
 from simsiam_jax.training import step
 from simsiam_jax.training import mesh as mesh_lib
 
-out, port, count, rank, *methods = sys.argv[1:]
-if int(count) > 1:
-    distributed.start(launchers.ClusterSpec(f'127.0.0.1:{port}', int(count), int(rank)), timeout=60)
-found = {}
+out, port, num_processes, process_id, *methods = sys.argv[1:]
+cluster = launchers.ClusterSpec(f'127.0.0.1:{port}', int(num_processes), int(process_id))
+distributed.start(cluster, timeout=60)
+results = {}
 for method in methods:
     config = quickstart.get_config(method)
     config.update_from_flattened_dict(
@@ -58,11 +59,11 @@ for method in methods:
     variables = checkpoint.encoder_variables(state)
     features = extract_features(run.encode, variables, run.knn.test, run.knn.loader, l2=True).x
     queue = np.zeros(0) if state.method_state is None else jax.device_get(state.method_state)
-    parts = {'losses': losses, 'digest': digest.hexdigest(), 'features': features, 'queue': queue}
-    found |= {f'{method} {name}': part for name, part in parts.items()}
+    values = {'losses': losses, 'digest': digest.hexdigest(), 'features': features, 'queue': queue}
+    results |= {f'{method} {name}': value for name, value in values.items()}
 if jax.process_index() == 0:
-    np.savez(out, **found)
-if int(count) > 1:
+    np.savez(out, **results)
+if jax.process_count() > 1:
     jax.distributed.shutdown()
 """
 
@@ -72,38 +73,40 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def probe(out: pathlib.Path, processes: int) -> dict[str, np.ndarray]:
-    """'METHOD NAME' -> what was kept, of four devices over so many processes."""
-    port = str(free_port())
+@pytest.fixture(scope='module')
+def probed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
+    """Results of PROBE on four devices in one process and in two, by 'METHOD NAME'."""
+    folder, port = tmp_path_factory.mktemp('probed'), free_port()
     started = [
         subprocess.Popen(
-            [sys.executable, '-c', PROBE, *map(str, (out, port, processes, rank)), *METHODS],
+            [
+                *(sys.executable, '-c', PROBE, folder / f'{num_processes}.npz'),
+                *map(str, (port, num_processes, process_id)),
+                *METHODS,
+            ],
             cwd=ROOT,
-            env=environment(4 // processes),
+            env=environment(4 // num_processes),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(processes)
+        for num_processes, process_id in ((1, 0), (2, 0), (2, 1))  # at once, to use all cores
     ]
     outputs = [process.communicate(timeout=600)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, '\n'.join(outputs)
-    with np.load(out) as found:
-        return dict(found)
-
-
-@pytest.fixture(scope='module')
-def probed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
-    folder = tmp_path_factory.mktemp('probed')
-    return [probe(folder / f'{processes}.npz', processes) for processes in (1, 2)]
+    assert [process.returncode for process in started] == [0, 0, 0], '\n'.join(outputs)
+    results = []
+    for num_processes in (1, 2):
+        with np.load(folder / f'{num_processes}.npz') as arrays:
+            results.append(dict(arrays))
+    return results
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_two_processes_learn_what_one_learns(method: str, probed) -> None:
-    def of_both(name: str) -> list[np.ndarray]:
-        return [found[f'{method} {name}'] for found in probed]
+def test_two_processes_train_like_one(method: str, probed) -> None:
+    def both(name: str) -> list[np.ndarray]:
+        return [results[f'{method} {name}'] for results in probed]
 
-    digests, losses, features, queues = map(of_both, ('digest', 'losses', 'features', 'queue'))
+    digests, losses, features, queues = map(both, ('digest', 'losses', 'features', 'queue'))
     assert digests[0] == digests[1]
     np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=0, atol=1e-6)
     assert features[0].shape == features[1].shape == (360, 8)
@@ -113,11 +116,11 @@ def test_two_processes_learn_what_one_learns(method: str, probed) -> None:
     np.testing.assert_allclose(queues[1], queues[0], rtol=0, atol=1e-4)
 
 
-def test_two_processes_end_together_and_one_goes_on(tmp_path) -> None:
+def test_two_processes_stop_together_and_one_resumes(tmp_path) -> None:
     metrics, log = tmp_path / 'metrics.jsonl', tmp_path / 'rank0.log'
 
     def start(processes: int) -> list[subprocess.Popen]:
-        """Returns when some more steps are made."""
+        """Starts the run and waits for four more steps."""
         before = metrics.read_text().count('\n') if metrics.exists() else 0
         started = kills.start(tmp_path, processes, '--config.epochs=40')
         deadline = time.monotonic() + kills.LIMIT
@@ -127,35 +130,35 @@ def test_two_processes_end_together_and_one_goes_on(tmp_path) -> None:
             time.sleep(0.05)
         return started
 
-    # A peer's death: the other ends too, in bounded time, says so, and may be started again.
+    # One process dies: the other exits in bounded time, prints why, and launchers may restart it.
     started = start(2)
     started[1].kill()
     assert kills.end(started) == [75, -signal.SIGKILL], log.read_text()
     last = log.read_text().splitlines()[-1]
     assert last.startswith('error: JaxRuntimeError in process 0 of 2: ')
-    assert last.endswith('the same command goes on from the last checkpoint')
+    assert last.endswith('rerun the same command to resume from the last checkpoint')
 
-    # SIGTERM to one: all save the same step.
+    # SIGTERM reaches one process: both save the same step.
     started = start(2)
     started[1].send_signal(signal.SIGTERM)
     assert kills.end(started) == [143, 143], log.read_text()
     step = int(re.search(r'stop requested: saved step (\d+)', log.read_text())[1])
     assert checkpoint_reader.load(tmp_path, 'state').step == step >= 5
-    assert 'loss' not in (tmp_path / 'rank1.log').read_text()  # it writes no log
+    assert 'loss' not in (tmp_path / 'rank1.log').read_text()  # only process 0 prints
 
-    one = start(1)  # from two processes to one
-    one[0].send_signal(signal.SIGTERM)
-    assert kills.end(one) == [143]
+    started = start(1)  # from two processes to one
+    started[0].send_signal(signal.SIGTERM)
+    assert kills.end(started) == [143]
     assert f'resuming from step {step} in' in log.read_text()
 
 
 @pytest.mark.long
-def test_a_silent_process_ends_the_others_in_bounded_time(tmp_path) -> None:
+def test_silent_process_stops_the_others_in_bounded_time(tmp_path) -> None:
     started = kills.start(tmp_path, 2, '--config.epochs=1000')
     kills.await_moment('step', tmp_path, started)
     started[1].send_signal(signal.SIGSTOP)
     try:
-        assert started[0].wait(timeout=kills.LIMIT) == -signal.SIGABRT  # launchers start it again
+        assert started[0].wait(timeout=kills.LIMIT) == -signal.SIGABRT  # launchers restart it
     finally:
         started[1].kill()
         started[1].wait()
@@ -165,48 +168,47 @@ def test_a_silent_process_ends_the_others_in_bounded_time(tmp_path) -> None:
 
 
 @pytest.mark.long
-def test_a_run_that_is_killed_ends_as_if_it_were_not(tmp_path) -> None:
+def test_killed_runs_resume_to_the_same_end(tmp_path) -> None:
     counts = kills.run(2, 1, tmp_path, '--config.epochs=6')
     assert counts.total() == 2
 
 
-def test_a_missing_process_is_named_in_bounded_time() -> None:
-    address = f'127.0.0.1:{free_port()}'
-    peers = [ClusterSpec(address, 4, rank) for rank in (0, 2, 1)]
-    told = {}
+def test_rendezvous_names_missing_process_in_bounded_time() -> None:
+    coordinator = f'127.0.0.1:{free_port()}'
+    messages = {}
 
-    def join(peer: ClusterSpec) -> None:
+    def connect(process_id: int) -> None:
         try:
-            distributed.rendezvous(peer, timeout=3)
-        except distributed.MissingError as error:
-            told[peer.rank] = str(error)
+            distributed.rendezvous(ClusterSpec(coordinator, 4, process_id), timeout=3)
+        except distributed.MissingProcessError as error:
+            messages[process_id] = str(error)
 
-    threads = [threading.Thread(target=join, args=[peer]) for peer in peers]
+    threads = [threading.Thread(target=connect, args=[process_id]) for process_id in (0, 2, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    assert set(told) == {0, 1, 2}
-    assert set(told.values()) == {told[0]}
-    assert '3 of 4 processes' in told[0]
-    assert 'ranks 0, 1, 2; missing: 3;' in told[0]
+    assert set(messages) == {0, 1, 2}
+    assert set(messages.values()) == {messages[0]}
+    assert 'only 3 of 4 processes connected' in messages[0]
+    assert '(ranks 0, 1, 2); missing ranks: 3. ' in messages[0]
 
 
-def test_all_come_to_the_roll_call_in_any_order() -> None:
-    address = f'127.0.0.1:{free_port()}'
-    came = []
+def test_rendezvous_accepts_processes_in_any_order() -> None:
+    coordinator = f'127.0.0.1:{free_port()}'
+    connected = []
 
-    def join(rank: int) -> None:
-        distributed.rendezvous(ClusterSpec(address, 3, rank), timeout=60)
-        came.append(rank)
+    def connect(process_id: int) -> None:
+        distributed.rendezvous(ClusterSpec(coordinator, 3, process_id), timeout=60)
+        connected.append(process_id)
 
-    threads = [threading.Thread(target=join, args=[rank]) for rank in (2, 0, 1)]
+    threads = [threading.Thread(target=connect, args=[process_id]) for process_id in (2, 0, 1)]
     for thread in threads:
         thread.start()
         time.sleep(0.3)
     for thread in threads:
         thread.join(timeout=60)
-    assert sorted(came) == [0, 1, 2]
+    assert sorted(connected) == [0, 1, 2]
 
 
 SLURM = {
@@ -225,7 +227,7 @@ GIVEN = {'JAX_COORDINATOR_ADDRESS': 'pod-0:1234', 'JAX_NUM_PROCESSES': '8'}
 
 
 @pytest.mark.parametrize(
-    ('env', 'peers'),
+    ('env', 'cluster'),
     [
         ({}, None),
         (SLURM | {'SLURM_STEP_NODELIST': 'node[007-9,12],b1'}, ClusterSpec('node007:61441', 4, 3)),
@@ -236,7 +238,7 @@ GIVEN = {'JAX_COORDINATOR_ADDRESS': 'pod-0:1234', 'JAX_NUM_PROCESSES': '8'}
         (SLURM | {'SLURM_STEP_NODELIST': 'a', 'SLURM_STEP_NUM_TASKS': '1'}, None),
         (MPI, ClusterSpec(f'10.96.0.1:{61440 + 1531576320 // 4096 % 4096}', 2, 1)),
         (MPI | {'PMIX_SERVER_TMPDIR': '/no/such'}, None),
-        # mpirun within a SLURM job of three hosts: of the others it has two agents of its own.
+        # mpirun within a SLURM job of three hosts starts two agents of its own on the other hosts.
         (
             SLURM | {'SLURM_STEP_NODELIST': 'n[2-3]', 'SLURM_STEP_NUM_TASKS': '2'} | MPI,
             ClusterSpec(f'10.96.0.1:{61440 + 1531576320 // 4096 % 4096}', 2, 1),
@@ -245,8 +247,8 @@ GIVEN = {'JAX_COORDINATOR_ADDRESS': 'pod-0:1234', 'JAX_NUM_PROCESSES': '8'}
         (GIVEN | {'JOB_COMPLETION_INDEX': '5'}, ClusterSpec('pod-0:1234', 8, 5)),
     ],
 )
-def test_launchers_are_found_where_they_are_alive(env: dict, peers: ClusterSpec | None) -> None:
-    assert launchers.from_environment(env) == peers
+def test_launchers_are_found_only_while_alive(env: dict, cluster: ClusterSpec | None) -> None:
+    assert launchers.from_environment(env) == cluster
 
 
 def _tasks(host: str, local: int, **more: str) -> dict[str, str]:
@@ -256,15 +258,15 @@ def _tasks(host: str, local: int, **more: str) -> dict[str, str]:
 MPI_LOCAL = MPI | {'OMPI_COMM_WORLD_LOCAL_SIZE': '2', 'OMPI_COMM_WORLD_LOCAL_RANK': '1'}
 
 
-# The names and forms of srun of SLURM 22.05, device files in place of GPUs, and of mpirun of Open
-# MPI 4.1; the flags are srun's.
+# Variables as set by srun of SLURM 22.05, with device files in place of GPUs, and by mpirun of Open
+# MPI 4.1. The flags are srun's.
 @pytest.mark.parametrize(
     ('env', 'devices'),
     [
         ({}, None),
         # --ntasks-per-node=1 --gpus-per-node=8
         (_tasks('1', 0, CUDA_VISIBLE_DEVICES='0,1,2,3,4,5,6,7', SLURM_GPUS_ON_NODE='8'), None),
-        # --ntasks-per-node=2 --gpus-per-node=2, and where SLURM knows of no GPUs
+        # --ntasks-per-node=2 --gpus-per-node=2, and without GPUs known to SLURM
         (_tasks('2,3', 1, CUDA_VISIBLE_DEVICES='0,1', SLURM_GPUS_ON_NODE='2'), [1]),
         (_tasks('2,3', 1), [1]),
         # -n3 --gpus-per-task=1, -n2 --gpus-per-task=2
@@ -279,19 +281,17 @@ MPI_LOCAL = MPI | {'OMPI_COMM_WORLD_LOCAL_SIZE': '2', 'OMPI_COMM_WORLD_LOCAL_RAN
         (MPI_LOCAL | GIVEN, None),
     ],
 )
-def test_a_process_takes_its_gpu_among_others_and_all_alone(
-    env: dict, devices: list | None
-) -> None:
+def test_process_uses_one_gpu_on_shared_host_else_all(env: dict, devices: list | None) -> None:
     assert launchers.local_devices(env) == devices
 
 
-def test_half_an_environment_and_impossible_ranks_are_told() -> None:
+def test_invalid_cluster_settings_raise_user_errors() -> None:
     with pytest.raises(errors.UserError, match='JAX_NUM_PROCESSES and JAX_PROCESS_ID'):
         launchers.from_environment({'JAX_COORDINATOR_ADDRESS': 'a:1'})
     with pytest.raises(errors.UserError, match='Open MPI 5 sets none'):
         launchers.from_environment(MPI | {'OMPI_MCA_orte_hnp_uri': ''})
-    with pytest.raises(errors.UserError, match='process_id is 2; expected from 0 to under'):
+    with pytest.raises(errors.UserError, match='process_id is 2; expected 0 to 1, because'):
         distributed.start(ClusterSpec('a:1', 2, 2))
     with pytest.raises(errors.UserError, match="'a'; expected HOST:PORT"):
         distributed.start(ClusterSpec('a', 2, 1))
-    distributed.start(ClusterSpec('a:1', 1, 0))  # alone: nothing to wait for
+    distributed.start(ClusterSpec('a:1', 1, 0))  # a single process does not wait
