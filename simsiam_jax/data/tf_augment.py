@@ -3,6 +3,7 @@
 XLA is several times faster on a CPU if the color planes are separate.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,11 @@ def pack(params: dict[str, Any]) -> np.ndarray:
 
 def color(tf: Any, crop: Any, packed: Any, recipe: Recipe) -> Any:
     """Returns the uint8 view [S, S, C] of a uint8 crop; the operations of jax_augment.color."""
+    return _compiled(tf, recipe)(crop, packed)
 
+
+@functools.cache  # equal recipes compile once, which takes seconds
+def _compiled(tf: Any, recipe: Recipe) -> Any:
     @tf.function(jit_compile=True, autograph=False)
     def compiled(crop: Any, packed: Any) -> Any:
         x = tf.cast(tf.transpose(crop, (2, 0, 1)), tf.float32) / 255
@@ -37,7 +42,7 @@ def color(tf: Any, crop: Any, packed: Any, recipe: Recipe) -> Any:
         x = tf.cond(packed[10] > 0, lambda: x[:, :, ::-1], lambda: x)
         return tf.transpose(x, (1, 2, 0))
 
-    return compiled(crop, packed)
+    return compiled
 
 
 def jitter(tf: Any, x: Any, factors: Any, order: Any) -> Any:
