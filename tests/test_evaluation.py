@@ -1,4 +1,4 @@
-"""Linear evaluation, fine-tuning and probes, run on a checkpoint of a few epochs on digits."""
+"""Tests of tasks/supervised.py, probe.py, knn.py, eval_setup.py and selection.py on a run."""
 
 import json
 import pathlib
@@ -25,19 +25,20 @@ from simsiam_jax.training.step import TrainState
 
 
 @pytest.fixture(scope='module')
-def checkpointed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The workdir of a short pre-training."""
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Returns the workdir of a short pre-training, on one device to be faster."""
     workdir = str(tmp_path_factory.mktemp('pretrained'))
-    config = load('quickstart')
-    config.epochs = 20
-    config.model.width_multiplier = 0.125
+    config = load('quickstart', epochs=20, guard='off', model__width_multiplier=0.125)
     config.eval.baselines = config.log.tensorboard = False
-    pretrain.run(config, workdir)
+    mesh = mesh_lib.make_mesh(jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh_lib, 'make_mesh', lambda: mesh)
+        pretrain.run(config, workdir)
     return workdir
 
 
 def linear(name: str, init_from: str, **overrides) -> ConfigDict:
-    """Of digits: few steps, no flips."""
+    """Returns a configuration for digits: few steps, no flips."""
     small = {
         'init_from': init_from,
         'batch_size': 64,
@@ -62,13 +63,13 @@ def result(workdir: pathlib.Path) -> dict:
 
 @pytest.fixture(scope='module')
 def swept(
-    checkpointed: str, tmp_path_factory: pytest.TempPathFactory
+    pretrained: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[pathlib.Path, ConfigDict]:
-    """A finished sweep over four heads; 56 images at a time do not divide its 360 test images."""
+    """Runs a sweep over four heads; batches of 56 do not divide its 360 test images."""
     workdir = tmp_path_factory.mktemp('swept')
     config = linear(
         'linear:sweep',
-        checkpointed,
+        pretrained,
         **{
             'optim.learning_rates': (0.3, 3.0),
             'optim.weight_decays': (0.0, 1e-4),
@@ -79,33 +80,33 @@ def swept(
     return workdir, config
 
 
-def test_the_sweep_tests_the_head_that_it_chose_on_every_image(swept, checkpointed) -> None:
+def test_sweep_tests_chosen_head_on_every_image(swept, pretrained) -> None:
     workdir, _ = swept
-    found = result(workdir)
+    tested = result(workdir)
     head = jax.device_get(stored(workdir)['params']['head'])
-    module, variables = simsiam_jax.load_encoder(checkpointed)
+    module, variables = simsiam_jax.load_encoder(pretrained)
     test = sources.open_source('digits/test')
     features = np.asarray(module.apply(variables, test.images / 255 / 0.38))
     (chosen,) = [
         i
-        for i, row in enumerate(found['heads'])
+        for i, row in enumerate(tested['heads'])
         if (row['learning_rate'], row['weight_decay'])
-        == (found['learning_rate'], found['weight_decay'])
+        == (tested['learning_rate'], tested['weight_decay'])
     ]
     outputs = features @ head['kernel'][chosen] + head['bias'][chosen]
-    assert found['images'] == len(test) == 360
-    assert found['top1'] == pytest.approx(np.mean(outputs.argmax(1) == test.labels), abs=1e-6)
-    best = max(row['holdout_top1'] for row in found['heads'])
-    assert found['heads'][chosen]['holdout_top1'] >= best - 0.05
-    assert len(found['heads']) == 4
-    # Nothing of the test set was looked at before the end.
+    assert tested['images'] == len(test) == 360
+    assert tested['top1'] == pytest.approx(np.mean(outputs.argmax(1) == test.labels), abs=1e-6)
+    best = max(row['holdout_top1'] for row in tested['heads'])
+    assert tested['heads'][chosen]['holdout_top1'] >= best - 0.05
+    assert len(tested['heads']) == 4
+    # The test set is not used before the end.
     curves = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     assert [line['step'] for line in curves if 'eval/test_top1' in line] == [curves[-1]['step']]
 
 
-def test_a_frozen_backbone_is_kept_to_the_bit(swept, checkpointed) -> None:
+def test_frozen_backbone_is_unchanged_bit_for_bit(swept, pretrained) -> None:
     workdir, _ = swept
-    _, before = simsiam_jax.load_encoder(checkpointed)
+    _, before = simsiam_jax.load_encoder(pretrained)
     _, after = simsiam_jax.load_encoder(workdir)
     assert jax.tree.map(lambda x: x.tobytes(), jax.device_get(before)) == jax.tree.map(
         lambda x: x.tobytes(), jax.device_get(after)
@@ -118,7 +119,7 @@ def test_a_frozen_backbone_is_kept_to_the_bit(swept, checkpointed) -> None:
         supervised._check_unchanged(before, state)
 
 
-def test_an_interrupted_run_goes_on_bit_for_bit(swept, tmp_path, monkeypatch) -> None:
+def test_interrupted_run_resumes_bit_for_bit(swept, tmp_path, monkeypatch) -> None:
     finished_run, config = swept
     with monkeypatch.context() as patch:
         patch.setattr(distributed.PreemptionHandler, 'should_stop', lambda self, step: step == 25)
@@ -131,14 +132,14 @@ def test_an_interrupted_run_goes_on_bit_for_bit(swept, tmp_path, monkeypatch) ->
         jax.tree.leaves(stored(tmp_path)), jax.tree.leaves(stored(finished_run)), strict=True
     ):
         np.testing.assert_array_equal(a, b)
-    # A run goes on with the images it began with, or not at all.
+    # A run cannot be resumed with different images.
     config = config.copy_and_resolve_references()
     config.label_fraction = 0.5
-    with pytest.raises(errors.UserError, match=r'labels \(1\.0 -> 0\.5\)'):
+    with pytest.raises(errors.UserError, match=r'label_fraction \(1\.0 -> 0\.5\)'):
         supervised.run(config, str(tmp_path))
 
 
-def test_heads_trained_together_equal_heads_trained_alone() -> None:
+def test_train_heads_jointly_equals_separately() -> None:
     rng = np.random.default_rng(0)
     x, labels = rng.standard_normal((64, 5)), rng.integers(0, 3, 64)
     data = Features(x.astype(np.float32), labels, np.arange(64))
@@ -151,8 +152,8 @@ def test_heads_trained_together_equal_heads_trained_alone() -> None:
 
 
 @pytest.mark.parametrize('frozen', [True, False])
-def test_a_step_on_8_devices_equals_one_on_1(checkpointed: str, frozen: bool) -> None:
-    module, variables = simsiam_jax.load_encoder(checkpointed)
+def test_classifier_step_on_8_devices_equals_1(pretrained: str, frozen: bool) -> None:
+    module, variables = simsiam_jax.load_encoder(pretrained)
     module = module.clone(axis_name=mesh_lib.DATA)
     rng = np.random.default_rng(0)
     batch = {
@@ -187,23 +188,23 @@ def test_a_step_on_8_devices_equals_one_on_1(checkpointed: str, frozen: bool) ->
 
 
 @pytest.mark.long
-def test_fine_tuning_with_few_labels(checkpointed: str, tmp_path, capsys) -> None:
-    config = linear('finetune:10pct', checkpointed, **{'batch_size': 64, 'epochs': 30})
+def test_finetune_with_few_labels_learns(pretrained: str, tmp_path, capsys) -> None:
+    config = linear('finetune:10pct', pretrained, **{'batch_size': 64, 'epochs': 30})
     config.optim.backbone_learning_rate = 0.1
     config.optim.learning_rates = (1.0,)
     supervised.run(config, str(tmp_path / 'checkpoint'))
-    assert '143 images of digits/train to learn from' in capsys.readouterr().out
+    assert '143 training images of digits/train' in capsys.readouterr().out
     module, tuned = simsiam_jax.load_encoder(tmp_path / 'checkpoint')
-    _, before = simsiam_jax.load_encoder(checkpointed)
+    _, before = simsiam_jax.load_encoder(pretrained)
     assert (tuned['params']['conv1']['kernel'] != before['params']['conv1']['kernel']).any()
     assert module.apply(tuned, np.zeros((1, 8, 8, 1), np.float32)).shape == (1, module.features)
-    config = linear('finetune:10pct', checkpointed, from_scratch=True)
+    config = linear('finetune:10pct', pretrained, from_scratch=True)
     supervised.run(config, str(tmp_path / 'scratch'))
     assert 'finetune from scratch of' in capsys.readouterr().out
     assert result(tmp_path / 'checkpoint')['top1'] > 0.8
 
 
-def test_few_labels_are_balanced_and_always_the_same() -> None:
+def test_split_is_balanced_and_repeatable() -> None:
     labels = np.repeat([0, 1, 2], [100, 50, 3])
     kept, rest = subset.split(labels, 0.1, seed=0)
     assert np.bincount(labels[kept]).tolist() == [10, 5, 1]  # at least one
@@ -214,7 +215,7 @@ def test_few_labels_are_balanced_and_always_the_same() -> None:
         subset.split(labels, 1.5, seed=0)
 
 
-def test_a_part_of_a_source_is_read_like_the_whole(tmp_path) -> None:
+def test_subset_of_source_reads_like_whole(tmp_path) -> None:
     for name in 'abcd':
         (tmp_path / name).write_bytes(name.encode())
     source = files.FileSource([str(tmp_path / n) for n in 'abcd'], [0, 1, 0, 1], ('x', 'y'))
@@ -225,7 +226,7 @@ def test_a_part_of_a_source_is_read_like_the_whole(tmp_path) -> None:
     assert part.classes == ('x', 'y')
 
 
-def test_imagenets_own_subsets_are_taken_where_they_are(monkeypatch, checkpointed) -> None:
+def test_prepared_imagenet_subset_is_preferred(monkeypatch, pretrained) -> None:
     opened = []
 
     def opener(spec: str, data: ConfigDict):
@@ -233,33 +234,35 @@ def test_imagenets_own_subsets_are_taken_where_they_are(monkeypatch, checkpointe
         return sources.open_source('digits/train')
 
     monkeypatch.setattr(eval_setup.inputs, 'open_source', opener)
-    config = load('finetune:1pct', init_from=checkpointed)
+    config = load('finetune:1pct', init_from=pretrained)
     config.eval.train = 'tfds:imagenet2012/train'
-    for there, expected in ((True, 'tfds:imagenet2012_subset/1pct/train'), (False, None)):
+    for prepared, expected in ((True, 'tfds:imagenet2012_subset/1pct/train'), (False, None)):
         opened.clear()
-        monkeypatch.setattr(tfds_source, 'is_prepared', lambda spec, data_dir, there=there: there)
-        setting = eval_setup.prepare(config)
+        monkeypatch.setattr(
+            tfds_source, 'is_prepared', lambda spec, data_dir, there=prepared: there
+        )
+        setup = eval_setup.prepare(config)
         assert opened[0] == (expected or 'tfds:imagenet2012/train')
-        assert len(setting.train) == (1437 if there else 14)
+        assert len(setup.train) == (1437 if prepared else 14)
 
 
 @pytest.mark.long
-def test_cached_probes_are_near_the_converged_regression(checkpointed: str, tmp_path) -> None:
-    config = load('linear:cached', init_from=checkpointed)
+def test_probe_nears_converged_regression(pretrained: str, tmp_path) -> None:
+    config = load('linear:cached', init_from=pretrained)
     probe.run(config, str(tmp_path))
-    found = json.loads((tmp_path / 'probe.json').read_text())
-    assert list(found) == ['raw pixels', 'random initialization', 'checkpoint']
+    results = json.loads((tmp_path / 'probe.json').read_text())
+    assert list(results) == ['raw pixels', 'random initialization', 'checkpoint']
     train, test = (sources.open_source(f'digits/{split}') for split in ('train', 'test'))
     x, y = (s.images.reshape(len(s), -1) / 255 for s in (train, test))
     reference = LogisticRegression(C=1.0, max_iter=10_000).fit(x, train.labels)
     accuracy = reference.score(y, test.labels)
     for kind in ('SGD', 'L-BFGS'):
-        assert found['raw pixels'][kind]['top1'] == pytest.approx(accuracy, abs=0.01)
+        assert results['raw pixels'][kind]['top1'] == pytest.approx(accuracy, abs=0.01)
     for kind in ('SGD', 'L-BFGS'):
-        assert found['checkpoint'][kind]['top1'] > found['random initialization'][kind]['top1']
+        assert results['checkpoint'][kind]['top1'] > results['random initialization'][kind]['top1']
 
 
-def test_of_heads_alike_within_chance_the_better_calibrated_is_chosen() -> None:
+def test_choose_prefers_calibrated_head_within_chance() -> None:
     top1 = np.array([0.90, 0.91, 0.80, np.nan])
     loss = np.array([0.3, 0.5, 0.1, np.nan])
     with np.errstate(invalid='ignore'):
@@ -268,14 +271,14 @@ def test_of_heads_alike_within_chance_the_better_calibrated_is_chosen() -> None:
     assert (few, many) == (0, 1)
 
 
-def test_knn_of_a_checkpoint(checkpointed: str, tmp_path, capsys) -> None:
-    knn.run(load('knn', init_from=checkpointed, eval__bank_dtype='float32'), str(tmp_path))
+def test_knn_task_equals_monitor_of_training(pretrained: str, tmp_path, capsys) -> None:
+    knn.run(load('knn', init_from=pretrained, eval__bank_dtype='float32'), str(tmp_path))
     rows = json.loads((tmp_path / 'knn.json').read_text())
     assert len(rows) == 12
     assert '0.07' in capsys.readouterr().out
     monitored = [
         json.loads(line)
-        for line in (pathlib.Path(checkpointed) / 'metrics.jsonl').read_text().splitlines()
+        for line in (pathlib.Path(pretrained) / 'metrics.jsonl').read_text().splitlines()
         if 'eval/knn_top1' in line
     ][-1]
     (same,) = [row for row in rows if (row['k'], row['temperature']) == (20, 0.2)]
@@ -285,26 +288,26 @@ def test_knn_of_a_checkpoint(checkpointed: str, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ('name', 'change', 'message'),
     [
-        ('linear', {'init_from': ''}, r'config\.init_from is not given'),
+        ('linear', {'init_from': ''}, r'config\.init_from is not set'),
         ('linear', {'init_from': '/tmp'}, r'no checkpoint in /tmp/checkpoints'),
-        ('linear', {'data.channels': 3}, r'channels is 3, but .* takes images of 1'),
+        ('linear', {'data.channels': 3}, r'channels is 3, but .* was trained with 1'),
         ('linear', {'augment.size': 16}, r'images are 8x8.*config\.eval\.resize'),
         ('linear', {'batch_size': 100}, r'batch_size is 100.*8 devices'),
         ('linear', {'eval.train': 'folder:/no/such'}, r'/no/such does not exist'),
         ('linear', {'optim.learning_rates': (1.0, 2.0)}, r'2 heads .*holdout is 0'),
         ('linear', {'optim.name': 'adam'}, r"optim\.name is 'adam'"),
         ('linear:cached', {'eval.holdout': 0.0}, r'holdout is 0\.0; expected a share'),
-        ('finetune', {'labels': 0.0}, r'share of the images is 0\.0'),
+        ('finetune', {'label_fraction': 0.0}, r'share of the images is 0\.0'),
         ('knn', {'eval.k': (0,)}, r'eval\.k is \(0,\)'),
         ('knn', {'eval.bank_dtype': 'int8'}, r"bank_dtype is 'int8'"),
     ],
 )
-def test_wrong_values_say_what_to_do(
-    checkpointed: str, tmp_path, name: str, change: dict, message: str
+def test_tasks_reject_wrong_values_in_one_line(
+    pretrained: str, tmp_path, name: str, change: dict, message: str
 ) -> None:
     tasks = {'linear': supervised.run, 'finetune': supervised.run, 'probe': probe.run}
     tasks['knn'] = knn.run
-    config = load(name, **({'init_from': checkpointed} | change))
+    config = load(name, **({'init_from': pretrained} | change))
     if name in ('linear', 'finetune') and 'batch_size' not in change:
         config.batch_size = 64
     with pytest.raises(errors.UserError, match=message) as caught:
@@ -312,21 +315,24 @@ def test_wrong_values_say_what_to_do(
     assert '\n' not in str(caught.value)
 
 
-def test_labels_missing_or_others_are_told(checkpointed: str, monkeypatch, tmp_path) -> None:
+def test_tasks_reject_missing_or_different_labels(pretrained: str, monkeypatch, tmp_path) -> None:
     images = sources.open_source('digits/test')
     without = sources.ArraySource(images.images, images.labels, ())
     fewer = sources.ArraySource(images.images, images.labels, images.classes[:-2])
     real = sources.open_source
     for source, message in (
         (without, r'eval\.test has no labels'),
-        (fewer, r'10 classes and config\.eval\.test 8; both need the same, and 8, 9 are in one'),
+        (
+            fewer,
+            r'10 classes and config\.eval\.test 8; expected the same classes, but 8, 9 are only',
+        ),
     ):
         monkeypatch.setattr(
             sources,
             'open_source',
             lambda spec, data_dir='', source=source: source if spec == 'other' else real(spec),
         )
-        config = load('linear', init_from=checkpointed)
+        config = load('linear', init_from=pretrained)
         config.eval.test = 'other'
         with pytest.raises(errors.UserError, match=message):
             supervised.run(config, str(tmp_path))

@@ -1,4 +1,4 @@
-"""kNN: exact over every image, the same on any number of devices."""
+"""Tests of tasks/knn.py and tasks/features.py: exact kNN on any number of devices."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from simsiam_jax import errors
 from simsiam_jax.data.sources import ArraySource, open_source
 from simsiam_jax.tasks import knn
-from simsiam_jax.tasks.features import Extractor
+from simsiam_jax.tasks.features import CropLoader, extract_features
 from simsiam_jax.training import mesh as mesh_lib
 
 
@@ -20,14 +20,14 @@ def features(n: int, seed: int) -> np.ndarray:
 
 def predict(bank, labels, queries, devices: int, *, k: int, temperature: float, **chunks):
     mesh = mesh_lib.make_mesh(jax.devices()[:devices])
-    similarity, where = knn.nearest(bank, queries, mesh, k=k, **chunks)
-    return np.asarray(knn.vote(similarity, labels[where], temperature, classes=5))
+    similarity, places = knn.nearest(bank, queries, mesh, k=k, **chunks)
+    return np.asarray(knn.vote(similarity, labels[places], temperature, classes=5))
 
 
 @pytest.mark.parametrize('devices', [1, 8])
 @pytest.mark.parametrize('block', [50, 65536])
-def test_vote_equals_scikit_learns(devices: int, block: int) -> None:
-    # Sizes that nothing divides; scikit-learn's distances are made similarities again.
+def test_vote_equals_scikit_learn(devices: int, block: int) -> None:
+    # Sizes that nothing divides; the weights convert scikit-learn's distances to similarities.
     bank, queries = features(1003, 0), features(77, 1)
     labels = np.random.default_rng(2).integers(0, 5, 1003)
     reference = KNeighborsClassifier(
@@ -39,46 +39,37 @@ def test_vote_equals_scikit_learns(devices: int, block: int) -> None:
     np.testing.assert_array_equal(ranked, order)
 
 
-def test_neighbors_are_the_nearest_in_order() -> None:
+def test_nearest_returns_neighbors_in_order() -> None:
     bank, queries = features(300, 0), features(9, 1)
-    similarity, where = knn.nearest(bank, queries, mesh_lib.make_mesh(), k=50, block=7)
+    similarity, places = knn.nearest(bank, queries, mesh_lib.make_mesh(), k=50, block=7)
     expected = np.argsort(-queries @ bank.T, axis=1)[:, :50]
-    np.testing.assert_array_equal(where, expected)
+    np.testing.assert_array_equal(places, expected)
     np.testing.assert_allclose(
         similarity, np.take_along_axis(queries @ bank.T, expected, 1), rtol=1e-5, atol=1e-6
     )
 
 
-def test_a_float16_bank_keeps_its_dtype_and_the_neighbors() -> None:
+def test_nearest_searches_float16_bank_exactly() -> None:
     bank, queries = features(300, 0).astype(np.float16), features(9, 1)
-    _, where = knn.nearest(bank, queries, mesh_lib.make_mesh(), k=3)
-    # The reference is of the rounded bank: nothing but the bank is rounded.
+    _, places = knn.nearest(bank, queries, mesh_lib.make_mesh(), k=3)
+    # The reference uses the rounded bank, since nothing else is rounded.
     expected = np.argsort(-queries @ bank.astype(np.float32).T, axis=1)[:, :3]
-    np.testing.assert_array_equal(where, expected)
+    np.testing.assert_array_equal(places, expected)
 
 
-def test_k_above_the_bank_means_all() -> None:
+def test_nearest_with_k_above_bank_returns_all() -> None:
     bank, labels = features(10, 0), np.arange(10) % 2
     ranked = predict(bank, labels, bank, 8, k=200, temperature=0.01)
-    np.testing.assert_array_equal(ranked[:, 0], labels)  # at T 0.01 each is its own nearest
+    np.testing.assert_array_equal(ranked[:, 0], labels)  # at T 0.01, each is its own nearest
 
 
 def make(train: ArraySource, test: ArraySource, batch_size: int, devices: int = 8) -> knn.Knn:
     mesh = mesh_lib.make_mesh(jax.devices()[:devices])
-    return knn.Knn(
-        train,
-        test,
-        Extractor(mesh, channels=1, size=8, resize=0, batch_size=batch_size),
-        lambda scale, images: scale * images.mean((1, 2)),
-        mesh=mesh,
-        mean=(0.0,),
-        std=(1.0,),
-        k=(1, 20),
-        temperature=(0.2,),
-    )
+    loader = CropLoader(mesh, channels=1, size=8, resize=0, batch_size=batch_size)
+    return knn.Knn(train, test, loader, k=(1, 20), temperature=(0.2,))
 
 
-def test_raw_pixels_of_the_digits_equal_scikit_learns_count() -> None:
+def test_knn_of_raw_pixels_equals_scikit_learn() -> None:
     train, test = open_source('digits/train'), open_source('digits/test')
 
     def rows(source: ArraySource) -> np.ndarray:
@@ -90,28 +81,53 @@ def test_raw_pixels_of_the_digits_equal_scikit_learns_count() -> None:
     ).fit(rows(train), train.labels)
     expected = reference.score(rows(test), test.labels)
     for batch_size, devices in ((64, 8), (1000, 1)):
-        one, twenty = make(train, test, batch_size, devices).pixels()
+        one, twenty = make(train, test, batch_size, devices)(knn.raw_pixels, {})
         assert (one.k, twenty.k) == (1, 20)
         assert twenty.top1 == pytest.approx(expected, abs=1e-9)
-        assert one.top5 <= twenty.top5 <= 1  # one neighbor has but one class
+        assert one.top5 <= twenty.top5 <= 1  # one neighbor has one class
 
 
-def test_every_image_counts_once() -> None:
-    # 13 queries of which 5 can be right; fillers of the last batch must not count.
+def brightness(scale, images):
+    return scale * images.mean((1, 2))
+
+
+def test_knn_counts_each_image_once() -> None:
+    # 5 of 13 queries can be correct; the padding of the last batch must not count.
     bright = np.full((16, 8, 8, 1), 255, np.uint8)
     train = ArraySource(bright, np.zeros(16, np.int32), ('a', 'b'))
     test = ArraySource(bright[:13], np.array([0] * 5 + [1] * 8, np.int32), ('a', 'b'))
-    _, score = make(train, test, 8)(jnp.float32(1))
+    _, score = make(train, test, 8)(brightness, jnp.float32(1))
     assert score.top1 == pytest.approx(5 / 13)
     assert score.top5 == 1  # of two classes
 
 
-def test_sources_without_labels_or_with_others_are_refused() -> None:
+def test_extract_features_keeps_order_and_traces_once() -> None:
+    test = open_source('digits/test')
+    loader = make(test, test, 64).loader
+    traces = []
+
+    def encode(scale, images):
+        traces.append(images.shape)
+        return brightness(scale, images)
+
+    for scale in (1.0, 2.0):
+        features = extract_features(encode, jnp.float32(scale), test, loader)
+        expected = scale * test.images.mean((1, 2)) / 255
+        np.testing.assert_allclose(features.x, expected, rtol=1e-5)
+        np.testing.assert_array_equal(features.labels, test.labels)
+        np.testing.assert_array_equal(features.indices, np.arange(360))
+    assert traces == [(64, 8, 8, 1)]  # an evaluation during training does not compile again
+    normalized = extract_features(encode, jnp.float32(1), test, loader, l2=True, dtype=np.float16)
+    assert normalized.x.dtype == np.float16
+    np.testing.assert_array_equal(normalized.x, 1)
+
+
+def test_knn_rejects_missing_or_different_labels() -> None:
     images, labels = np.zeros((8, 8, 8, 1), np.uint8), np.zeros(8, np.int32)
     labeled = ArraySource(images, labels, ('a', 'b'))
     with pytest.raises(errors.UserError, match=r'eval\.test has no labels'):
         make(labeled, ArraySource(images, labels, ()), 8)
-    with pytest.raises(errors.UserError, match=r'both need the same, and b, c are in one only'):
+    with pytest.raises(errors.UserError, match=r'the same classes, but b, c are only in one'):
         make(labeled, ArraySource(images, labels, ('a', 'c')), 8)
     with pytest.raises(errors.UserError, match=r'eval\.batch_size is 9.*8 devices'):
         make(labeled, labeled, 9)

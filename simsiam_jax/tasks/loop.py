@@ -54,7 +54,7 @@ def open_workdir(
             images=sources.fingerprint(source),
             **same_run,
         ) as checkpoints,
-        writers.open_log(workdir, config, checkpoints.latest_step or 0) as log,
+        writers.open_log(workdir, config, checkpoints.start_step or 0) as log,
     ):
         log.start(sampler.size, sampler.steps_per_epoch)
         yield checkpoints, log

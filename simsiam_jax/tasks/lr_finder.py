@@ -1,4 +1,4 @@
-"""Looks for a learning rate by short trainings, judged without labels."""
+"""Finds a learning rate by short trainings, which are compared without labels."""
 
 import dataclasses
 import statistics
@@ -16,8 +16,8 @@ from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.monitor import RepresentationMetrics
 from simsiam_jax.training.step import TrainState
 
-# Of the configuration's base rate; then one more beyond the best, where that is an outer one
-# (or below all, where none is healthy).
+# Trials, as factors of the configured base rate. One more trial follows beyond the best rate if
+# that is the lowest or the highest, and below all rates if none is healthy.
 FACTORS = (1 / 4, 1, 4)
 
 STEPS = 300
@@ -27,12 +27,12 @@ NOT_FINITE = 'not finite'
 
 @dataclasses.dataclass(frozen=True)
 class SearchResult:
-    """What a search has found.
+    """Result of a search.
 
     Attributes:
-      rate: the base rate, for config.optim.learning_rate.
-      reason: why this rate, in a line.
-      table: what was seen at every rate, in several.
+      rate: Best base rate, for config.optim.learning_rate.
+      reason: Why this rate was chosen, in one line.
+      table: Outcome of each trial, in several lines.
     """
 
     rate: float
@@ -42,136 +42,148 @@ class SearchResult:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """How a short training went.
+    """Outcome of a short training.
 
     Attributes:
-      verdict: what the guard says at its end, or NOT_FINITE.
-      loss: the last one.
-      measures: before training and from time to time.
+      verdict: Verdict of the guard at the end, or NOT_FINITE.
+      loss: Last loss.
+      metrics: Measurements in order, the first before training.
     """
 
     verdict: str
     loss: float
-    measures: Sequence[RepresentationMetrics]
+    metrics: Sequence[RepresentationMetrics]
 
     @property
-    def distance(self) -> float:
-        """Squared, of an image's two z, as a share of that of different images' z.
+    def view_distance(self) -> float:
+        """Squared distance of an image's two z, relative to that of different images' z.
 
-        About 1 for a random network, and for one whose z is the same for all images; towards 0 as
-        images are told apart whatever their augmentation. A mean of the second half, for a single
-        measurement varies as much as rates differ.
+        About 1 for a random network, and for a network whose z is the same for all images. It
+        approaches 0 as images are distinguished whatever their augmentation. It is the mean over
+        the second half, since a single measurement varies as much as rates differ.
         """
-        late = self.measures[len(self.measures) // 2 :]
+        late = self.metrics[len(self.metrics) // 2 :]
         return statistics.fmean(m.alignment / max(2 * m.z_std**2, 1e-12) for m in late)
 
 
 def search(config: ConfigDict) -> SearchResult:
-    """Takes the first STEPS steps of the training at three or four base rates, without warm-up.
+    """Trains STEPS steps at three or four base rates without warm-up, and picks the best rate.
 
-    Not a short training with all its cosine: rates do well in that which the whole one, staying
-    near them for long, does not bear. The rate is taken at which an image's views come nearest to
-    each other beside other images', of those at which the guard sees no collapse.
+    The best rate has the smallest view distance of those at which the guard sees no collapse.
+    Trials are the first steps of the whole schedule. A short training with a whole cosine would
+    favor rates that are too high for the long one, which stays near them much longer.
 
     Raises:
-      UserError: the configuration or the data cannot be used.
+      UserError: The configuration or the data cannot be used.
     """
     config = config.copy_and_resolve_references()
     config.eval.train = config.eval.test = ''
     base = config.optim.learning_rate
-    short = _Short(config)
-    tries = {base * factor: short(base * factor) for factor in FACTORS}
-    best = _best(tries)
-    if best is None or best == min(tries):
-        further = min(tries) / 4
-        tries[further] = short(further)
-    elif best == max(tries):
-        further = max(tries) * 4
-        tries[further] = short(further)
-    best = _best(tries)
+    run_trial = _ShortTraining(config)
+    trials = {base * factor: run_trial(base * factor) for factor in FACTORS}
+    best = _best(trials)
+    if best is None or best == min(trials):
+        further = min(trials) / 4
+        trials[further] = run_trial(further)
+    elif best == max(trials):
+        further = max(trials) * 4
+        trials[further] = run_trial(further)
+    best = _best(trials)
     rows = [
-        'base rate  the guard says       loss     rank            views',
-        *(_row(rate, tries[rate]) for rate in sorted(tries)),
-        'views: distance of the two views of an image, as a share of that of different images',
+        'base rate  verdict              loss  RankMe          view distance',
+        *(_row(rate, trials[rate]) for rate in sorted(trials)),
+        'view distance: between the two views of an image, relative to different images',
     ]
     if best is None:
-        reason = 'none of the rates tried is healthy, so this one stays: look for another cause'
+        reason = 'no rate that was tried is healthy, so the rate is kept: look for another cause'
     else:
-        reason = 'of the rates tried the healthy one at which the views of an image come nearest'
+        reason = 'smallest view distance of the healthy rates that were tried'
     return SearchResult(base if best is None else best, reason, '\n'.join(rows))
 
 
-def _best(tries: dict[float, Trial]) -> float | None:
-    healthy = [rate for rate, seen in tries.items() if seen.verdict == guard.HEALTHY]
-    return min(healthy, key=lambda rate: tries[rate].distance, default=None)
+def _best(trials: dict[float, Trial]) -> float | None:
+    healthy = [rate for rate, trial in trials.items() if trial.verdict == guard.HEALTHY]
+    return min(healthy, key=lambda rate: trials[rate].view_distance, default=None)
 
 
-def _row(rate: float, seen: Trial) -> str:
-    if seen.verdict == NOT_FINITE:
-        return f'{rate:<9.4g}  {seen.verdict}'
-    rank = f'{seen.measures[-1].rank:.1f} of {seen.measures[0].rank:.1f}'
-    return f'{rate:<9.4g}  {seen.verdict:<18} {seen.loss:7.4f}  {rank:<14}  {seen.distance:.3f}'
+def _row(rate: float, trial: Trial) -> str:
+    if trial.verdict == NOT_FINITE:
+        return f'{rate:<9.4g}  {trial.verdict}'
+    rankme = f'{trial.metrics[-1].rankme:.1f} of {trial.metrics[0].rankme:.1f}'
+    return (
+        f'{rate:<9.4g}  {trial.verdict:<18} {trial.loss:7.4f}  {rankme:<14}  '
+        f'{trial.view_distance:.3f}'
+    )
 
 
-class _Short:
-    """The first steps of a configuration at any base rate, compiled once."""
+class _ShortTraining:
+    """Trains the first steps of a configuration at any base rate, and compiles them once."""
 
     def __init__(self, config: ConfigDict):
-        parts = pretrain_setup.build(config)
-        self._parts = parts
-        whole = config.epochs * parts.sampler.steps_per_epoch
-        self._steps = min(STEPS, whole)
+        setup = pretrain_setup.build(config)
+        self._setup = setup
+        total_steps = config.epochs * setup.sampler.steps_per_epoch
+        self._steps = min(STEPS, total_steps)
         given = config.optim.to_dict()
-        accumulate = given.pop('gradient_accumulation_steps')
-        # A part of the state and not of the program: one program serves all rates.
+        accumulation_steps = given.pop('gradient_accumulation_steps')
+        # As part of the state, not of the program, the rate can change without recompiling.
         tx = optax.inject_hyperparams(
             lambda learning_rate: optim.make(
                 **given | {'learning_rate': learning_rate, 'warmup_epochs': 0, 'by_epoch': False},
                 batch_size=config.batch_size,
                 epochs=config.epochs,
-                steps_per_epoch=parts.sampler.steps_per_epoch,
+                steps_per_epoch=setup.sampler.steps_per_epoch,
             )[0]
         )(learning_rate=config.optim.learning_rate)
-        shape = (parts.recipes[0].size, parts.recipes[0].size, config.data.channels)
-        self._initial = step.init_state(parts.method, tx, config.seed, shape)
+        shape = (setup.recipes[0].size, setup.recipes[0].size, config.data.channels)
+        self._initial = step.init_state(setup.method, tx, config.seed, shape)
         if config.init_from:
             self._initial, _ = weights.load_into_state(
                 self._initial, weights.open_weights(config.init_from)
             )
         self._train_step = step.make_train_step(
-            parts.method, tx, parts.mesh, parts.to_views, whole, accumulation_steps=accumulate
+            setup.method,
+            tx,
+            setup.mesh,
+            setup.to_views,
+            total_steps,
+            accumulation_steps=accumulation_steps,
         )
         self._guard = guard.Guard(
-            parts.method,
-            parts.mesh,
-            parts.to_views,
+            setup.method,
+            setup.mesh,
+            setup.to_views,
             batch_size=config.batch_size,
             last=self._steps,
         )
-        self._duplicates = diagnosis.sample_dataset(parts.source).duplicates
+        self._duplicates = diagnosis.sample_dataset(setup.source).duplicates
 
     def __call__(self, rate: float) -> Trial:
         self._initial.opt_state.hyperparams['learning_rate'] = jnp.float32(rate)
-        state = mesh_lib.replicate(self._initial, self._parts.mesh)
+        state = mesh_lib.replicate(self._initial, self._setup.mesh)
         before = self._measure(state)
         if before is None:
-            raise errors.UserError('the network gives values that are not finite before training')
+            raise errors.UserError(
+                'the outputs of the network are not finite before training. Check the images, '
+                'augment.std and init_from'
+            )
         history = [before]
-        batches = self._parts.batches(0, self._steps)
-        shown = terminal.progress(batches, f'base rate {rate:g}', total=self._steps, unit=' steps')
-        for number, batch in enumerate(shown, 1):
-            state, metrics = self._train_step(state, batch)
-            if measures := self._guard.see(number, state, batch):
-                history.append(measures)
+        batches = self._setup.batches(0, self._steps)
+        bar = terminal.progress(batches, f'base rate {rate:g}', total=self._steps, unit=' steps')
+        for number, batch in enumerate(bar, 1):
+            state, train_metrics = self._train_step(state, batch)
+            if metrics := self._guard.update(number, state, batch):
+                history.append(metrics)
                 verdict = guard.diagnose(history, self._duplicates)
                 if verdict != guard.HEALTHY:
-                    return Trial(verdict, float(metrics['loss']), history)
+                    return Trial(verdict, float(train_metrics['loss']), history)
             elif self._guard.due(number):  # not finite
                 break
-        if (now := self._measure(state)) is None:
-            return Trial(NOT_FINITE, float(metrics['loss']), history)
-        history.append(now)
-        return Trial(guard.classify(history), float(metrics['loss']), history)
+        loss = float(train_metrics['loss'])
+        if (after := self._measure(state)) is None:
+            return Trial(NOT_FINITE, loss, history)
+        history.append(after)
+        return Trial(guard.classify(history), loss, history)
 
     def _measure(self, state: TrainState) -> RepresentationMetrics | None:
-        return self._guard.measure(state, self._parts.batches(0, self._guard.batches))
+        return self._guard.measure(state, self._setup.batches(0, self._guard.batches))

@@ -30,41 +30,41 @@ def run(config: ConfigDict, workdir: str) -> None:
       UserError: The configuration, the data or the workdir cannot be used.
       SystemExit: With 143, after the state was saved on SIGTERM or Ctrl-C.
     """
-    parts = pretrain_setup.build(config)
-    say(_description(config, parts))
-    train_step = pretrain_setup.build_step(config, parts)
+    setup = pretrain_setup.build(config)
+    say(_description(config, setup))
+    train_step = pretrain_setup.build_step(config, setup)
     if config.dry_run:
-        _dry_run(config, parts, train_step)
+        _dry_run(config, setup, train_step)
         return
-    with loop.open_workdir(workdir, config.to_dict(), parts.sampler, parts.source) as opened:
+    with loop.open_workdir(workdir, config.to_dict(), setup.sampler, setup.source) as opened:
         checkpoints, log = opened
-        state, origin = _initial_state(config, parts, checkpoints, workdir)
+        state, origin = _initial_state(config, setup, checkpoints, workdir)
         log.text('parameters.txt', summary.overview(state.params))
         # Baselines and callback measure the network before training, so restoring comes later.
-        baselines = _measure_baselines(config, parts, state, origin)
-        callback = _collapse_callback(config, parts, state, checkpoints, log)
-        if checkpoints.latest_step:
+        baselines = _measure_baselines(config, setup, state, origin)
+        callback = _collapse_callback(config, setup, state, checkpoints, log)
+        if checkpoints.start_step:
             state = checkpoints.restore(state)
             say(f'resuming from step {int(state.step)} in {workdir}')
         else:
-            log.views(summary.view_grid(next(parts.batches(0, 1)), parts.to_views, parts.recipes))
+            log.views(summary.view_grid(next(setup.batches(0, 1)), setup.to_views, setup.recipes))
             if baselines:
                 log.scalars(0, {'eval/knn_top1': baselines[origin]})
         evaluate = None
-        if parts.knn:
-            evaluate = functools.partial(_evaluate, parts.knn, parts.encode, log)
+        if setup.knn:
+            evaluate = functools.partial(_evaluate, setup.knn, setup.encode, log)
         state = loop.train(
             config,
             state,
             train_step,
-            batches=parts.batches,
-            sampler=parts.sampler,
-            source=parts.source,
-            rates=parts.rates,
+            batches=setup.batches,
+            sampler=setup.sampler,
+            source=setup.source,
+            rates=setup.rates,
             checkpoints=checkpoints,
             log=log,
             evaluate=evaluate,
-            block=pretrain_setup.block_of(config, parts),
+            block=pretrain_setup.block_of(config, setup),
             callback=callback,
         )
         if evaluate:
@@ -73,62 +73,62 @@ def run(config: ConfigDict, workdir: str) -> None:
                 say(summary.table(baselines | {'after training': top1}))
 
 
-def _description(config: ConfigDict, parts: PretrainSetup) -> str:
-    sampler, devices = parts.sampler, f'{parts.mesh.size} x {jax.devices()[0].device_kind}'
+def _description(config: ConfigDict, setup: PretrainSetup) -> str:
+    sampler, devices = setup.sampler, f'{setup.mesh.size} x {jax.devices()[0].device_kind}'
     text = (
         f'{config.method.name} on {config.model.name}: {sampler.size} images of '
         f'{config.data.source}, {config.epochs} epochs of {sampler.steps_per_epoch} steps, '
         f'batch {config.batch_size} on {devices}'
     )
-    method_state = jax.eval_shape(parts.init).method_state
+    method_state = jax.eval_shape(setup.init).method_state
     if method_state is None:
         return text
     return f'{text}\n{summary.method_state(config.method.name, method_state)}'
 
 
-def _dry_run(config: ConfigDict, parts: PretrainSetup, train_step: alternation.TrainStep) -> None:
-    batch, state = next(parts.batches(0, 1)), jax.eval_shape(parts.init)
+def _dry_run(config: ConfigDict, setup: PretrainSetup, train_step: alternation.TrainStep) -> None:
+    batch, state = next(setup.batches(0, 1)), jax.eval_shape(setup.init)
 
     def make_step(changed: ConfigDict) -> alternation.TrainStep:
         return pretrain_setup.build_step(
-            changed, dataclasses.replace(parts, method=pretrain_setup.build_method(changed))
+            changed, dataclasses.replace(setup, method=pretrain_setup.build_method(changed))
         )
 
     say(memory.table(config, make_step, state, batch))
-    say(summary.dry_run(train_step, parts.init, batch, parts.mesh))
+    say(summary.dry_run(train_step, setup.init, batch, setup.mesh))
 
 
 def _initial_state(
     config: ConfigDict,
-    parts: PretrainSetup,
+    setup: PretrainSetup,
     checkpoints: checkpoint.Checkpoints,
     workdir: str,
 ) -> tuple[step.TrainState, str]:
     """Returns the state before training, on the devices, and the name of its weights."""
-    state, origin = parts.init(), 'random initialization'
-    path = config.init_from or (workdir if checkpoints.latest_step == 0 else '')
-    if path and not checkpoints.latest_step:
+    state, origin = setup.init(), 'random initialization'
+    path = config.init_from or (workdir if checkpoints.start_step == 0 else '')
+    if path and not checkpoints.start_step:
         state, report = weights.load_into_state(state, weights.open_weights(path))
         origin = 'before training'
         say(report)
     say(summary.parameters(state.params))
-    return mesh_lib.replicate(state, parts.mesh), origin
+    return mesh_lib.replicate(state, setup.mesh), origin
 
 
 def _measure_baselines(
-    config: ConfigDict, parts: PretrainSetup, state: step.TrainState, origin: str
+    config: ConfigDict, setup: PretrainSetup, state: step.TrainState, origin: str
 ) -> dict[str, float]:
     """Returns kNN top-1 of raw pixels and of the network before training; {} if disabled."""
-    if not parts.knn or not config.eval.baselines:
+    if not setup.knn or not config.eval.baselines:
         return {}
-    (pixels,) = parts.knn(knn.raw_pixels, {})
-    (network,) = parts.knn(parts.encode, checkpoint.encoder_variables(state))
+    (pixels,) = setup.knn(knn.raw_pixels, {})
+    (network,) = setup.knn(setup.encode, checkpoint.encoder_variables(state))
     return {'raw pixels': pixels.top1, origin: network.top1}
 
 
 def _collapse_callback(
     config: ConfigDict,
-    parts: PretrainSetup,
+    setup: PretrainSetup,
     state: step.TrainState,
     checkpoints: checkpoint.Checkpoints,
     log: writers.MetricWriter,
@@ -136,14 +136,14 @@ def _collapse_callback(
     if config.guard == 'off':
         return None
     monitor = guard.Guard(
-        parts.method,
-        parts.mesh,
-        parts.to_views,
+        setup.method,
+        setup.mesh,
+        setup.to_views,
         batch_size=config.batch_size,
-        last=config.epochs * parts.sampler.steps_per_epoch,
+        last=config.epochs * setup.sampler.steps_per_epoch,
     )
-    callback = collapse_callback.CollapseCallback(config, monitor, parts.source, checkpoints, log)
-    callback.on_train_begin(state, parts.batches(0, monitor.batches), checkpoints.latest_step or 0)
+    callback = collapse_callback.CollapseCallback(config, monitor, setup.source, checkpoints, log)
+    callback.on_train_begin(state, setup.batches(0, monitor.batches), checkpoints.start_step or 0)
     return callback
 
 

@@ -136,26 +136,26 @@ def build_optimizer(
     )
 
 
-def build_step(config: ConfigDict, parts: PretrainSetup) -> alternation.TrainStep:
+def build_step(config: ConfigDict, setup: PretrainSetup) -> alternation.TrainStep:
     """Returns the training step; it alternates if config.alternate.steps is not 1.
 
     Raises:
       UserError: The configuration does not allow alternation.
     """
-    last = config.epochs * parts.sampler.steps_per_epoch
-    block = block_of(config, parts)
+    last = config.epochs * setup.sampler.steps_per_epoch
+    block = block_of(config, setup)
     train_step = step.make_train_step(
-        parts.method,
-        parts.tx,
-        parts.mesh,
-        parts.to_views,
+        setup.method,
+        setup.tx,
+        setup.mesh,
+        setup.to_views,
         last,
         accumulation_steps=config.optim.gradient_accumulation_steps,
         cached_targets=block > 1,
     )
     if block == 1:
         return train_step
-    if config.method.name != 'simsiam' or parts.method.momentum:
+    if config.method.name != 'simsiam' or setup.method.momentum:
         raise errors.UserError(
             f'config.alternate.steps is {config.alternate.steps}; expected 1, unless the method is '
             'simsiam without momentum. Set it to 1'
@@ -171,18 +171,18 @@ def build_step(config: ConfigDict, parts: PretrainSetup) -> alternation.TrainSte
     size = alternation.cache_bytes(block, config.batch_size, config.method.dim, dtype)
     say(f'caching the targets of {block} steps: {size / 2**20:,.0f} MiB of host memory')
     return alternation.Alternating(
-        parts.method,
+        setup.method,
         train_step,
-        parts.mesh,
-        parts.to_views,
-        parts.batches,
+        setup.mesh,
+        setup.to_views,
+        setup.batches,
         k=block,
         last=last,
         dtype=dtype,
     )
 
 
-def block_of(config: ConfigDict, parts: PretrainSetup) -> int:
+def block_of(config: ConfigDict, setup: PretrainSetup) -> int:
     """Returns the number of steps that use targets of the same weights.
 
     Raises:
@@ -193,7 +193,7 @@ def block_of(config: ConfigDict, parts: PretrainSetup) -> int:
             f'config.alternate.steps is {config.alternate.steps}; expected 1 or more, or 0 for one '
             'epoch'
         )
-    return config.alternate.steps or parts.sampler.steps_per_epoch
+    return config.alternate.steps or setup.sampler.steps_per_epoch
 
 
 def build_recipes(config: ConfigDict) -> tuple[Recipe, ...]:

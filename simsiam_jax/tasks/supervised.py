@@ -81,7 +81,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     same = {'free': _FREE, 'place': ('eval.train', 'data.tfds_data_dir')}
     with loop.open_workdir(workdir, given, sampler, train, **same) as (checkpoints, log):
         state = mesh_lib.replicate(_initial_state(config, tx, variables, heads), setup.mesh)
-        if checkpoints.latest_step:
+        if checkpoints.start_step:
             state = checkpoints.restore(state)
             say(f'resuming from step {int(state.step)} in {workdir}')
         state = loop.train(
