@@ -1,4 +1,4 @@
-"""Runs as a user starts them: whole, resumed, interrupted, and with bad input."""
+"""Tests of main.py, tasks/pretrain.py and tasks/loop.py: complete, resumed and failing runs."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def start(workdir: pathlib.Path, *flags: str, config: str = 'quickstart') -> sub
 
 @pytest.fixture(scope='module')
 def finish(command: Commands) -> Callable[..., tuple[int, str]]:
-    """finish(workdir, *flags, config='quickstart') is the exit code and all that was printed."""
+    """Returns a function (workdir, *flags, config='quickstart') -> (exit code, output)."""
 
     def finish(workdir: pathlib.Path, *flags: str, config: str = 'quickstart') -> tuple[int, str]:
         given = (f'--config=configs/{config}.py', f'--workdir={workdir}', *flags)
@@ -74,14 +74,14 @@ def stored(workdir: pathlib.Path, step: int) -> list[np.ndarray]:
 
 @pytest.fixture(scope='module')
 def finished_run(finish, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
-    """A whole short run, and what it printed."""
-    workdir = tmp_path_factory.mktemp('straight')
+    """Runs a short training; returns its workdir and output."""
+    workdir = tmp_path_factory.mktemp('finished')
     code, output = finish(workdir, *SHORT)
     assert code == 0, output
     return workdir, output
 
 
-def test_a_run_shows_and_writes_what_it_does(finished_run: tuple[pathlib.Path, str]) -> None:
+def test_run_prints_and_writes_its_results(finished_run: tuple[pathlib.Path, str]) -> None:
     workdir, output = finished_run
     assert 'step 44/44  loss -0.' in output
     assert len(re.findall(r'^step \d+/44  loss', output, re.MULTILINE)) == 43
@@ -106,7 +106,7 @@ def test_a_run_shows_and_writes_what_it_does(finished_run: tuple[pathlib.Path, s
     assert json.loads((workdir / 'config.json').read_text())['epochs'] == 4
 
 
-def test_interrupted_and_resumed_runs_end_with_the_same_bytes(
+def test_interrupted_run_resumes_bit_for_bit(
     finish, finished_run: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     process = start(tmp_path, *SHORT)
@@ -116,12 +116,12 @@ def test_interrupted_and_resumed_runs_end_with_the_same_bytes(
         if metrics.exists() and '"step": 15' in metrics.read_text():
             break
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)  # as Ctrl-C does; it is passed on as SIGTERM
+    process.send_signal(signal.SIGINT)  # like Ctrl-C; the run turns it into SIGTERM
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 143, output
     reached = max(map(int, os.listdir(tmp_path / 'checkpoints')))
     assert 15 <= reached < 44
-    assert f'step {reached} is saved' in output
+    assert f'stop requested: saved step {reached}; rerun the same command to resume' in output
 
     code, output = finish(tmp_path, *SHORT)
     assert code == 0, output
@@ -140,7 +140,7 @@ def test_interrupted_and_resumed_runs_end_with_the_same_bytes(
     assert 'Traceback' not in output
 
 
-def test_load_encoder_gives_the_backbone_alone(finished_run: tuple[pathlib.Path, str]) -> None:
+def test_load_encoder_returns_backbone_only(finished_run: tuple[pathlib.Path, str]) -> None:
     workdir, _ = finished_run
     module, variables = simsiam_jax.load_encoder(workdir)
     images = sources.open_source('digits/test').images[:4].astype(np.float32) / 255
@@ -159,7 +159,7 @@ def test_load_encoder_gives_the_backbone_alone(finished_run: tuple[pathlib.Path,
         simsiam_jax.load_encoder(workdir / 'nothing')
 
 
-def test_the_readmes_example_runs(
+def test_readme_example_runs(
     finished_run: tuple[pathlib.Path, str], capsys: pytest.CaptureFixture
 ) -> None:
     code = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
@@ -167,7 +167,7 @@ def test_the_readmes_example_runs(
     assert float(capsys.readouterr().out) > 0.7
 
 
-def test_checkpoint_restores_on_other_numbers_of_devices(
+def test_checkpoint_restores_on_more_devices(
     finished_run: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     workdir, _ = finished_run
@@ -176,10 +176,10 @@ def test_checkpoint_restores_on_other_numbers_of_devices(
     for key in ('crop_scale', 'crop_ratio', 'blur_sigma', 'mean', 'std'):
         config['augment'][key] = tuple(config['augment'][key])
     config['local_crops']['crop_scale'] = tuple(config['local_crops']['crop_scale'])
-    parts = pretrain_setup.build(ConfigDict(config))
-    assert parts.mesh.size == 8  # one device saved it
+    setup = pretrain_setup.build(ConfigDict(config))
+    assert setup.mesh.size == 8  # one device saved it
     with checkpoint.open(str(copy), config, max_to_keep=2) as checkpoints:
-        state = checkpoints.restore(mesh_lib.replicate(parts.init(), parts.mesh))
+        state = checkpoints.restore(mesh_lib.replicate(setup.init(), setup.mesh))
     assert state.step == 44
     _, saved = simsiam_jax.load_encoder(workdir)
     restored = checkpoint.encoder_variables(state)
@@ -200,7 +200,7 @@ def test_dry_run_prints_shapes_parameters_and_memory(finish, tmp_path: pathlib.P
     assert not (tmp_path / 'dry').exists()
 
 
-def test_a_folder_of_images_trains_without_labels(finish, tmp_path: pathlib.Path) -> None:
+def test_folder_of_images_trains_without_labels(finish, tmp_path: pathlib.Path) -> None:
     images = sources.open_source('digits').images[:40]
     folder = tmp_path / 'images' / 'deep'
     folder.mkdir(parents=True)
@@ -235,7 +235,7 @@ def test_a_folder_of_images_trains_without_labels(finish, tmp_path: pathlib.Path
 
 
 @pytest.mark.long
-def test_the_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
+def test_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
     for i in range(8):
         Image.new('RGB', (40, 30), (i, 0, 0)).save(tmp_path / f'{i}.jpg')
     command = [sys.executable, '-m', 'simsiam_jax.tools.benchmark', 'input', '--nostep']
@@ -261,10 +261,10 @@ def test_the_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
         (
             'INTERNAL: the device is lost',
             75,
-            'error: JaxRuntimeError: INTERNAL: the device is lost; the same command goes on from '
-            'the last checkpoint',
+            'error: JaxRuntimeError: INTERNAL: the device is lost; rerun the same command to resume '
+            'from the last checkpoint',
         ),
-        # Again it would be no other.
+        # A retry would fail in the same way.
         (
             'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 38.79GiB',
             1,
@@ -275,7 +275,7 @@ def test_the_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
         ),
     ],
 )
-def test_a_crash_ends_with_the_code_that_launchers_go_by(
+def test_crash_exits_with_code_that_launchers_expect(
     reason: str, code: int, last: str, command: Commands, tmp_path: pathlib.Path
 ) -> None:
     config = tmp_path / 'config.py'
@@ -294,15 +294,15 @@ def test_a_crash_ends_with_the_code_that_launchers_go_by(
     assert done.stderr.splitlines()[-1] == last
 
 
-def test_a_resident_set_is_built_without_what_reads_and_draws() -> None:
+def test_resident_run_needs_no_reader_or_plot_packages() -> None:
     absent = 'tensorflow tensorflow_datasets array_record numba simplejpeg tifffile pyarrow plotly'
     program = (
         f'import sys; sys.modules.update(dict.fromkeys({absent!r}.split()))\n'
         f'sys.path.append({str(ROOT / "tests")!r})\n'
         'from configurations import load\n'
         'from simsiam_jax import main\n'
-        "parts = main.pretrain_setup.build(load('quickstart'))\n"
-        "print(len(next(parts.batches(0, 1))['views']))\n"
+        "setup = main.pretrain.pretrain_setup.build(load('quickstart'))\n"
+        "print(len(next(setup.batches(0, 1))['views']))\n"
     )
     done = subprocess.run(
         [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False
@@ -321,7 +321,7 @@ def test_a_resident_set_is_built_without_what_reads_and_draws() -> None:
         (['--workdir=/dev/null/x'], 'workdir /dev/null/x cannot be written'),
     ],
 )
-def test_bad_input_ends_in_one_clear_line(
+def test_bad_input_exits_with_one_line(
     flags: list[str], message: str, finish, tmp_path: pathlib.Path
 ) -> None:
     code, output = finish(tmp_path, *flags)
