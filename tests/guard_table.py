@@ -2,7 +2,7 @@
 
 Prints the table of benchmarks/GUARD.md::
 
-    python tests/guard_table.py [CASE ...]
+    PYTHONPATH=. python tests/guard_table.py [CASE ...]
 
 A collapse has the quickstart's 200 epochs. It runs until the guard fires, for at most the first
 fifth of its steps and at most 1000 steps. A healthy run has 40 epochs and runs to the end.

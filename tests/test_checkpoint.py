@@ -71,14 +71,14 @@ def test_load_detects_16_flipped_bytes_by_checksum(workdir, capsys) -> None:
 def test_open_moves_damaged_step_and_saves_it_again(workdir, capsys) -> None:
     largest(workdir / 'checkpoints' / '33' / 'state').write_bytes(b'')
     with reopen(workdir) as checkpoints:
-        assert checkpoints.latest_step == 22
+        assert checkpoints.start_step == 22
         assert 'warning: step 33' in capsys.readouterr().out
         assert (workdir / checkpoint.DAMAGED / '33').is_dir()
         corruptions.same(checkpoints.restore(corruptions.state_at(0)), corruptions.state_at(22))
         checkpoints.save(corruptions.state_at(33))
     with reopen(workdir) as checkpoints:
         pass
-    assert checkpoints.latest_step == 33
+    assert checkpoints.start_step == 33
 
 
 def test_open_fails_if_all_steps_are_damaged(workdir) -> None:
@@ -230,5 +230,5 @@ def test_open_removes_save_that_was_killed(tmp_path: pathlib.Path) -> None:
     partial = tmp_path / 'checkpoints' / '5.orbax-checkpoint-tmp'
     partial.mkdir(parents=True)
     with reopen(tmp_path) as checkpoints:
-        assert checkpoints.latest_step is None
+        assert checkpoints.start_step is None
     assert not partial.exists()

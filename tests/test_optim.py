@@ -1,4 +1,4 @@
-"""LARS against figures of PyTorch (tests/figures/lars.py); what stays out of it."""
+"""Tests of training/optim.py; tests/figures/lars.py wrote the reference values with PyTorch."""
 
 import pathlib
 
@@ -14,7 +14,7 @@ FIGURES = pathlib.Path(__file__).parent / 'figures' / 'lars.npz'
 
 
 @pytest.mark.parametrize('weight_decay', [0.0, 0.1])
-def test_lars_equals_the_official_evaluations(weight_decay: float) -> None:
+def test_lars_matches_official_evaluation_code(weight_decay: float) -> None:
     with np.load(FIGURES) as file:
         figures = {k.partition('/')[2]: file[k] for k in file if k.startswith(f'{weight_decay}/')}
     tx = optim.lars(lambda step: 50.0 * (1 - step / 20), 0.9, weight_decay)
@@ -29,7 +29,7 @@ def test_lars_equals_the_official_evaluations(weight_decay: float) -> None:
 
 
 @pytest.mark.parametrize('name', ['sgd', 'lars'])
-def test_biases_can_be_excluded(name: str) -> None:
+def test_make_excludes_biases_from_decay_and_lars(name: str) -> None:
     params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
     grads = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
     tx, _ = optim.make(
@@ -48,6 +48,6 @@ def test_biases_can_be_excluded(name: str) -> None:
     np.testing.assert_allclose(updates['kernel'], {'sgd': -1.5, 'lars': -1e-3}[name], rtol=1e-6)
 
 
-def test_unknown_optimizer_is_refused() -> None:
+def test_make_rejects_unknown_optimizer() -> None:
     with pytest.raises(errors.UserError, match=r"optim\.name is 'adam'.*sgd"):
         optim.make(batch_size=256, epochs=1, steps_per_epoch=1, name='adam')

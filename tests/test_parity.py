@@ -1,4 +1,4 @@
-"""SimSiam against PyTorch: tests/figures/simsiam.py wrote the figures."""
+"""Tests of methods/simsiam.py and training/ against PyTorch's values (tests/figures/simsiam.py)."""
 
 import pathlib
 
@@ -55,7 +55,7 @@ def make_method(variant, axis_name=None):
 
 
 def make_views(network, step):
-    """As in figures/simsiam.py."""
+    """Returns the same views as figures/simsiam.py."""
     size = SIZES[network]
     raw = np.random.PCG64([SEEDS[network], step]).random_raw(2 * BATCH * size * size * 3 // 8)
     x = raw.astype('<u8').view(np.uint8).reshape(2, BATCH, size, size, 3).astype(np.float32)
@@ -64,7 +64,7 @@ def make_views(network, step):
 
 
 def to_flax(record):
-    """Flax's tree from a record of PyTorch's arrays: OIHW -> HWIO, [out, in] -> [in, out]."""
+    """Converts PyTorch's arrays to a Flax tree: OIHW -> HWIO, [out, in] -> [in, out]."""
     flat = {}
     for name in record.dtype.names:
         *path, leaf = name.split('.')
@@ -77,17 +77,17 @@ def to_flax(record):
 
 
 def init_stats(figures):
-    """Means 0 and variances 1, as both libraries start."""
+    """Returns means 0 and variances 1, the initial statistics of both libraries."""
     flat = traverse_util.flatten_dict(to_flax(figures['statistics']))
     start = {path: np.full_like(x, path[-1] == 'var') for path, x in flat.items()}
     return traverse_util.unflatten_dict(start)
 
 
 def assert_close(actual, expected, name, scale=None, atol=0.0):
-    """To 1e-4 of each entry or of `scale`, the array's largest entry.
+    """Asserts equality to 1e-4 of each entry or of `scale`, by default the array's largest entry.
 
-    The entries of one array are sums over the same batch, of terms about as large as the
-    largest entry: where they cancel, the rounding that is left has the size of the terms.
+    The entries of an array are sums over the same batch, of terms about as large as the largest
+    entry. If the terms cancel, the rounding error still has the size of the terms.
     """
     scale = np.max(np.abs(expected)) if scale is None else scale
     np.testing.assert_allclose(
@@ -103,10 +103,10 @@ def assert_trees_close(actual, expected):
 
 
 def assert_statistics_close(batch_stats, figures, name, updates):
-    """Running statistics after so many updates from mean 0 and variance 1.
+    """Asserts equal running statistics after a number of updates from mean 0 and variance 1.
 
-    PyTorch's running variance averages unbiased variances, Flax's biased ones: over n values
-    the first are n/(n-1) times the second, while the 1 at the start is the same in both.
+    PyTorch's running variance averages unbiased variances, Flax's biased ones. Over n values, the
+    unbiased variance is n/(n-1) times the biased one. The initial 1 is the same in both.
     """
     actual = traverse_util.flatten_dict(batch_stats)
     expected = traverse_util.flatten_dict(to_flax(figures[name]))
@@ -117,7 +117,7 @@ def assert_statistics_close(batch_stats, figures, name, updates):
         n = figures['counts'][module]
         var = start + (actual[*path, 'var'] - start) * n / (n - 1)
         assert_close(var, expected[*path, 'var'], path)
-        # A mean may be 0, as before the predictor's BN: deviations are its scale.
+        # A mean may be 0, as before the predictor's BN, so the deviation is its scale.
         deviation = np.sqrt(np.max(var))
         assert_close(actual[*path, 'mean'], expected[*path, 'mean'], path, deviation)
 
@@ -138,31 +138,31 @@ def first_step(variant, network, figures):
 
 
 @pytest.mark.parametrize('name', ['feature', 'z', 'p'])
-def test_outputs(figures, first_step, name):
+def test_simsiam_outputs_match_pytorch(figures, first_step, name):
     (_, (outputs, _)), _ = first_step
     for i, view in enumerate(outputs, 1):
         assert_close(getattr(view, name), figures[f'{name}{i}'], f'{name}{i}')
 
 
-def test_loss(figures, first_step):
+def test_simsiam_loss_matches_pytorch(figures, first_step):
     (loss, _), _ = first_step
-    # Of the cosines whose mean it is, in [-1, 1]: the mean itself is near 0.
+    # The tolerance is relative to the cosines, in [-1, 1], because their mean is near 0.
     np.testing.assert_allclose(loss, figures['losses'][0], rtol=1e-4, atol=1e-6)
 
 
-def test_gradients(figures, first_step):
+def test_simsiam_gradients_match_pytorch(figures, first_step):
     _, gradients = first_step
     assert_trees_close(gradients, to_flax(figures['gradients']))
 
 
-def test_running_statistics(figures, first_step):
+def test_running_statistics_match_pytorch(figures, first_step):
     (_, (_, batch_stats)), _ = first_step
     assert_statistics_close(batch_stats, figures, 'statistics', updates=2)
 
 
 @pytest.fixture(scope='module')
 def trained(variant, network, figures):
-    """Losses and state after the six steps, on one device."""
+    """Returns the losses and the state of six steps on one device."""
     mesh = meshes.make_mesh(jax.devices()[:1])
     method = make_method(variant, meshes.DATA)
     tx, _ = optim.make(
@@ -193,13 +193,13 @@ def trained(variant, network, figures):
     return losses, state
 
 
-def test_losses_of_training(figures, trained):
+def test_train_step_losses_match_pytorch(figures, trained):
     losses, _ = trained
     np.testing.assert_allclose(losses, figures['losses'], rtol=1e-4, atol=1e-6)
 
 
-def test_trained_weights(figures, trained):
-    """What six steps changed, not the weights: beside them a wrong weight decay is lost."""
+def test_train_step_weight_changes_match_pytorch(figures, trained):
+    """Compares the changes of six steps, because a wrong weight decay is small beside weights."""
     _, state = trained
     actual = traverse_util.flatten_dict(jax.device_get(state.params))
     expected = traverse_util.flatten_dict(to_flax(figures['trained_weights']))
@@ -211,7 +211,7 @@ def test_trained_weights(figures, trained):
         assert_close(actual[path] - weight, expected[path] - weight, path, atol=rounding)
 
 
-def test_trained_statistics(figures, trained):
+def test_train_step_statistics_match_pytorch(figures, trained):
     _, state = trained
     updates = 2 * EPOCHS * STEPS_PER_EPOCH
     assert_statistics_close(

@@ -1,4 +1,4 @@
-"""One training step: the mesh does not change what is learnt."""
+"""Tests of training/step.py, training/mesh.py and monitor.z_std: one and eight devices agree."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def train(method: Method, tx: optax.GradientTransformation, devices: int, steps:
     return states, metrics
 
 
-def test_gradients_on_8_devices_equal_those_on_1() -> None:
+def test_train_step_gradients_on_8_devices_match_1() -> None:
     # With SGD at rate 1 from the same weights, the difference of the weights is the gradient.
     method, tx = small_method(), optax.sgd(1.0)
     (before, one), (metrics_one,) = train(method, tx, 1, 1)
@@ -62,7 +62,7 @@ def test_gradients_on_8_devices_equal_those_on_1() -> None:
         np.testing.assert_allclose(s8, s1, rtol=1e-5, atol=1e-6)
 
 
-def test_several_steps_on_8_devices_stay_with_those_on_1() -> None:
+def test_train_step_losses_on_8_devices_match_1() -> None:
     method, tx = small_method(), optax.sgd(0.05, momentum=0.9)
     states_one, metrics_one = train(method, tx, 1, 5)
     states_eight, metrics_eight = train(method, tx, 8, 5)
@@ -72,8 +72,8 @@ def test_several_steps_on_8_devices_stay_with_those_on_1() -> None:
     )
 
 
-def test_views_pass_batch_norm_one_after_the_other() -> None:
-    # Views of other means: in one batch the running mean would move once, by their average.
+def test_forward_views_normalizes_each_view_separately() -> None:
+    # The views have different means. In one batch, their average would update the statistics once.
     method = small_method()
     variables = method.network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     views = [jnp.full((4, 8, 8, 3), value) + batches(1)[0][0][:4] for value in (0.0, 5.0)]
@@ -96,7 +96,7 @@ def small_method_without_axis() -> Method:
     return simsiam.make(backbone, dim=16, predictor_hidden_dim=8)
 
 
-def test_stop_gradient_stands_between_the_branches() -> None:
+def test_stop_gradient_blocks_the_target_branch() -> None:
     gradients = []
     for stop in (True, False):
         method = small_method(stop_gradient=stop)
@@ -118,20 +118,20 @@ def test_stop_gradient_stands_between_the_branches() -> None:
     assert gradients[1] > 1e-3
 
 
-def test_momentum_target_is_the_moving_average_of_the_weights() -> None:
+def test_momentum_target_is_moving_average_of_weights() -> None:
     base = small_method()
     method = Method(base.network, base.loss, momentum=lambda step: 0.75)
     states, _ = train(method, optax.sgd(0.1), 1, 3)
     expected = states[0].params
     for state in states[1:]:
         expected = jax.tree.map(lambda t, w: 0.75 * t + 0.25 * w, expected, state.params)
-    for actual, wanted in zip(
+    for actual, average in zip(
         jax.tree.leaves(states[-1].target['params']), jax.tree.leaves(expected), strict=True
     ):
-        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(actual, average, rtol=1e-5, atol=1e-7)
 
 
-def test_z_std_is_one_on_the_sphere_and_zero_when_collapsed() -> None:
+def test_z_std_is_1_on_sphere_and_0_when_collapsed() -> None:
     rng = np.random.default_rng(0)
     spread = jnp.asarray(rng.standard_normal((4096, 64), np.float32))
     np.testing.assert_allclose(monitor.z_std(spread), 1.0, atol=0.01)
@@ -140,7 +140,7 @@ def test_z_std_is_one_on_the_sphere_and_zero_when_collapsed() -> None:
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-def test_state_survives_donation_of_its_replica(devices: int) -> None:
+def test_replicate_protects_state_from_donation(devices: int) -> None:
     method, tx = small_method(), optax.sgd(0.1)
     mesh = mesh_lib.make_mesh(jax.devices()[:devices])
     original = step.init_state(method, tx, 0, (8, 8, 3))
@@ -151,6 +151,6 @@ def test_state_survives_donation_of_its_replica(devices: int) -> None:
 
 
 @pytest.mark.parametrize('batch_size', [0, 30])
-def test_batch_must_divide_over_8_devices(batch_size: int) -> None:
+def test_check_batch_size_rejects_batch_that_does_not_divide(batch_size: int) -> None:
     with pytest.raises(ValueError, match=f'batch_size is {batch_size}.*8 devices'):
         mesh_lib.check_batch_size('batch_size', batch_size, mesh_lib.make_mesh())

@@ -70,7 +70,7 @@ def test_a_damaged_step_goes_aside_and_is_made_again(storage, workdir, capsys, m
     largest = max(newest, key=lambda name: len(storage.get(name)[1]))
     storage.put(largest, bytes(len(storage.get(largest)[1])))
     with reopen(workdir) as checkpoints:
-        assert checkpoints.latest_step == 22
+        assert checkpoints.start_step == 22
         assert f'warning: step 33 in {workdir}' in capsys.readouterr().out
         assert len(below(storage, f'{workdir}/damaged/33/state')) >= len(newest)
         assert not below(storage, f'{workdir}/checkpoints/33')
@@ -114,7 +114,7 @@ def test_half_a_save_is_no_checkpoint_and_is_made_whole(storage, workdir) -> Non
     found = weights.open_weights(workdir)
     corruptions.same(found.params, corruptions.state_at(22).params)
     with reopen(workdir) as checkpoints:
-        assert checkpoints.latest_step == 22
+        assert checkpoints.start_step == 22
         checkpoints.save(corruptions.state_at(33))
         assert checkpoints.failure(wait=True) == ''
     corruptions.same(checkpoint_reader.load(workdir, 'state').tree, vars(corruptions.state_at(33)))

@@ -73,7 +73,7 @@ def open(
         try:
             _lock(folder, stack)
             newest = _load_newest(folder)
-            if newest is not None and newest.step:  # step 0 is converted weights of any run
+            if newest is not None and newest.step:  # any run may start from converted weights
                 if problem := same_run.refusal(folder, given, newest.run, free=free, place=place):
                     raise errors.UserError(problem)
                 for note in same_run.notes(given, newest.run, place=place):
@@ -87,7 +87,7 @@ def open(
         except storage.io_errors() as error:
             raise errors.UserError(_cannot_write(workdir, error)) from error
         checkpoints = Checkpoints(folder, given, newest, manager)
-        stack.callback(checkpoints.wait)  # on exit the first: the manager closes after the save
+        stack.callback(checkpoints.wait)  # runs first: the manager must close after the last save
         yield checkpoints
 
 
@@ -162,7 +162,7 @@ class Checkpoints:
         self._failure = ''
 
     @property
-    def latest_step(self) -> int | None:
+    def start_step(self) -> int | None:
         """Step that the run starts from: None without a checkpoint, 0 for converted weights."""
         return self._start.step if self._start else None
 
@@ -224,7 +224,7 @@ class Checkpoints:
 
     def last_saved(self) -> int | None:
         """Returns the newest checkpoint that exists now, in process 0."""
-        return self._manager.latest_step() if self._manager is not None else self.latest_step
+        return self._manager.latest_step() if self._manager is not None else self.start_step
 
     def pin(self, step: int | None) -> int | None:
         """Pins the newest checkpoint up to a step, so that it is kept beyond max_to_keep.
@@ -244,7 +244,7 @@ class Checkpoints:
                 return self._pinned.pin(step, self._manager.all_steps())
             self._pinned.unpin()
         except storage.io_errors() as error:
-            self._failure = f'step {step} cannot be pinned: {_reason(error)}'
+            self._failure = f'{pinned_checkpoint.FILE} cannot be written: {_reason(error)}'
         return None
 
     def restore(self, state: TrainState) -> TrainState:
@@ -275,7 +275,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
     def wait(self) -> None:
-        """Waits for the last save to end."""
+        """Waits for the last save to end; no save can follow."""
         self._thread.shutdown()
 
 
