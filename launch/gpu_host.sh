@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One process for all GPUs of this host, started again when it dies: launch/gpu_host.sh --config=...
+# Runs one process on all GPUs of this host and restarts it when it dies.
+#   launch/gpu_host.sh --config=CONFIG --workdir=DIR [flags of simsiam_jax.main]
 # DRY_RUN=1 prints the commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,7 +11,7 @@ if [[ $# -eq 0 ]]; then
 fi
 python=${PYTHON:-python}
 check=("$python" -c "import jax; d = jax.devices(); print(len(d), 'x', d[0].device_kind); assert d[0].platform == 'gpu', 'JAX sees no GPU: pip install \"simsiam_jax[cuda]\"'")
-# JAX takes the memory at the start; TensorFlow is kept off the GPUs by the program itself.
+# JAX allocates the memory at its start. The program keeps TensorFlow off the GPUs.
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
 if [[ ${DRY_RUN:-0} == 1 ]]; then
   echo "XLA_PYTHON_CLIENT_MEM_FRACTION=$XLA_PYTHON_CLIENT_MEM_FRACTION ${check[*]}"

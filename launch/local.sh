@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Several processes of one run on this machine: launch/local.sh -n 2 --config=... --workdir=...
-# Of several processes each has one GPU, where there are any; a single one has all. A run that dies
-# is started again, MAX_RESTARTS times; DRY_RUN=1 prints the commands.
+# Starts the processes of one run on this machine.
+#   launch/local.sh -n 2 --config=... --workdir=...
+# If the machine has GPUs, each of several processes uses one, and a single process uses all.
+# A run that dies is restarted up to MAX_RESTARTS times. DRY_RUN=1 prints the commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,28 +20,28 @@ restarts=${MAX_RESTARTS:-10}
 gpus=0
 if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi --list-gpus | wc -l); fi
 if ((gpus > 0 && processes > gpus)); then
-  echo "error: $processes processes want a GPU each, there are $gpus" >&2
+  echo "error: -n is $processes, but there are $gpus GPUs; expected at most one process per GPU" >&2
   exit 1
 fi
 
 pids=()
-# A signal to this script goes to one process; that one tells the others.
+# The script forwards signals to one process, which notifies the others.
 trap '[[ ${#pids[@]} -gt 0 ]] && kill -TERM "${pids[0]}" 2>/dev/null; stopping=1' TERM INT
 stopping=0
 
 for ((attempt = 0; ; attempt++)); do
   pids=()
-  for ((rank = 0; rank < processes; rank++)); do
+  for ((process_id = 0; process_id < processes; process_id++)); do
     run=("$python" -m simsiam_jax.main "$@")
     if ((processes > 1)); then
-      run+=("--coordinator=127.0.0.1:$port" "--num_processes=$processes" "--process_id=$rank")
+      run+=("--coordinator=127.0.0.1:$port" "--num_processes=$processes" "--process_id=$process_id")
     fi
-    own=()
-    if ((gpus > 0 && processes > 1)); then own=("CUDA_VISIBLE_DEVICES=$rank"); fi
+    variables=()
+    if ((gpus > 0 && processes > 1)); then variables=("CUDA_VISIBLE_DEVICES=$process_id"); fi
     if [[ ${DRY_RUN:-0} == 1 ]]; then
-      echo "${own[*]:+${own[*]} }${run[*]}"
+      echo "${variables[*]:+${variables[*]} }${run[*]}"
     else
-      env "${own[@]}" "${run[@]}" &
+      env "${variables[@]}" "${run[@]}" &
       pids+=($!)
     fi
   done
@@ -48,16 +49,16 @@ for ((attempt = 0; ; attempt++)); do
 
   code=0
   for pid in "${pids[@]}"; do
-    one=0
-    wait "$pid" || one=$?
-    # A wait that the trap has cut short has not seen the end of the process.
+    status=0
+    wait "$pid" || status=$?
+    # The trap interrupts `wait` before the process has ended.
     while kill -0 "$pid" 2>/dev/null; do
-      one=0
-      wait "$pid" || one=$?
+      status=0
+      wait "$pid" || status=$?
     done
-    # 1, what the user must mend, outweighs all.
-    if ((one == 1 || (one > code && code != 1))); then code=$one; fi
+    # 1, an error that the user must fix, takes precedence over all other codes.
+    if ((status == 1 || (status > code && code != 1))); then code=$status; fi
   done
   if ((code == 0 || code == 1 || stopping || attempt >= restarts)); then exit "$code"; fi
-  echo "ended with $code: starting again, $((attempt + 1)) of $restarts" >&2
+  echo "exit code $code: restarting, $((attempt + 1)) of $restarts" >&2
 done

@@ -1,4 +1,4 @@
-"""What the launchers would do, and one that does it."""
+"""Tests of launch/: what the launchers run, restart and requeue."""
 
 import os
 import pathlib
@@ -42,7 +42,7 @@ def launch(script: str, *args: str, timeout: int = 60, **env: str) -> subprocess
         ),
     ],
 )
-def test_a_dry_run_prints_the_command_of_the_run(script, args, env, expected) -> None:
+def test_dry_run_prints_the_command_of_the_run(script, args, env, expected) -> None:
     done = launch(script, *args, *RUN, DRY_RUN='1', **env)
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
@@ -51,7 +51,7 @@ def test_a_dry_run_prints_the_command_of_the_run(script, args, env, expected) ->
     assert len(runs) == (2 if script == 'local.sh' else 1)
 
 
-def test_launchers_without_what_they_need_say_so() -> None:
+def test_launchers_print_what_is_missing() -> None:
     assert 'usage' in launch('local.sh', *RUN).stderr
     assert 'usage' in launch('slurm.sbatch').stderr
     pod = launch('tpu_pod.sh', '--workdir=/tmp/x', NAME='n', ZONE='z', TYPE='t', DRY_RUN='1')
@@ -60,7 +60,7 @@ def test_launchers_without_what_they_need_say_so() -> None:
 
 
 @pytest.mark.long
-def test_local_runs_two_processes(tmp_path: pathlib.Path) -> None:
+def test_local_trains_with_two_processes(tmp_path: pathlib.Path) -> None:
     flags = ['--config.epochs=1', '--config.model.width_multiplier=0.125']
     flags += [
         '--config.log.tensorboard=False',
@@ -79,11 +79,11 @@ def test_local_runs_two_processes(tmp_path: pathlib.Path) -> None:
         MAX_RESTARTS='0',
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count('batch 128 on 2 x cpu') == 1  # the first process alone speaks
+    assert done.stdout.count('batch 128 on 2 x cpu') == 1  # only process 0 prints
     assert checkpoint_reader.load(tmp_path, 'state').step == 11
 
 
-def test_local_starts_a_dying_run_again_but_not_a_mistaken_one(tmp_path: pathlib.Path) -> None:
+def test_local_restarts_dying_runs_but_not_user_errors(tmp_path: pathlib.Path) -> None:
     program = tmp_path / 'program'
     count = tmp_path / 'count'
     for code, starts in ((75, 3), (1, 1), (0, 1)):
@@ -115,24 +115,24 @@ def path(folder: pathlib.Path) -> str:
         ((75, 75), 2, 75, False),
     ],
 )
-def test_slurm_requeues_all_but_a_mistaken_run(tmp_path, codes, count, code, requeued) -> None:
+def test_slurm_requeues_all_runs_but_user_errors(tmp_path, codes, count, code, requeued) -> None:
     log = tmp_path / 'log'
     put(tmp_path / 'task', 'exit $CODE\n')
-    # As srun does: all tasks, the highest code.
+    # Like srun: runs all tasks and exits with the highest code.
     put(
         tmp_path / 'srun',
         f'shift; top=0; for CODE in {codes[0]} {codes[1]}; do export CODE; "$@"; c=$?\n'
         '((c <= top)) || top=$c; done; exit $top\n',
     )
     put(tmp_path / 'scontrol', f'echo "$@" >> {log}\n')
-    own = {'PATH': path(tmp_path), 'PYTHON': str(tmp_path / 'task'), 'SLURM_JOB_ID': '7'}
-    done = launch('slurm.sbatch', *RUN, MAX_RESTARTS='2', SLURM_RESTART_COUNT=str(count), **own)
+    env = {'PATH': path(tmp_path), 'PYTHON': str(tmp_path / 'task'), 'SLURM_JOB_ID': '7'}
+    done = launch('slurm.sbatch', *RUN, MAX_RESTARTS='2', SLURM_RESTART_COUNT=str(count), **env)
     assert done.returncode == code, done.stderr
     assert (log.exists() and log.read_text()) == (requeued and 'requeue 7\n')
 
 
-# A slice: its state in a file; `full` makes one creation fail; each run takes a line of `plan`, its
-# code and the state it leaves.
+# Simulates a slice. `state` holds its state, `full` makes one creation fail, and each run reads a
+# line of `plan`: its exit code and the state afterwards.
 GCLOUD = """
 cd "$(dirname "$0")"
 verb=$4
@@ -162,15 +162,15 @@ esac
         ('FULL', [], 1, 'create'),
         ('READY', ['255 PREEMPTED', '0 READY'], 0, 'scp ssh run delete create scp ssh run'),
         ('READY', ['75 READY', '0 READY'], 0, 'scp ssh run scp ssh run'),
-        # What the user must mend, and gcloud's own 1 where the slice has gone.
+        # 1 is an error that the user must fix, or gcloud's own code if the slice is gone.
         ('READY', ['1 READY'], 1, 'scp ssh run'),
         ('READY', ['1 PREEMPTED', '0 READY'], 0, 'scp ssh run delete create scp ssh run'),
-        # No room for another slice at first.
+        # No capacity for another slice at first.
         ('READY', ['255 FULL', '0 READY'], 0, 'scp ssh run delete create create scp ssh run'),
         ('READY', 3 * ['75 READY'], 75, 'scp ssh run scp ssh run scp ssh run'),
     ],
 )
-def test_a_slice_is_made_anew_when_it_is_lost(tmp_path, state, plan, code, calls) -> None:
+def test_tpu_pod_recreates_a_lost_slice(tmp_path, state, plan, code, calls) -> None:
     put(tmp_path / 'gcloud', GCLOUD)
     put(tmp_path / 'git', '')
     (tmp_path / 'plan').write_text('\n'.join([*plan, '']))
@@ -183,41 +183,41 @@ def test_a_slice_is_made_anew_when_it_is_lost(tmp_path, state, plan, code, calls
     done = launch('tpu_pod.sh', *RUN, flag, PATH=path(tmp_path), **slice_)
     assert done.returncode == code, done.stderr
     assert (tmp_path / 'calls').read_text().split() == calls.split()
-    if plan:  # the flags reach the run through the slice's shell as they are
+    if plan:  # the slice's shell passes the flags on unchanged
         command = (tmp_path / 'command').read_text()
         words = shlex.split(command.partition('simsiam_jax.main')[2].partition('2>&1')[0])
         assert words == [*RUN, flag]
 
 
-def test_kubernetes_is_told_what_a_jobset_needs() -> None:
-    yaml = pytest.importorskip('yaml')
+def test_jobset_has_required_fields_and_matching_counts() -> None:
+    yaml = pytest.importorskip('yaml', reason='pyyaml is not installed')
     (jobset,) = yaml.safe_load_all((ROOT / 'launch' / 'gke.yaml').read_text())
     assert jobset['apiVersion'] == 'jobset.x-k8s.io/v1alpha2'
     assert jobset['kind'] == 'JobSet'
     assert jobset['spec']['failurePolicy']['maxRestarts'] > 0
     (workers,) = jobset['spec']['replicatedJobs']
     job = workers['template']['spec']
-    assert job['completionMode'] == 'Indexed'  # gives JOB_COMPLETION_INDEX
-    assert job['parallelizm'] == job['completions'] > 1
-    (mended,) = job['podFailurePolicy']['rules']
-    assert mended['action'] == 'FailJob'
-    assert mended['onExitCodes'] == {'containerName': 'simsiam', 'operator': 'In', 'values': [1]}
+    assert job['completionMode'] == 'Indexed'  # sets JOB_COMPLETION_INDEX
+    assert job['parallelism'] == job['completions'] > 1
+    (rule,) = job['podFailurePolicy']['rules']
+    assert rule['action'] == 'FailJob'
+    assert rule['onExitCodes'] == {'containerName': 'simsiam', 'operator': 'In', 'values': [1]}
     pod = job['template']['spec']
-    assert pod['restartPolicy'] == 'Never'  # as podFailurePolicy demands
+    assert pod['restartPolicy'] == 'Never'  # required by podFailurePolicy
     (container,) = pod['containers']
     assert container['name'] == 'simsiam'
     assert container['command'] == ['python', '-m', 'simsiam_jax.main']
     env = {variable['name']: variable['value'] for variable in container['env']}
     host, port = env['JAX_COORDINATOR_ADDRESS'].split(':')
-    # JobSet's names: SET-JOB-REPLICA-POD under the set's own.
+    # JobSet names a pod SET-JOB-REPLICA-POD.SET.
     assert host == '{0}-{1}-0-0.{0}'.format(jobset['metadata']['name'], workers['name'])
-    peers = launchers.from_environment(env | {'JOB_COMPLETION_INDEX': '1'})
-    assert peers == launchers.ClusterSpec(f'{host}:{port}', job['completions'], 1)
+    cluster = launchers.from_environment(env | {'JOB_COMPLETION_INDEX': '1'})
+    assert cluster == launchers.ClusterSpec(f'{host}:{port}', job['completions'], 1)
     assert [exposed['containerPort'] for exposed in container['ports']] == [int(port)]
 
 
 @pytest.mark.skipif(not shutil.which('shellcheck'), reason='shellcheck is not installed')
-def test_scripts_are_clean_shell() -> None:
+def test_launch_scripts_pass_shellcheck() -> None:
     scripts = [str(p) for p in (ROOT / 'launch').iterdir() if p.suffix in ('.sh', '.sbatch')]
     assert len(scripts) == 4
     scripts.append(str(ROOT / 'benchmarks' / 'gpu.sh'))
