@@ -1,4 +1,4 @@
-"""The paper's ablations: every row builds, and the two experiments of section 5.2."""
+"""Tests of configs/ablations.py, tools/ledger/, alternation.py and moving_average.py."""
 
 import json
 import pathlib
@@ -56,7 +56,7 @@ def to_views(batch: dict) -> list:
 
 @pytest.fixture
 def _imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1,281,167 images that nobody reads."""
+    """Replaces the source by 1,281,167 images that are never read."""
     source = files.FileSource(['none.png'] * 1281167, [0] * 1281167, ('a', 'b'))
     monkeypatch.setattr(sources, 'open_source', lambda spec, data_dir='': source)
 
@@ -64,12 +64,12 @@ def _imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
 def imagenet(name: str):
     config = get_config(name)
     config.data.backend = 'host'
-    config.model.stages = (1, 1, 1, 1)  # as deep as it must be to be built
+    config.model.stages = (1, 1, 1, 1)  # the minimum depth
     return config
 
 
 @pytest.mark.usefixtures('_imagenet')
-def test_every_row_builds_on_imagenet() -> None:
+def test_all_rows_build_on_imagenet() -> None:
     for name in ROWS:
         config = imagenet(name)
         parts = pretrain_setup.build(config)
@@ -81,7 +81,7 @@ def test_every_row_builds_on_imagenet() -> None:
 @pytest.mark.parametrize(
     'name', [name for name in ROWS if not name.startswith(('batch', 'width', 'alternate_1'))]
 )
-def test_every_kind_of_row_steps_on_imagenet(name: str) -> None:
+def test_row_steps_on_imagenet(name: str) -> None:
     config = imagenet(name)
     parts = pretrain_setup.build(config)
     before = jax.eval_shape(parts.init)
@@ -117,22 +117,23 @@ def heads_of(name: str) -> int:
     return sum(leaf.size for leaf in leaves)
 
 
-def test_rows_have_the_parameters_that_they_should() -> None:
-    # Of one stage the feature is 256 wide. fc1 256 -> 2048, fc2 and fc3 2048 -> 2048, predictor
-    # 2048 -> 512 -> 2048 with the last bias; BN has scale and bias but on the projector's output.
+def test_rows_have_expected_numbers_of_parameters() -> None:
+    # The feature of one stage has width 256. fc1 is 256 -> 2048, fc2 and fc3 are 2048 -> 2048, and
+    # the predictor is 2048 -> 512 -> 2048 with a last bias. BN has scale and bias, except on the
+    # projector's output.
     fc = 256 * 2048 + 2 * 2048 * 2048 + 2 * 2048 * 512
     bn, predictor_bn, biases = 2 * 2 * 2048, 2 * 512, 2048
     default = fc + bn + predictor_bn + biases
     assert heads_of('baseline') == heads_of('bn_default') == default
-    assert heads_of('bn_hidden') == default + 2048  # a bias where the BN stood
+    assert heads_of('bn_hidden') == default + 2048  # a bias replaces the BN
     assert heads_of('bn_none') == fc + 3 * 2048 + 512 + biases
-    assert heads_of('bn_all') == default + 2 * 2048 - 2048  # scale and bias for the bias
+    assert heads_of('bn_all') == default + 2 * 2048 - 2048  # scale and bias replace the bias
     assert heads_of('predictor_none') == default - 2 * 2048 * 512 - predictor_bn - biases
     assert heads_of('predictor_fixed') == heads_of('predictor_decayed') == default
     assert heads_of('width_256') == 3 * 256 * 256 + 4 * 256 + 2 * 256 * 64 + 2 * 64 + 256
 
 
-def test_rows_name_what_the_paper_has() -> None:
+def test_rows_cover_paper_and_refuse_unknown_names() -> None:
     assert {row.where for row in ROWS.values()} >= {'Fig. 2', 'Table 1', 'Table 2', 'Table 3'}
     assert get_config('batch_4096').optim.warmup_epochs == 10
     assert get_config('batch_512').optim.warmup_epochs == 0
@@ -143,14 +144,14 @@ def test_rows_name_what_the_paper_has() -> None:
         get_config('no_stop_gradent')
 
 
-def test_cross_entropy_similarity_by_hand() -> None:
+def test_softmax_cross_entropy_equals_hand_computation() -> None:
     p, z = jnp.array([[0.0, 0.0], [1.0, 3.0]]), jnp.array([[0.0, np.log(3.0)], [5.0, 5.0]])
     # softmax z = (1/4, 3/4) and (1/2, 1/2); log softmax p = -log 2 and (-2, 0) - log(1 + e^-2).
     expected = (np.log(2) + 1 + np.log1p(np.exp(-2))) / 2
     np.testing.assert_allclose(losses.softmax_cross_entropy(p, z), expected, rtol=1e-6)
 
 
-def test_asymmetric_losses_by_hand() -> None:
+def test_asymmetric_losses_equal_hand_computation() -> None:
     e1, e2, both = [[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 1.0]]
 
     def loss(pairs: str, online: list[Outputs]) -> float:
@@ -167,7 +168,7 @@ def test_asymmetric_losses_by_hand() -> None:
         loss('two_asymmetric', online)
 
 
-def test_a_fixed_predictor_stays_to_the_bit() -> None:
+def test_fixed_predictor_keeps_every_bit() -> None:
     tx, rates = optim.make(batch_size=256, epochs=1, steps_per_epoch=4, predictor_schedule='fixed')
     mesh = mesh_lib.make_mesh()
     start = jax.device_get(step.init_state(method(), tx, 0, (8, 8, 3)))
@@ -191,32 +192,32 @@ def alternating(k: int, last: int, all_batches: list[dict], dtype=np.float32):
     tx, mesh = optax.sgd(0.1, momentum=0.9), mesh_lib.make_mesh()
     train_step = step.make_train_step(method(), tx, mesh, to_views, cached_targets=True)
 
-    def made(start: int, stop: int):
+    def load(start: int, stop: int):
         return (mesh_lib.shard(batch, mesh) for batch in all_batches[start:stop])
 
     wrapped = alternation.Alternating(
-        method(), train_step, mesh, to_views, made, k=k, last=last, dtype=dtype
+        method(), train_step, mesh, to_views, load, k=k, last=last, dtype=dtype
     )
     state = mesh_lib.replicate(step.init_state(method(), tx, 0, (8, 8, 3)), mesh)
-    return wrapped, state, made
+    return wrapped, state, load
 
 
-def test_alternating_every_step_is_simsiam_bit_for_bit() -> None:
+def test_alternating_each_step_equals_simsiam_bit_for_bit() -> None:
     four = batches(4)
-    wrapped, state, made = alternating(1, 4, four)
+    wrapped, state, load = alternating(1, 4, four)
     mesh, tx = mesh_lib.make_mesh(), optax.sgd(0.1, momentum=0.9)
     plain = step.make_train_step(method(), tx, mesh, to_views)
     same = mesh_lib.replicate(step.init_state(method(), tx, 0, (8, 8, 3)), mesh)
-    for batch in made(0, 4):
+    for batch in load(0, 4):
         state, _ = wrapped(state, batch)
         same, _ = plain(same, batch)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(same), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_alternating_blocks_equal_a_plain_reference() -> None:
+def test_alternating_blocks_equal_plain_reference() -> None:
     seven = batches(7)
-    wrapped, state, made = alternating(3, 7, seven)
+    wrapped, state, load = alternating(3, 7, seven)
     alone = method(None)
     start = step.init_state(alone, optax.sgd(0.1, momentum=0.9), 0, (8, 8, 3))
     params, stats = start.params, start.batch_stats
@@ -226,6 +227,7 @@ def test_alternating_blocks_equal_a_plain_reference() -> None:
     def views_in(batch) -> list:
         return [jnp.asarray(view) for view in batch['views']]
 
+    @jax.jit
     def z_of(params, stats, batch) -> list:
         return [o.z for o in step.forward_views(alone.network, params, stats, views_in(batch))[0]]
 
@@ -244,7 +246,7 @@ def test_alternating_blocks_equal_a_plain_reference() -> None:
             grads, stats = gradient(params, stats, seven[i], z)
             updates, opt_state = tx.update(grads, opt_state)
             params = optax.apply_updates(params, updates)
-    for batch in made(0, 7):
+    for batch in load(0, 7):
         state, _ = wrapped(state, batch)
     for a, b in zip(
         jax.tree.leaves((state.params, state.batch_stats)),
@@ -252,22 +254,22 @@ def test_alternating_blocks_equal_a_plain_reference() -> None:
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=5e-5)
-    plain, same, made = alternating(1, 7, seven)
-    for batch in made(0, 7):
+    plain, same, load = alternating(1, 7, seven)
+    for batch in load(0, 7):
         same, _ = plain(same, batch)
     largest = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, same.params)
-    assert max(jax.tree.leaves(largest)) > 2e-3  # else the comparison would tell nothing
+    assert max(jax.tree.leaves(largest)) > 2e-3  # otherwise the comparison proves nothing
 
 
-def test_the_cache_of_targets_has_the_size_that_is_announced() -> None:
-    wrapped, state, made = alternating(3, 3, batches(3), dtype=jnp.bfloat16)
-    wrapped(state, next(made(0, 1)))
-    held = sum(z.nbytes for batch in wrapped._cache for z in batch)
-    assert held == alternation.cache_bytes(3, 8, 8, jnp.bfloat16) * 2 / 3  # one is used up
+def test_cache_of_targets_has_announced_size() -> None:
+    wrapped, state, load = alternating(3, 3, batches(3), dtype=jnp.bfloat16)
+    wrapped(state, next(load(0, 1)))
+    size = sum(z.nbytes for batch in wrapped._cache for z in batch)
+    assert size == alternation.cache_bytes(3, 8, 8, jnp.bfloat16) * 2 / 3  # one is used
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-def test_the_moving_average_equals_its_closed_form(devices: int) -> None:
+def test_moving_average_equals_closed_form(devices: int) -> None:
     backbone = resnet.make('resnet18', **BACKBONE, axis_name=mesh_lib.DATA)
     built = moving_average.make(backbone, images=20, average=0.8, dim=8)
     rng = np.random.default_rng(0)
@@ -312,17 +314,17 @@ def test_the_moving_average_equals_its_closed_form(devices: int) -> None:
         ({'alternate.steps': 3, 'debug_nans': True}, r'Set config\.alternate\.steps=1'),
         ({'alternate.steps': 3, 'alternate.dtype': 'int8'}, r"alternate\.dtype is 'int8'"),
         ({'method.similarity': 'dot'}, r"method\.similarity is 'dot'"),
-        ({'optim.predictor_schedule': 'none'}, r"optim\.predictor is 'none'"),
+        ({'optim.predictor_schedule': 'none'}, r"optim\.predictor_schedule is 'none'"),
     ],
 )
-def test_wrong_values_say_what_to_do(change: dict, message: str) -> None:
+def test_build_refuses_wrong_values(change: dict, message: str) -> None:
     config = get_config('baseline,digits')
     config.update_from_flattened_dict(change)
     with pytest.raises(errors.UserError, match=message):
         pretrain_setup.build_step(config, pretrain_setup.build(config))
 
 
-def test_the_averages_must_be_as_many_as_the_images() -> None:
+def test_build_refuses_other_number_of_averages() -> None:
     config = get_config('moving_average,digits')
     config.method.images = 1000
     with pytest.raises(errors.UserError, match=r'images is 1000, but digits/train has 1437'):
@@ -330,7 +332,7 @@ def test_the_averages_must_be_as_many_as_the_images() -> None:
 
 
 @pytest.mark.parametrize('row', ['moving_average', 'alternate_10'])
-def test_runs_of_the_two_experiments_show_what_they_keep_and_resume(row, tmp_path, capsys) -> None:
+def test_run_of_section_5_2_reports_memory_and_resumes(row, tmp_path, capsys) -> None:
     config = get_config(f'{row},digits')
     config.update_from_flattened_dict(
         {
@@ -344,19 +346,21 @@ def test_runs_of_the_two_experiments_show_what_they_keep_and_resume(row, tmp_pat
             'eval.test': '',
             'guard': 'off',
             'log.tensorboard': False,
+            'log.report': False,
+            'augment.rotation': 0.0,  # compiles faster
         }
     )
     if row == 'alternate_10':
-        config.alternate.steps = 7  # the checkpoints are of whole blocks
+        config.alternate.steps = 7  # checkpoints are at the ends of blocks
     pretrain.run(config, str(tmp_path))
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     folder = tmp_path / checkpoint_reader.FOLDER
     if row == 'alternate_10':
         assert checkpoint_reader.list_steps(folder) == [7, 14, 20]
-        assert 'caching the targets of 7 steps: 2 MiB' in told  # 7 x 2 x 256 x 128 floats
+        assert 'caching the targets of 7 steps: 2 MiB' in printed  # 7 x 2 x 256 x 128 floats
     else:
         assert checkpoint_reader.list_steps(folder) == [5, 10, 15, 20]
-        assert 'keeps 0.7 MiB between steps on each device: float32[1437, 128]' in told
+        assert 'keeps 0.7 MiB between steps on each device: float32[1437, 128]' in printed
     whole = checkpoint_reader.load(tmp_path, 'state')
     for step_ in checkpoint_reader.list_steps(folder)[1:]:
         shutil.rmtree(folder / str(step_))
@@ -368,18 +372,18 @@ def test_runs_of_the_two_experiments_show_what_they_keep_and_resume(row, tmp_pat
 
 
 @pytest.mark.long
-def test_the_ledger_runs_rows_once_and_goes_on(command, tmp_path) -> None:
+def test_ledger_runs_rows_once_and_resumes(command, tmp_path) -> None:
     def start(*names: str) -> str:
         given = (f'--workdir={tmp_path}', f'--rows={",".join(names)}', '--seeds=1', '--epochs=1')
         done = command('simsiam_jax.tools.ledger', *given)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert start('baseline', 'bn_default').count('left') == 1  # they are the same
+    assert start('baseline', 'bn_default').count('left') == 1  # identical configurations
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ['baseline']
     first = tmp_path / 'baseline' / '0' / 'result.json'
-    found, written = json.loads(first.read_text()), first.stat().st_mtime_ns
-    assert 0 < found['linear'] <= 1
+    result, written = json.loads(first.read_text()), first.stat().st_mtime_ns
+    assert 0 < result['linear'] <= 1
 
     names = ('baseline', 'bn_default', 'no_stop_gradient')
     assert start(*names).count('left') == 1
@@ -388,7 +392,7 @@ def test_the_ledger_runs_rows_once_and_goes_on(command, tmp_path) -> None:
     for name in names:
         (line,) = [line for line in text.splitlines() if line.startswith(f'| {name} |')]
         assert ROWS[name].paper in line
-        assert (f'{found["knn"]:.3f} | {found["linear"]:.3f}' in line) == name.startswith('b')
+        assert (f'{result["knn"]:.3f} | {result["linear"]:.3f}' in line) == name.startswith('b')
     assert (tmp_path / 'figure2.png').stat().st_size > 10_000
 
     metrics = tmp_path / 'cross_entropy' / '0' / 'metrics.jsonl'
@@ -398,16 +402,16 @@ def test_the_ledger_runs_rows_once_and_goes_on(command, tmp_path) -> None:
     while process.poll() is None and not (metrics.exists() and 'train/loss' in metrics.read_text()):
         time.sleep(0.1)
     process.terminate()
-    _, told = process.communicate(timeout=120)
+    _, printed = process.communicate(timeout=120)
     assert process.returncode == 143
-    assert told == 'stopped: what is done is kept, the same command goes on from there\n'
+    assert printed == 'stopped: rerun the same command to resume\n'
 
-    first.unlink()  # what a killed run has not written
+    first.unlink()  # as if the run had been killed
     assert start('baseline').count('left') == 1
-    assert json.loads(first.read_text())['loss'] == found['loss']
+    assert json.loads(first.read_text())['loss'] == result['loss']
 
 
-def test_unknown_rows_are_refused(command, tmp_path) -> None:
+def test_ledger_refuses_unknown_rows(command, tmp_path) -> None:
     done = command('simsiam_jax.tools.ledger', f'--workdir={tmp_path}', '--rows=baselin')
     assert done.returncode == 1
     assert "'baselin'" in done.stderr

@@ -171,7 +171,7 @@ def test_heads_round_trip_keeps_every_bit(kwargs):
 
 def test_heads_from_torch_refuse_other_layers():
     for name in ('weight', '0.running_mean', '0.weight_g'):
-        with pytest.raises(errors.UserError, match=f'fully connected layers.*not .*{name}'):
+        with pytest.raises(errors.UserError, match=f'unknown layer .*: {name}.*fully connected'):
             pytorch_heads.from_torch({name: np.ones(3, np.float32)}, 'file')
 
 
@@ -342,7 +342,7 @@ def test_load_encoder_refuses_damaged_files(ending, data, message, small_file, t
         ),
         ({}, 3, 'torchvison', 'x.pth', r"'torchvison'; did you mean torchvision\?"),
         ({}, 3, 'torchvision', 'x.npz', r'invalid --target: .*x\.npz; expected a name in \.pth'),
-        ({}, 3, 'torchvision', 'x.pth', 'torch is not installed.*safetensors'),
+        ({}, 3, 'torchvision', 'x.pth', 'needs torch, which is not installed.*safetensors'),
         ({}, 3, 'flax', '', 'exists; pass another --target'),
         ({}, 3, 'flax', 'file/x.msgpack', 'cannot be written'),
         ({}, 3, 'flax', 'file/x', 'cannot be written'),
