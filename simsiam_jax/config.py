@@ -22,7 +22,7 @@ class _Config(ConfigDict):
 
 
 def inherited(kind: type) -> Any:
-    """Returns the None of a key of this type that an evaluation inherits from its checkpoint."""
+    """Returns None for a key of this type, which an evaluation inherits from its checkpoint."""
     return placeholder(kind)
 
 

@@ -18,18 +18,6 @@ from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.terminal import say
 from simsiam_jax.training import mesh as mesh_lib
 
-# Keys that are inherited from the checkpoint if they are None.
-_INHERITED = (
-    'data.channels',
-    'data.tfds_data_dir',
-    'augment.size',
-    'augment.mean',
-    'augment.std',
-    'eval.resize',
-    'eval.train',
-    'eval.test',
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class EvalSetup:
@@ -95,10 +83,9 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None) -> EvalSetup:
             f'config.data.channels is {config.data.channels}, but {config.init_from} was trained '
             f'with {trained.data.channels}. Remove the key'
         )
-    for key in _INHERITED:
-        section, name = key.split('.')
-        if config[section][name] is None:
-            value = trained[section][name]
+    for section in ('data', 'augment', 'eval'):
+        for name in [name for name, value in config[section].items() if value is None]:
+            value = trained[section][name]  # see config.inherited
             config[section][name] = tuple(value) if name in ('mean', 'std') else value
     for key in ('train', 'test'):
         if not config.eval[key]:
