@@ -1,6 +1,7 @@
-"""Commands of the package as a user starts them, each in a process of its own, imported once.
+"""Runs the package's commands like a user, each in a process of its own.
 
-The server imports what they need, which takes longer than many of them, and forks for each.
+A server imports the package once and forks for each command, because imports take longer than many
+commands.
 """
 
 import json
@@ -13,11 +14,11 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parent.parent
-LIMIT = 1800  # seconds; seconds suffice where nothing else runs
+LIMIT = 1800  # seconds; an idle machine needs only a few
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """The variables of a process with so many devices, which compiles much and computes little."""
+    """Returns the variables of a process with N CPU devices and most optimizations disabled."""
     return os.environ | {
         'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
@@ -27,7 +28,7 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 
 class Commands:
-    """commands(module, *flags) is `python -m module flags` on one device, ended."""
+    """Runs `python -m MODULE FLAGS` on one device: commands(module, *flags)."""
 
     def __init__(self) -> None:
         self._server = subprocess.Popen(
@@ -55,7 +56,7 @@ class Commands:
 
 
 def serve() -> None:
-    """Reads commands, a line each, and answers with their exit codes."""
+    """Reads one command per line and answers with its exit code."""
     import simsiam_jax.tasks.pretrain
     import simsiam_jax.tasks.probe
     import simsiam_jax.tasks.supervised  # noqa: F401

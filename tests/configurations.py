@@ -1,4 +1,4 @@
-"""Configurations as the command line takes them."""
+"""Loads configurations like the command line."""
 
 import pathlib
 import runpy
@@ -9,10 +9,11 @@ CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
 
 def load(name: str | pathlib.Path, **changes) -> ConfigDict:
-    """Of configs/, such as 'imagenet' or 'imagenet:byol', or of a path.
+    """Loads a configuration and changes keys.
 
     Args:
-      changes: key=value; a dot of the key is written as __.
+      name: Name in configs/, such as 'imagenet' or 'imagenet:byol', or a path.
+      changes: Values by key; __ stands for a dot of the key.
     """
     file, _, variant = str(name).removesuffix('.py').partition(':')
     get_config = runpy.run_path(str(CONFIGS / f'{file}.py'))['get_config']

@@ -1,4 +1,4 @@
-"""Eight devices on the host, or TEST_PLATFORM's; compiled programs kept between runs."""
+"""Runs the tests on eight CPU devices, or on TEST_PLATFORM, and caches compiled programs."""
 
 import os
 import pathlib
@@ -19,8 +19,8 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 @pytest.fixture(scope='module')
 def _compiled_quickly() -> Iterator[None]:
-    """Programs of a file that compiles much and computes little are optimized less."""
-    import jax  # reads the variables above
+    """Disables most optimizations, for files that compile much and compute little."""
+    import jax  # must be imported after the variables above are set
 
     jax.config.update('jax_disable_most_optimizations', True)
     yield
@@ -29,7 +29,7 @@ def _compiled_quickly() -> Iterator[None]:
 
 @pytest.fixture(scope='session')
 def command() -> Iterator[Commands]:
-    """command(module, *flags) runs `python -m module flags` on one device to its end."""
+    """Runs `python -m MODULE FLAGS` on one device: command(module, *flags)."""
     commands = Commands()
     yield commands
     commands.close()

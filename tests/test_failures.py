@@ -1,4 +1,4 @@
-"""What a run does when it diverges or does not fit, and how it is made to fit."""
+"""Tests of tasks/loop.py, tasks/memory.py and training/accumulate.py: divergence, memory limits."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures('_compiled_quickly')
 
 
 def small(**changes) -> ConfigDict:
-    """A few steps on 256 digits, without evaluation."""
+    """Returns a configuration of a few steps on 256 digits, without evaluation."""
     config = config_lib.default()
     config.update_from_flattened_dict(
         {
@@ -66,7 +66,7 @@ def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(('every', 'last'), [(0.25, 5), (3.0, None)])
-def test_a_loss_that_is_not_finite_ends_the_run(
+def test_non_finite_loss_stops_run_and_keeps_last_good_step(
     every: float, last: int | None, tmp_path: pathlib.Path, monkeypatch
 ) -> None:
     make = step.make_train_step
@@ -87,17 +87,17 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     with pytest.raises(errors.UserError) as caught:
         pretrain.run(config, str(tmp_path))
     text = str(caught.value)
-    # The weights are not finite after step 6, the loss from 7 on: found at a save or a line.
+    # The weights are not finite after step 6, and the loss from step 7. A save or log line notices.
     where = 'weights are not finite at step 6' if last else 'the loss is nan at step 8'
     assert where in text
     assert '(lr 0.009375, lr_predictor 0.0125, precision float32)' in text
     assert '\n' not in text
-    found = checkpoint_reader.list_steps(tmp_path / checkpoint_reader.FOLDER)
-    assert max(found, default=None) == last
+    steps = checkpoint_reader.list_steps(tmp_path / checkpoint_reader.FOLDER)
+    assert max(steps, default=None) == last
     assert (f'step {last} is the last good checkpoint' if last else 'nothing is saved yet') in text
 
 
-def test_debug_nans_leads_to_the_operation() -> None:
+def test_debug_nans_raises_at_the_first_nan_operation() -> None:
     def logarithm(x):
         return jnp.log(x).sum()
 
@@ -114,7 +114,7 @@ def test_debug_nans_leads_to_the_operation() -> None:
     assert 'logarithm' in [entry.name for entry in caught.traceback]
 
 
-def test_profile_writes_a_trace_of_these_steps(tmp_path: pathlib.Path, capsys) -> None:
+def test_profile_writes_trace_of_given_steps(tmp_path: pathlib.Path, capsys) -> None:
     pretrain.run(small(epochs=1, profile='2:4'), str(tmp_path))
     assert 'wrote a trace of steps 2 to 3: ' in capsys.readouterr().out
     names = [path.name for path in (tmp_path / 'profile').rglob('*') if path.is_file()]
@@ -124,22 +124,22 @@ def test_profile_writes_a_trace_of_these_steps(tmp_path: pathlib.Path, capsys) -
         pretrain.run(small(profile='4:2'), str(tmp_path / 'other'))
 
 
-def test_out_of_memory_says_what_to_turn() -> None:
-    def told(config: ConfigDict) -> str:
+def test_out_of_memory_error_lists_settings_to_change() -> None:
+    def message(config: ConfigDict) -> str:
         with pytest.raises(errors.UserError) as caught, memory.oom_as_user_error(config):
             raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes')
         return str(caught.value)
 
-    text = told(small())
-    turns = [
+    text = message(small())
+    settings = [
         'model.dtype=bfloat16',
         'model.remat=True',
         'optim.gradient_accumulation_steps=2',
         'batch_size (now 64',
     ]
-    positions = [text.index(turn) for turn in turns]
+    positions = [text.index(setting) for setting in settings]
     assert positions == sorted(positions)
-    assert 'Try a smaller eval.batch_size (now 512) or more devices' in told(config_lib.knn())
+    assert 'Try a smaller eval.batch_size (now 512) or more devices' in message(config_lib.knn())
     with pytest.raises(jax.errors.JaxRuntimeError), memory.oom_as_user_error(small()):
         raise jax.errors.JaxRuntimeError('INTERNAL: another failure')
 
@@ -160,7 +160,7 @@ def method(remat: bool = False, norm: bool = True):
 
 
 class Frozen(nn.Module):
-    """BN by its running averages, which no batch changes."""
+    """A network with BN in evaluation mode, whose running averages no batch changes."""
 
     network: nn.Module
 
@@ -170,15 +170,15 @@ class Frozen(nn.Module):
 
 @functools.cache
 def update(remat: bool = False, norm: bool = True, accumulation_steps: int = 1, devices: int = 1):
-    """The state after a step on 256 images, its metrics, and what it holds: estimated, compiled."""
+    """Returns state, metrics and (estimated, compiled) memory of a step on 256 images."""
     made = method(remat, norm)
     tx, mesh = optax.sgd(1.0), mesh_lib.make_mesh(jax.devices()[:devices])
     initial = step.init_state(made, tx, 0, (8, 8, 3))
-    # A last scale of zero would leave the blocks without a gradient.
+    # If the last scale of a block is zero, the block has no gradient.
     initial = initial.replace(params=jax.tree.map(lambda x: x + 0.1, initial.params))
     rng = np.random.default_rng(0)
     views = [rng.standard_normal((256, 8, 8, 3), np.float32) for _ in range(2)]
-    train_step = step.make_train_step(made, tx, mesh, accumulation_steps=accumulate)
+    train_step = step.make_train_step(made, tx, mesh, accumulation_steps=accumulation_steps)
     given = (mesh_lib.replicate(initial, mesh), mesh_lib.shard(views, mesh))
     estimated, traced = memory.estimate(train_step, *given), train_step.trace(*given)
     compiled = traced.lower().compile()
@@ -187,7 +187,7 @@ def update(remat: bool = False, norm: bool = True, accumulation_steps: int = 1, 
 
 
 @pytest.mark.parametrize('devices', [1, 4])
-def test_four_parts_of_64_update_as_one_of_256(devices: int) -> None:
+def test_accumulated_gradients_match_a_single_batch(devices: int) -> None:
     whole, whole_metrics, _ = update(norm=False)
     parts, parts_metrics, _ = update(norm=False, accumulation_steps=4, devices=devices)
     assert abs(whole_metrics['loss'] - parts_metrics['loss']) < 1e-6
@@ -199,14 +199,14 @@ def test_four_parts_of_64_update_as_one_of_256(devices: int) -> None:
 
 
 class Evaluating(resnet.ResNet):
-    """As Frozen, of a backbone alone."""
+    """A backbone with BN in evaluation mode, as in Frozen."""
 
     def __call__(self, x, train: bool = True):
         return super().__call__(x, train=False)
 
 
 @pytest.mark.parametrize('frozen', [True, False], ids=['linear', 'finetune'])
-def test_classifiers_update_in_four_parts_as_in_one(frozen: bool) -> None:
+def test_classifier_accumulation_matches_a_single_batch(frozen: bool) -> None:
     rng = np.random.default_rng(0)
     batch = {
         'view': rng.standard_normal((256, 8, 8, 3), np.float32),
@@ -242,7 +242,7 @@ def test_classifiers_update_in_four_parts_as_in_one(frozen: bool) -> None:
         assert (max(jax.tree.leaves(moved)) > 1e-3) == (name == 'head' or not frozen)
 
 
-def test_with_batch_norm_every_part_has_statistics_of_its_own() -> None:
+def test_accumulation_normalizes_each_part_by_its_own_statistics() -> None:
     whole, parts = update()[0], update(accumulation_steps=4)[0]
     means = [s.batch_stats['backbone']['bn1']['mean'] for s in (whole, parts)]
     # Two views move the running mean twice, four parts of each eight times: 1 - 0.9^2, 1 - 0.9^8.
@@ -250,24 +250,24 @@ def test_with_batch_norm_every_part_has_statistics_of_its_own() -> None:
     np.testing.assert_allclose(ratio, (1 - 0.9**8) / (1 - 0.9**2), rtol=0.3)
 
 
-def test_a_batch_must_divide_into_its_parts() -> None:
+def test_batch_size_must_divide_by_devices_and_parts() -> None:
     mesh = mesh_lib.make_mesh()
     mesh_lib.check_batch_size('batch_size', 64, mesh, 4)
     with pytest.raises(
         errors.UserError, match=r'8 devices and optim.gradient_accumulation_steps=3 parts; use 48'
     ):
         mesh_lib.check_batch_size('batch_size', 64, mesh, 3)
-    with pytest.raises(errors.UserError, match='accumulate is 0'):
+    with pytest.raises(errors.UserError, match='gradient_accumulation_steps is 0; expected 1'):
         mesh_lib.check_batch_size('batch_size', 64, mesh, 0)
 
 
-def test_remat_computes_the_same() -> None:
+def test_remat_computes_the_same_update() -> None:
     (plain, plain_metrics, _), (again, again_metrics, _) = update(), update(remat=True)
     np.testing.assert_allclose(again_metrics['loss'], plain_metrics['loss'], rtol=0, atol=1e-6)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
     assert jax.tree.structure(plain) == jax.tree.structure(again)
-    # The blocks' inner values are not kept for the backward pass.
+    # With remat, the blocks' inner values are not stored for the backward pass.
     image = jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32)
     text = []
     for remat in (False, True):
@@ -278,39 +278,39 @@ def test_remat_computes_the_same() -> None:
     assert 'remat' in text[1] or 'checkpoint' in text[1]
 
 
-def test_memory_is_estimated_from_shapes_within_a_factor_of_two() -> None:
+def test_memory_estimate_is_within_factor_two_of_compiled() -> None:
     changes = (
         {},
         {'remat': True},
-        {'gradient_accumulation_steps': 4},
-        {'gradient_accumulation_steps': 4, 'norm': False, 'devices': 4},
+        {'accumulation_steps': 4},
+        {'accumulation_steps': 4, 'norm': False, 'devices': 4},
     )
-    held = []
+    activations = []
     for change in changes:
         estimated, compiled = update(**change)[2]
-        held.append(estimated.activations)
+        activations.append(estimated.activations)
         assert 0.5 < estimated.activations / compiled.temp_size_in_bytes < 2
         arguments = estimated.state + estimated.batch
         np.testing.assert_allclose(arguments, compiled.argument_size_in_bytes, rtol=0.01)
-    assert held[1] < 0.8 * held[0]
-    assert held[3] < held[2] < 0.4 * held[0]
+    assert activations[1] < 0.8 * activations[0]
+    assert activations[3] < activations[2] < 0.4 * activations[0]
 
 
-def test_a_step_too_large_is_told_before_it_is_compiled(monkeypatch, capsys) -> None:
+def test_too_large_step_is_reported_before_compilation(monkeypatch, capsys) -> None:
     made, config = jax.jit(lambda state, batch: (state @ batch).sum()), small()
     state, batch = jnp.ones((1024, 1024)), jnp.ones((1024, 2048))
     memory.announce(config, made, state, batch)
-    assert capsys.readouterr().out == ''  # a CPU does not say what it has
+    assert capsys.readouterr().out == ''  # CPUs report no memory limit
     monkeypatch.setattr(memory, 'device_limit', lambda: 2**24)
     memory.announce(config, made, state, batch)
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     # float32: 4 MiB, 8 MiB, and 8 MiB of the product.
     assert (
         '0.02 GiB per device (state 0.00, batch 0.01, activations 0.01); the device has 0.02'
-        in told
+        in output
     )
-    assert 'warning: by this estimate, the run does not fit' in told
-    assert 'model.dtype=bfloat16 (now float32), then model.remat=True' in told
+    assert 'warning: by this estimate, the run does not fit' in output
+    assert 'model.dtype=bfloat16 (now float32), then model.remat=True' in output
     assert made._cache_size() == 0
     monkeypatch.setattr(memory, 'device_limit', lambda: 2**26)
     memory.announce(config, made, state, batch)

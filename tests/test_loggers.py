@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow, where they are installed; and what holds for any logger."""
+"""Tests of logs/loggers.py: Weights & Biases and MLflow, if installed, and any logger."""
 
 import importlib.util
 import pathlib
@@ -13,12 +13,12 @@ CONFIG = {'batch_size': 8, 'optim': {'momentum': 0.9}, 'augment': {'crop_scale':
 
 
 class Recorder:
-    """A logger that keeps its points, and cannot take those of step 2."""
+    """A logger that records its points and fails at step 2."""
 
     opened: list['Recorder']
 
-    def __init__(self, place: str, identity: str, workdir: str, config: dict):
-        self.id, self.config = identity or f'{place}-{len(self.opened)}', config
+    def __init__(self, project: str, run_id: str, workdir: str, config: dict):
+        self.id, self.config = run_id or f'{project}-{len(self.opened)}', config
         self.points: list[tuple[int, dict[str, float]]] = []
         self.opened.append(self)
 
@@ -34,18 +34,18 @@ class Recorder:
 @pytest.fixture
 def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     Recorder.opened = []
-    monkeypatch.setitem(loggers._KINDS, 'json', Recorder)  # a package that is there
+    monkeypatch.setitem(loggers._LOGGERS, 'json', Recorder)  # an installed package
 
 
 @pytest.mark.usefixtures('_recorded')
-def test_a_restarted_run_goes_on_under_its_id(tmp_path, capsys) -> None:
+def test_restarted_run_logs_to_the_same_logger_id(tmp_path, capsys) -> None:
     for failed in (True, False):
-        (logger,) = loggers.start(str(tmp_path), CONFIG, json='place', wandb='')
+        (logger,) = loggers.start(str(tmp_path), CONFIG, json='project', wandb='')
         for step in range(1, 5):
             logger.scalars(step, {'train/loss': -step / 10})
         logger.close(failed=failed)
     first, second = Recorder.opened
-    assert first.id == second.id == 'place-0'
+    assert first.id == second.id == 'project-0'
     assert first.points == [
         (1, {'train/loss': -0.1}),
         (3, {'train/loss': -0.3}),
@@ -54,42 +54,42 @@ def test_a_restarted_run_goes_on_under_its_id(tmp_path, capsys) -> None:
     ]
     assert second.points[-1] == (-1, {'failed': False})
     assert first.config == CONFIG | {'augment': {'crop_scale': [0.2, 1.0]}}
-    warning = 'warning: json: no route to host; training goes on\n'
-    assert capsys.readouterr().out == warning * 2  # once a run
+    warning = 'warning: json: no route to host; training continues\n'
+    assert capsys.readouterr().out == warning * 2  # once per run
 
 
-def test_a_logger_that_hangs_or_fails_holds_up_nothing(capsys) -> None:
+def test_hanging_or_failing_logger_does_not_stop_training(capsys) -> None:
     never = threading.Event()
-    logger = loggers.AsyncLogger('slow', never.wait, patience=0.05)
+    logger = loggers.AsyncLogger('slow', never.wait, timeout=0.05)
     logger.scalars(1, {'train/loss': 0.0})
     logger.close(failed=False)
-    told = capsys.readouterr().out
-    assert 'slow has not answered in 0 s; training begins without it' in told
-    assert 'slow has not taken the last points' in told
+    output = capsys.readouterr().out
+    assert 'warning: slow did not answer in 0 s; training starts without it' in output
+    assert 'warning: slow did not receive the last points; metrics.jsonl has them' in output
 
-    def refused() -> loggers.Logger:
+    def refuse() -> loggers.Logger:
         raise RuntimeError('api_key is not configured')
 
-    logger = loggers.AsyncLogger('strict', refused)
+    logger = loggers.AsyncLogger('strict', refuse)
     logger.scalars(1, {'train/loss': 0.0})
     logger.close(failed=False)
-    expected = 'warning: strict: api_key is not configured; training goes on\n'
+    expected = 'warning: strict: api_key is not configured; training continues\n'
     assert capsys.readouterr().out == expected
 
 
 @pytest.mark.parametrize('name', ['wandb', 'mlflow'])
-def test_a_missing_package_is_told_with_the_command(name, tmp_path, monkeypatch) -> None:
+def test_missing_logger_package_raises_with_install_command(name, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(errors.UserError, match=rf"log\.{name} is 'mine'.*pip install {name}"):
         loggers.start(str(tmp_path), CONFIG, **{name: 'mine'})
 
 
-# What the libraries warn of is not ours to mend.
+# The libraries' own warnings are not errors of this package.
 lenient = pytest.mark.filterwarnings('default')
 
 
 @lenient
-def test_mlflow_has_the_points_and_the_configuration(tmp_path, monkeypatch) -> None:
+def test_mlflow_receives_points_and_configuration(tmp_path, monkeypatch) -> None:
     tracking = pytest.importorskip('mlflow.tracking', reason='mlflow is not installed')
     monkeypatch.setenv('MLFLOW_TRACKING_URI', f'sqlite:///{tmp_path / "mlflow.db"}')
     for step in (1, 2):
@@ -110,7 +110,7 @@ def test_mlflow_has_the_points_and_the_configuration(tmp_path, monkeypatch) -> N
 
 
 @lenient
-def test_wandb_has_the_points_and_the_configuration(tmp_path: pathlib.Path, monkeypatch) -> None:
+def test_wandb_receives_points_and_configuration(tmp_path: pathlib.Path, monkeypatch) -> None:
     pytest.importorskip('wandb', reason='wandb is not installed')
     monkeypatch.setenv('WANDB_MODE', 'offline')
     for step in (1, 2):
@@ -118,8 +118,8 @@ def test_wandb_has_the_points_and_the_configuration(tmp_path: pathlib.Path, monk
         logger.scalars(step, {'train/loss': -step / 10})
         logger.close(failed=False)
     files = sorted((tmp_path / 'wandb').glob('offline-run-*/run-*.wandb'))
-    identity = (tmp_path / 'wandb.id').read_text().strip()
-    assert [file.stem for file in files] == [f'run-{identity}'] * 2
+    run_id = (tmp_path / 'wandb.id').read_text().strip()
+    assert [file.stem for file in files] == [f'run-{run_id}'] * 2
     for file, value in zip(files, (b'-0.1', b'-0.2'), strict=True):
         for word in (b'collapse', b'momentum', b'train/loss', value):
             assert word in file.read_bytes()

@@ -1,4 +1,4 @@
-"""Workdirs in a bucket: the libraries' own code for gs://, against a storage on this machine."""
+"""Tests of runtime/storage.py and its users: the libraries' gs:// code against a local server."""
 
 import contextlib
 import json
@@ -10,48 +10,48 @@ import types
 from collections.abc import Iterator
 
 import corruptions
+import fake_gcs
 import jax
 import numpy as np
 import pytest
-import storage as storage_lib
 from PIL import Image
 
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint, checkpoint_reader, weights
 from simsiam_jax.logs import writers
 from simsiam_jax.pages import runs
-from simsiam_jax.runtime import lock, profile
+from simsiam_jax.runtime import lock, profile, storage
 
 
 @pytest.fixture(scope='module')
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     if not shutil.which('openssl'):
         pytest.skip('openssl is not installed')
-    # For all tests: the libraries keep what they have read of the variables.
+    # One server for all tests, because the libraries read the variables only once.
     with (
-        storage_lib.serve(tmp_path_factory.mktemp('storage')) as (storage, variables),
+        fake_gcs.serve(tmp_path_factory.mktemp('storage')) as (bucket, variables),
         pytest.MonkeyPatch.context() as patch,
     ):
         for name, value in variables.items():
             patch.setenv(name, value)
-        # Orbax asks Google's client for one thing, which this answers: the package is large.
-        bucket = types.SimpleNamespace(hierarchical_namespace_enabled=False)
-        client = types.SimpleNamespace(get_bucket=lambda name: bucket)
+        # Orbax needs only one attribute of Google's client. A stand-in avoids the large package.
+        settings = types.SimpleNamespace(hierarchical_namespace_enabled=False)
+        client = types.SimpleNamespace(get_bucket=lambda name: settings)
         module = types.SimpleNamespace(Client=lambda: client)
         patch.setitem(sys.modules, 'google.cloud.storage', module)
         patch.setattr('google.cloud.storage', module, raising=False)
-        yield storage
+        yield bucket
 
 
 @pytest.fixture
-def storage(served):
-    served.token.write_text(storage_lib.TOKEN)
+def bucket(served):
+    served.token.write_text(fake_gcs.TOKEN)
     return served
 
 
 @pytest.fixture
-def workdir(storage, request: pytest.FixtureRequest) -> str:
-    """One a test: for five seconds TensorFlow remembers what was there."""
+def workdir(bucket, request: pytest.FixtureRequest) -> str:
+    """One workdir per test, because TensorFlow caches listings for five seconds."""
     return f'gs://bucket/{request.node.name}'
 
 
@@ -59,21 +59,21 @@ def reopen(workdir: str) -> contextlib.AbstractContextManager[checkpoint.Checkpo
     return checkpoint.open(workdir, corruptions.CONFIG, max_to_keep=3)
 
 
-def below(storage, folder: str) -> list[str]:
-    return storage.names(f'{folder}/'.removeprefix('gs://bucket/'))
+def names_below(bucket, folder: str) -> list[str]:
+    return bucket.names(f'{folder}/'.removeprefix('gs://bucket/'))
 
 
-def test_a_damaged_step_goes_aside_and_is_made_again(storage, workdir, capsys, monkeypatch) -> None:
+def test_damaged_step_is_moved_aside_and_saved_again(bucket, workdir, capsys, monkeypatch) -> None:
     monkeypatch.setattr(lock, 'HEARTBEAT', 0.05)
     corruptions.save(workdir)
-    newest = below(storage, f'{workdir}/checkpoints/33/state')
-    largest = max(newest, key=lambda name: len(storage.get(name)[1]))
-    storage.put(largest, bytes(len(storage.get(largest)[1])))
+    newest = names_below(bucket, f'{workdir}/checkpoints/33/state')
+    largest = max(newest, key=lambda name: len(bucket.get(name)[1]))
+    bucket.put(largest, bytes(len(bucket.get(largest)[1])))
     with reopen(workdir) as checkpoints:
         assert checkpoints.start_step == 22
         assert f'warning: step 33 in {workdir}' in capsys.readouterr().out
-        assert len(below(storage, f'{workdir}/damaged/33/state')) >= len(newest)
-        assert not below(storage, f'{workdir}/checkpoints/33')
+        assert len(names_below(bucket, f'{workdir}/damaged/33/state')) >= len(newest)
+        assert not names_below(bucket, f'{workdir}/checkpoints/33')
         corruptions.same(checkpoints.restore(corruptions.state_at(0)), corruptions.state_at(22))
         with pytest.raises(errors.UserError, match=f'another run is active in {workdir}'):
             reopen(workdir).__enter__()
@@ -86,33 +86,33 @@ def test_a_damaged_step_goes_aside_and_is_made_again(storage, workdir, capsys, m
     corruptions.same(checkpoint_reader.load(workdir, 'state').tree, vars(corruptions.state_at(55)))
 
 
-def test_what_cannot_be_reached_is_not_taken_for_damaged(storage, workdir, monkeypatch) -> None:
+def test_unreachable_checkpoint_is_not_treated_as_damaged(bucket, workdir, monkeypatch) -> None:
     corruptions.save(workdir)
-    everything = below(storage, workdir)
+    everything = names_below(bucket, workdir)
     listed = checkpoint_reader.list_steps
 
-    def then_refused(folder) -> list[int]:
+    def list_then_refuse(folder) -> list[int]:
         steps = listed(folder)
-        storage.token.write_text('another')
+        bucket.token.write_text('another')
         return steps
 
-    monkeypatch.setattr(checkpoint_reader, 'list_steps', then_refused)
+    monkeypatch.setattr(checkpoint_reader, 'list_steps', list_then_refuse)
     with pytest.raises(errors.UserError, match=r'checkpoints/33 cannot be read: .*401'):
         checkpoint_reader.load(workdir, 'state')
-    storage.token.write_text(storage_lib.TOKEN)
-    assert below(storage, workdir) == everything
-    storage.token.write_text('another')
-    array = checkpoint_reader._open(storage.folder(workdir) / 'checkpoints/33/state', 'step')
+    bucket.token.write_text(fake_gcs.TOKEN)
+    assert names_below(bucket, workdir) == everything
+    bucket.token.write_text('another')
+    array = checkpoint_reader._open_array(storage.folder(workdir) / 'checkpoints/33/state', 'step')
     with pytest.raises(ValueError, match='PERMISSION_DENIED') as refused:  # TensorStore's
         array.result()
     assert storage.is_unreachable(refused.value)
 
 
-def test_half_a_save_is_no_checkpoint_and_is_made_whole(storage, workdir) -> None:
+def test_incomplete_save_is_ignored_and_replaced(bucket, workdir) -> None:
     corruptions.save(workdir)
-    (storage.folder(workdir) / 'checkpoints/33/commit_success.txt').unlink()  # it is written last
-    found = weights.open_weights(workdir)
-    corruptions.same(found.params, corruptions.state_at(22).params)
+    (storage.folder(workdir) / 'checkpoints/33/commit_success.txt').unlink()  # written last
+    loaded = weights.open_weights(workdir)
+    corruptions.same(loaded.params, corruptions.state_at(22).params)
     with reopen(workdir) as checkpoints:
         assert checkpoints.start_step == 22
         checkpoints.save(corruptions.state_at(33))
@@ -120,7 +120,7 @@ def test_half_a_save_is_no_checkpoint_and_is_made_whole(storage, workdir) -> Non
     corruptions.same(checkpoint_reader.load(workdir, 'state').tree, vars(corruptions.state_at(33)))
 
 
-def test_measurements_and_pictures_go_there(storage, workdir, capsys) -> None:
+def test_metrics_and_pictures_are_written_to_bucket(bucket, workdir, capsys) -> None:
     for step, measured in ((0, (1, 2, 3)), (2, (3, 4))):
         with writers.MetricWriter(workdir, tensorboard=False, step=step) as log:
             log.start(10, 5)
@@ -135,19 +135,19 @@ def test_measurements_and_pictures_go_there(storage, workdir, capsys) -> None:
         assert Image.open(file).size == (3, 2)
 
 
-@pytest.mark.parametrize('token', [storage_lib.TOKEN, 'another'])
-def test_a_trace_goes_there_or_stays_on_the_disk(storage, workdir, token: str, capsys) -> None:
+@pytest.mark.parametrize('token', [fake_gcs.TOKEN, 'another'])
+def test_profiler_trace_is_uploaded_or_stays_on_disk(bucket, workdir, token: str, capsys) -> None:
     with profile.StepProfiler('1:2', workdir) as profiler:
         for number in range(3):
             if number == 2:
-                storage.token.write_text(token)
+                bucket.token.write_text(token)
             profiler.before_step(number, jax.numpy.zeros(2) + number)
-    told = capsys.readouterr().out
-    place = pathlib.Path(re.search(r'wrote a trace of steps 1 to 1: (.*)\n', told)[1])
-    names = below(storage, f'{workdir}/profile')
-    refused = token != storage_lib.TOKEN
+    output = capsys.readouterr().out
+    place = pathlib.Path(re.search(r'wrote a trace of steps 1 to 1: (.*)\n', output)[1])
+    names = names_below(bucket, f'{workdir}/profile')
+    refused = token != fake_gcs.TOKEN
     if refused:
-        assert f'warning: {workdir}/profile cannot be written: ' in told
+        assert f'warning: {workdir}/profile cannot be written: ' in output
         assert names == []
         names = [path.name for path in place.rglob('*')]
         shutil.rmtree(place)
@@ -156,13 +156,13 @@ def test_a_trace_goes_there_or_stays_on_the_disk(storage, workdir, token: str, c
     assert any(name.endswith('.xplane.pb') for name in names)
 
 
-def test_what_is_missing_is_told_in_one_line(storage, workdir, monkeypatch) -> None:
+def test_missing_bucket_or_credentials_raise_user_errors(bucket, workdir, monkeypatch) -> None:
     with pytest.raises(
         errors.UserError,
         match=r'gs://none/run cannot be written: .* 404; check that the bucket exists',
     ):
         checkpoint.open('gs://none/run', corruptions.CONFIG, max_to_keep=1).__enter__()
-    storage.token.write_text('another')
+    bucket.token.write_text('another')
     with pytest.raises(errors.UserError, match=r'cannot be written: .* 401; .*credentials'):
         reopen(workdir).__enter__()
     with pytest.raises(errors.UserError, match=f'{workdir} cannot be read: .* 401'):
@@ -176,20 +176,20 @@ def test_what_is_missing_is_told_in_one_line(storage, workdir, monkeypatch) -> N
         errors.UserError, match='ram://run is not a folder; expected a local path or gs://'
     ):
         writers.MetricWriter('ram://run', tensorboard=False, step=0)
-    assert below(storage, workdir) == []
+    assert names_below(bucket, workdir) == []
 
 
-def test_an_outage_costs_measurements_and_a_save(storage, workdir, capsys) -> None:
+def test_outage_loses_metrics_and_a_save_but_run_continues(bucket, workdir, capsys) -> None:
     with (
         reopen(workdir) as checkpoints,
         writers.MetricWriter(workdir, tensorboard=False, step=0) as log,
     ):
-        storage.token.write_text('another')
+        bucket.token.write_text('another')
         log.scalars(1, {'loss': 0.1})
         assert 'metrics cannot be written: ' in capsys.readouterr().out
         checkpoints.save(corruptions.state_at(11))
         assert checkpoints.failure(wait=True).startswith('step 11 cannot be saved: ')
-        storage.token.write_text(storage_lib.TOKEN)
+        bucket.token.write_text(fake_gcs.TOKEN)
         log.scalars(2, {'loss': 0.2})
         checkpoints.save(corruptions.state_at(22))
         assert checkpoints.failure(wait=True) == ''

@@ -2,7 +2,7 @@
 
 PYTHONPATH=. python tests/faults/bucket.py [KILLS]
 
-The bucket is that of storage.py, on this machine; google-cloud-storage and openssl must be there.
+The bucket is that of fake_gcs.py, on this machine; google-cloud-storage and openssl must be there.
 A run is refused a second one beside it, ended by SIGTERM, killed in the middle of saves, its newest
 checkpoint damaged; its end must be that of an uninterrupted run on a disk, bit for bit. Where the
 bucket or the credentials are missing one line must say so.
@@ -18,22 +18,22 @@ import sys
 import tempfile
 import time
 
+import fake_gcs
 import kills
 import numpy as np
-import storage as storage_lib
 
 import simsiam_jax
 from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.runtime import storage
 
-WORKDIR = f'gs://{storage_lib.BUCKET}/run'
+WORKDIR = f'gs://{fake_gcs.BUCKET}/run'
 LONG = ('--config.epochs=20', '--config.log.tensorboard=True')
 
 
 class Trial:
     """A run in the storage, and how it is started, looked at and ended."""
 
-    def __init__(self, bucket: storage_lib.Bucket, logs: pathlib.Path):
+    def __init__(self, bucket: fake_gcs.Bucket, logs: pathlib.Path):
         self.bucket, self.logs = bucket, logs
 
     def start(self, *flags: str, workdir: str = WORKDIR) -> subprocess.Popen:
@@ -79,9 +79,12 @@ class Trial:
             raise AssertionError((self.logs / 'rank0.log').read_text())
 
 
-def run(count: int, folder: pathlib.Path, bucket: storage_lib.Bucket) -> None:
+def run(count: int, folder: pathlib.Path, bucket: fake_gcs.Bucket) -> None:
     trial = Trial(bucket, folder / 'logs')
-    for where, mended in ((WORKDIR, 'credentials'), ('gs://none/run', 'check that the bucket exists')):
+    for where, mended in (
+        (WORKDIR, 'credentials'),
+        ('gs://none/run', 'check that the bucket exists'),
+    ):
         os.environ['GOOGLE_AUTH_TOKEN_FOR_TESTING'] = 'wrong' if where == WORKDIR else 'a-token'
         trial.end(trial.start(workdir=where), 1, f'error: workdir {where} cannot be wr', mended)
     print('without credentials, without a bucket: one line, 1', flush=True)
@@ -152,7 +155,7 @@ def read(folder: pathlib.Path) -> None:
 if __name__ == '__main__':
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
-        with storage_lib.serve(folder) as (bucket, variables):
+        with fake_gcs.serve(folder) as (bucket, variables):
             os.environ.update(variables)
             storage.require_client(storage.folder(WORKDIR))
             run(int(sys.argv[1]) if len(sys.argv) > 1 else 3, folder, bucket)
