@@ -1,4 +1,4 @@
-"""The terminal while a run goes on, and the page about it afterwards, looked at in a browser."""
+"""Tests of logs/progress.py, pages/ and tools/report.py: a live terminal, pages in a browser."""
 
 import fcntl
 import json
@@ -13,6 +13,7 @@ import sys
 import termios
 
 import pytest
+from commands import environment
 
 from simsiam_jax import errors
 from simsiam_jax.pages import report, runs
@@ -21,27 +22,25 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def in_a_terminal(command: list[str], columns: int) -> str:
-    """What the command has sent to a terminal of so many columns."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 40, columns, 0, 0))
-    env = os.environ | {'XLA_FLAGS': '', 'TERM': 'xterm'}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=env, stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
+    """Returns what the command sent to a terminal of this width."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 40, columns, 0, 0))
+    env = environment() | {'TERM': 'xterm'}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
     sent = b''
     while True:
         try:
-            sent += os.read(ours, 65536)
-        except OSError:  # the other end is closed
+            sent += os.read(master, 65536)
+        except OSError:  # the command has ended
             break
-    os.close(ours)
+    os.close(master)
     assert process.wait() == 0, sent.decode()
     return sent.decode()
 
 
 def screen(sent: str) -> list[str]:
-    """The lines that are left to see, as a terminal puts characters over each other."""
+    """Returns the visible lines after a terminal has overwritten characters."""
     lines, row, column = [''], 0, 0
     for token in re.findall(r'\x1b\[A|[\r\n]|[^\x1b\r\n]+', sent):
         if token == '\x1b[A':
@@ -60,10 +59,10 @@ def screen(sent: str) -> list[str]:
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
-    """The workdir of a short run, and what it sent to its terminal."""
+    """Workdir of a short run, and what it sent to its terminal."""
     workdir = tmp_path_factory.mktemp('runs') / 'whole'
-    flags = ['epochs=6', 'model.width_multiplier=0.125', 'log.tensorboard=False']
-    flags += ['log.every_steps=2', 'eval.every_epochs=3']
+    flags = ['epochs=6', 'model.width_multiplier=0.125', 'model.stages=(1,)']
+    flags += ['log.tensorboard=False', 'log.every_steps=2', 'eval.every_epochs=3']
     command = [sys.executable, '-m', 'simsiam_jax.main', '--config=configs/quickstart.py']
     command += [f'--workdir={workdir}', *(f'--config.{flag}' for flag in flags)]
     return workdir, in_a_terminal(command, 120)
@@ -71,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
 
 @pytest.fixture(scope='module')
 def pages(run) -> tuple[pathlib.Path, pathlib.Path]:
-    """The page of the run, and that of the run beside another, which was broken off."""
+    """Page of the run, and page of the run and an interrupted one."""
     workdir, _ = run
     other = workdir.parent / 'other'
     other.mkdir()
@@ -88,13 +87,13 @@ def pages(run) -> tuple[pathlib.Path, pathlib.Path]:
     return workdir / 'report.html', workdir.parent / 'both.html'
 
 
-def test_one_line_of_a_terminal_keeps_up_with_the_run(run) -> None:
+def test_terminal_shows_progress_in_one_live_line(run) -> None:
     workdir, sent = run
-    assert sent.count('eta 0:') > 2  # it moved
+    assert sent.count('eta 0:') > 2  # the line was updated
     seen = screen(sent)
     assert seen[0].startswith('simsiam on resnet18: 1437 images of digits/train, 6 epochs of 11')
-    watch = f'view curves with: python -m simsiam_jax.tools.report {workdir}'
-    assert seen[1] == f'writing to {workdir}; {watch}'
+    curves = f'view curves with: python -m simsiam_jax.tools.report {workdir}'
+    assert seen[1] == f'writing to {workdir}; {curves}'
     (live,) = [i for i, line in enumerate(seen) if 'images/s' in line]
     assert re.match(r'100%\|█{10}\| step 66/66  eta 0:00:00  \d+ images/s  loss -0\.', seen[live])
     evaluated = [i for i, line in enumerate(seen) if re.match(r'step \d+  kNN top-1 0\.', line)]
@@ -105,7 +104,7 @@ def test_one_line_of_a_terminal_keeps_up_with_the_run(run) -> None:
 
 @pytest.fixture(scope='module')
 def browser():
-    browsers = pytest.importorskip('playwright.sync_api')
+    browsers = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
     chromium = shutil.which('chromium')
     if not chromium:
         pytest.skip('chromium is not installed')
@@ -117,28 +116,28 @@ def browser():
         opened.close()
 
 
-def look(browser, page: pathlib.Path, width: int):
-    """The page in a window, with what its console says and what it asks of the network."""
+def open_page(browser, page: pathlib.Path, width: int):
+    """Opens a page; returns its view, and its console messages and network requests."""
     view = browser.new_page(viewport={'width': width, 'height': 800})
-    said: list[str] = []
-    view.on('console', lambda message: said.append(message.text))
-    view.on('pageerror', lambda error: said.append(str(error)))
-    view.on('request', lambda request: said.append(request.url))
-    view.goto(page.as_uri(), timeout=120_000)  # ms; a busy machine draws slowly
+    messages: list[str] = []
+    view.on('console', lambda message: messages.append(message.text))
+    view.on('pageerror', lambda error: messages.append(str(error)))
+    view.on('request', lambda request: messages.append(request.url))
+    view.goto(page.as_uri(), timeout=120_000)  # ms; a busy machine renders slowly
     assert view.evaluate('document.documentElement.scrollWidth') == width
-    return view, said
+    return view, messages
 
 
-def test_the_page_at_the_end_shows_the_run(run, pages, browser) -> None:
+def test_report_shows_curves_images_and_configuration(run, pages, browser) -> None:
     workdir, _ = run
-    view, said = look(browser, pages[0], 375)  # a phone's
+    view, messages = open_page(browser, pages[0], 375)  # a phone's
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     charts = view.locator('.charts .js-plotly-plot')
-    found = charts.locator('.gtitle').all_text_contents()
+    shown = charts.locator('.gtitle').all_text_contents()
     titles = ['loss', 'z_std: 1 is healthy', 'effective rank', 'kNN top-1', 'learning rate']
-    for title, text in zip([*titles, 'images/s', 'waiting'], found, strict=False):
+    for title, text in zip([*titles, 'images/s', 'waiting'], shown, strict=False):
         assert text.startswith(title)
-    assert 'guard/alignment' in found
+    assert 'guard/alignment' in shown
     drawn = charts.first.evaluate('chart => [chart.data[0].x, chart.data[0].y]')
     assert drawn == [
         [line['step'] for line in lines if 'train/loss' in line],
@@ -155,15 +154,15 @@ def test_the_page_at_the_end_shows_the_run(run, pages, browser) -> None:
     tables = view.locator('table').all_inner_texts()
     assert 'orbax-checkpoint' in tables[-1]
     assert re.search(r'augment\.size\s+8\s+224', tables[1])  # beside the default
-    said = [text for text in said if not text.startswith('data:')]
-    assert said == [pages[0].as_uri()]
+    messages = [text for text in messages if not text.startswith('data:')]
+    assert messages == [pages[0].as_uri()]
 
 
-def test_the_page_of_two_runs_compares_them(pages, browser) -> None:
-    view, said = look(browser, pages[1], 1280)
+def test_report_of_two_runs_compares_them(pages, browser) -> None:
+    view, messages = open_page(browser, pages[1], 1280)
     loss = view.locator('.charts .js-plotly-plot').first
     x = 'chart => chart.data.map(trace => trace.x.at(-1))'
-    assert loss.evaluate(x) == [66, 32]  # the line of step 34 is cut off
+    assert loss.evaluate(x) == [66, 32]  # the line of step 34 is truncated
     view.locator('.runs select').select_option('images')
     assert loss.evaluate(x) == [66 * 128, 32 * 64]
     assert loss.locator('.scatterlayer .trace').count() == 2
@@ -178,10 +177,10 @@ def test_the_page_of_two_runs_compares_them(pages, browser) -> None:
     ]
     view.set_viewport_size({'width': 375, 'height': 800})
     view.wait_for_function('document.documentElement.scrollWidth === 375')
-    assert [text for text in said if not text.startswith('data:')] == [pages[1].as_uri()]
+    assert [text for text in messages if not text.startswith('data:')] == [pages[1].as_uri()]
 
 
-def test_time_is_counted_from_each_start_to_the_last_measurement(tmp_path: pathlib.Path) -> None:
+def test_run_time_sums_from_each_start_to_its_last_metric(tmp_path: pathlib.Path) -> None:
     def write(name: str, rows: list[dict]) -> None:
         (tmp_path / name).write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
@@ -192,7 +191,7 @@ def test_time_is_counted_from_each_start_to_the_last_measurement(tmp_path: pathl
     assert (record.seconds, record.step, record.name) == (30 + 7, 3, tmp_path.name)
 
 
-def test_no_report_is_no_reason_to_fail(run, tmp_path, monkeypatch, capsys) -> None:
+def test_failing_report_prints_warning_only(run, tmp_path, monkeypatch, capsys) -> None:
     with pytest.raises(errors.UserError, match=r'has no metrics\.jsonl; expected the workdir'):
         report.render_report([tmp_path])
     shutil.copy(run[0] / 'metrics.jsonl', tmp_path)
