@@ -117,7 +117,7 @@ def test_two_processes_train_like_one(method: str, probed) -> None:
 
 
 def test_two_processes_stop_together_and_one_resumes(tmp_path) -> None:
-    metrics, log = tmp_path / 'metrics.jsonl', tmp_path / 'rank0.log'
+    metrics, log = tmp_path / 'metrics.jsonl', tmp_path / 'process0.log'
 
     def start(processes: int) -> list[subprocess.Popen]:
         """Starts the run and waits for four more steps."""
@@ -144,7 +144,7 @@ def test_two_processes_stop_together_and_one_resumes(tmp_path) -> None:
     assert kills.end(started) == [143, 143], log.read_text()
     step = int(re.search(r'stop requested: saved step (\d+)', log.read_text())[1])
     assert checkpoint_reader.load(tmp_path, 'state').step == step >= 5
-    assert 'loss' not in (tmp_path / 'rank1.log').read_text()  # only process 0 prints
+    assert 'loss' not in (tmp_path / 'process1.log').read_text()  # only process 0 prints
 
     started = start(1)  # from two processes to one
     started[0].send_signal(signal.SIGTERM)
@@ -162,7 +162,7 @@ def test_silent_process_stops_the_others_in_bounded_time(tmp_path) -> None:
     finally:
         started[1].kill()
         started[1].wait()
-    log = (tmp_path / 'rank0.log').read_text()
+    log = (tmp_path / 'process0.log').read_text()
     assert 'stopped sending heartbeats' in log
     assert 'Thread 0x' not in log
 

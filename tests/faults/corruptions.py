@@ -1,8 +1,8 @@
-"""Damages copies of a run's checkpoints at random and goes on from each; prints the counts.
+"""Damages copies of a run's checkpoints at random and resumes from each; prints the counts.
 
 PYTHONPATH=. python tests/faults/corruptions.py 100
 
-Each must restore exactly what was saved at the step that it says, or end in a UserError.
+Each must restore exactly what was saved at the step that it reports, or raise a UserError.
 """
 
 import collections
@@ -24,7 +24,7 @@ CONFIG = {'seed': 0, 'optim': {'momentum': 0.9}}
 
 
 def state_at(step: int) -> TrainState:
-    """A small state, of other values at each step."""
+    """Returns a small state with different values at each step."""
     rng = np.random.default_rng(step)
 
     def parts(*names: str) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def save(workdir: pathlib.Path | str) -> None:
 
 
 def corrupt(workdir: pathlib.Path, rng: np.random.Generator) -> str:
-    """One kind of damage to one file or folder of a checkpoint, mostly of the newest."""
+    """Damages one file or folder of a checkpoint, mostly of the newest, and returns how."""
     step = STEPS[-1] if rng.random() < 0.7 else int(rng.choice(STEPS))
     folder = workdir / checkpoint_reader.FOLDER / str(step)
     paths = sorted(path for path in folder.rglob('*') if path.is_file())
@@ -69,7 +69,7 @@ def corrupt(workdir: pathlib.Path, rng: np.random.Generator) -> str:
         path.write_bytes(bytes(size))
     elif kind == 'grow':
         path.write_bytes(data + rng.bytes(64))
-    elif kind == 'swap':  # the same file of another step
+    elif kind == 'swap':  # with the same file of another step
         other = folder.parent / str(STEPS[0] if step != STEPS[0] else STEPS[1])
         twin = other / path.relative_to(folder)
         if twin.exists():
@@ -82,14 +82,14 @@ def corrupt(workdir: pathlib.Path, rng: np.random.Generator) -> str:
 
 
 def outcome(workdir: pathlib.Path) -> str:
-    """'restored STEP' where that is exactly what was saved then, or 'refused'."""
+    """Returns 'restored STEP' if that is exactly what was saved at STEP, or 'refused'."""
     try:
         encoder = checkpoint_reader.load(workdir, 'encoder')
         same(encoder.tree, checkpoint.encoder_variables(state_at(encoder.step)))
         with checkpoint.open(str(workdir), CONFIG, max_to_keep=len(STEPS)) as checkpoints:
             state = checkpoints.restore(state_at(0))
             same(state, state_at(int(state.step)))
-            checkpoints.save(state_at(STEPS[-1]))  # a run comes to the damaged step again
+            checkpoints.save(state_at(STEPS[-1]))  # a run reaches the damaged step again
             failure = checkpoints.failure(wait=True)
         same(checkpoint_reader.load(workdir, 'state').tree, vars(state_at(STEPS[-1])))
         if failure:
@@ -99,16 +99,18 @@ def outcome(workdir: pathlib.Path) -> str:
     return f'restored {int(state.step)}'
 
 
-def same(given: Any, wanted: Any) -> None:
-    found, expected = checkpoint_reader.flatten(given), checkpoint_reader.flatten(wanted)
-    if {name: np.asarray(x).tobytes() for name, x in found.items()} != {
-        name: np.asarray(x).tobytes() for name, x in expected.items()
-    }:
+def same(state: Any, expected: Any) -> None:
+    """Raises AssertionError unless two states are equal bit for bit."""
+    given, wanted = (
+        {name: np.asarray(x).tobytes() for name, x in checkpoint_reader.flatten(tree).items()}
+        for tree in (state, expected)
+    )
+    if given != wanted:
         raise AssertionError('a wrong state was restored')
 
 
 def run(count: int, folder: pathlib.Path, seed: int = 0) -> collections.Counter[str]:
-    """Outcomes of so many corruptions, some of two or three files at once."""
+    """Returns the outcomes of `count` corruptions of one to three files each."""
     rng = np.random.default_rng(seed)
     save(folder / 'whole')
     counts: collections.Counter[str] = collections.Counter()

@@ -1,4 +1,4 @@
-"""Fills a small disk under a run; prints what it says.
+"""Fills a small disk while a run writes to it; prints the warnings and errors of the run.
 
 PYTHONPATH=. python tests/faults/disk.py DIR
 
@@ -6,8 +6,8 @@ DIR is an empty folder on a disk of a few MB, for instance of
 
     mount -t tmpfs -o size=8m tmpfs DIR
 
-The run must go on when a save fails, keep the checkpoints that are there, end with one line, and
-go on from them when there is room.
+The run must continue when a save fails, keep the existing checkpoints, and exit with a one-line
+error. When there is space again, it must resume from these checkpoints.
 """
 
 import pathlib
@@ -21,8 +21,8 @@ from simsiam_jax.checkpoints import checkpoint_reader
 
 
 def run(disk: pathlib.Path, logs: pathlib.Path) -> list[str]:
-    """What the run said of the full disk."""
-    workdir, filler, log = disk / 'run', disk / 'filler', logs / 'rank0.log'
+    """Returns the lines that the run printed about the full disk."""
+    workdir, filler, log = disk / 'run', disk / 'filler', logs / 'process0.log'
     started = kills.start(workdir, 1, logs=logs)
     deadline = time.monotonic() + kills.LIMIT
     while not (workdir / checkpoint_reader.FOLDER).exists() or not checkpoint_reader.list_steps(
@@ -38,15 +38,16 @@ def run(disk: pathlib.Path, logs: pathlib.Path) -> list[str]:
         except OSError:
             pass
     code = kills.end(started)
-    full, kept = log.read_text(), checkpoint_reader.list_steps(workdir / checkpoint_reader.FOLDER)
-    if code != [1] or not kept or 'Traceback' in full or 'training continues' not in full:
-        raise AssertionError(f'{code}, {kept}: {full}')
+    output = log.read_text()
+    steps = checkpoint_reader.list_steps(workdir / checkpoint_reader.FOLDER)
+    if code != [1] or not steps or 'Traceback' in output or 'training continues' not in output:
+        raise AssertionError(f'{code}, {steps}: {output}')
     filler.unlink()
     if kills.end(kills.start(workdir, 1, logs=logs)) != [0]:
         raise AssertionError(log.read_text())
-    if f'resuming from step {kept[-1]}' not in log.read_text():
+    if f'resuming from step {steps[-1]}' not in log.read_text():
         raise AssertionError(log.read_text())
-    return [line for line in full.splitlines() if 'cannot' in line]
+    return [line for line in output.splitlines() if 'cannot' in line]
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""A Google Cloud Storage of one bucket, on this machine's loopback, in a process of its own.
+"""A fake Google Cloud Storage with one bucket, in a process of its own on this machine.
 
-TensorFlow knows no other address than https://storage.googleapis.com: it comes through the server
-as through a proxy, and finds the certificate made here. TensorStore and Google's own client are
-told the address.
+TensorFlow always connects to https://storage.googleapis.com, so it uses the server as a proxy and
+trusts the certificate that is created here. TensorStore and Google's own client can be given the
+server's address.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ HOSTS = ('www.googleapis.com', 'storage.googleapis.com')
 
 
 class Bucket:
-    """The objects, each a file of its generation, 8 bytes, and its content; and the token.
+    """The objects and the token; each object is a file with 8 bytes of generation, then content.
 
-    Others than the server may look and put too, while no client does.
+    Other processes than the server may read and write too, while no client does.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -38,7 +38,7 @@ class Bucket:
         return sorted(name for name in names if name.startswith(prefix))
 
     def get(self, name: str) -> tuple[int, bytes]:
-        """Generation and content; 0 and nothing where there is none."""
+        """Returns generation and content, or 0 and nothing if there is no such object."""
         try:
             data = self._path(name).read_bytes()
         except FileNotFoundError:
@@ -68,20 +68,20 @@ class _Server(http.server.ThreadingHTTPServer):
         self.context.load_cert_chain(folder / 'certificate.pem', folder / 'key.pem')
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that is killed is none of the storage's."""
+        """Ignores connections that break because a client was killed."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
-    disable_nagle_algorithm = True  # or each answer waits 40 ms
+    disable_nagle_algorithm = True  # otherwise each response waits 40 ms
     server: _Server
 
     def do_CONNECT(self) -> None:
         self._answer(200)
         self.request = self.server.context.wrap_socket(self.request, server_side=True)
-        self.setup()  # what follows is read from within
+        self.setup()  # the requests that follow are encrypted
 
     def finish(self) -> None:
         super().finish()
@@ -92,7 +92,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         query = {key: values[-1] for key, values in urllib.parse.parse_qs(url.query).items()}
         body = self._body()
         with self.server.guard:
-            # Google's own client takes an address of its own for one that asks for no name.
+            # Google's own client sends no token to a custom address.
             named = 'X-Goog-API-Client' in self.headers
             token = f'Bearer {self.server.bucket.token.read_text()}'
             if not named and self.headers.get('Authorization') != token:
@@ -103,14 +103,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 r'(/rewriteTo/b/(?P<other>[^/]+)/o/(?P<to>[^/]+))?)?|/(?P<xml>[^/]+)/(?P<key>.+)',
                 url.path,
             )
-            found = {k: urllib.parse.unquote(v or '') for k, v in path.groupdict().items()}
-            if (found['bucket'] or found['xml']) != BUCKET:
+            parts = {k: urllib.parse.unquote(v or '') for k, v in path.groupdict().items()}
+            if (parts['bucket'] or parts['xml']) != BUCKET:
                 self._answer(404)
-            elif found['upload']:
+            elif parts['upload']:
                 self._upload(query, body)
-            elif name := found['name'] or found['key']:
-                self._object(name, found, query)
-            elif found['o']:
+            elif name := parts['name'] or parts['key']:
+                self._object(name, parts, query)
+            elif parts['o']:
                 self._json(self._list(query))
             else:
                 self._json({'name': BUCKET, 'hierarchicalNamespace': {'enabled': False}})
@@ -128,20 +128,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             raise ConnectionError('the client is gone')
         return body
 
-    def _object(self, name: str, found: dict[str, str], query: dict[str, str]) -> None:
+    def _object(self, name: str, parts: dict[str, str], query: dict[str, str]) -> None:
         bucket = self.server.bucket
         generation, content = bucket.get(name)
-        if not self._holds(name, query):
+        if not self._check_generation(name, query):
             return
         if not generation:
             self._answer(404)
-        elif found['to']:
-            bucket.put(found['to'], content)
-            self._json({'done': True, 'resource': self._describe(found['to'])})
+        elif parts['to']:
+            bucket.put(parts['to'], content)
+            self._json({'done': True, 'resource': self._describe(parts['to'])})
         elif self.command == 'DELETE':
             bucket.delete(name)
             self._answer(204)
-        elif found['key'] or query.get('alt') == 'media':
+        elif parts['key'] or query.get('alt') == 'media':
             wanted = re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers.get('Range', ''))
             first, last = (int(wanted[1]), int(wanted[2] or len(content))) if wanted else (0, -1)
             headers = {'x-goog-generation': str(generation)}
@@ -157,8 +157,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._json(self._describe(name))
 
-    def _holds(self, name: str, query: dict[str, str]) -> bool:
-        """Whether the object is of the generation that is asked for; else it is said."""
+    def _check_generation(self, name: str, query: dict[str, str]) -> bool:
+        """Returns whether the object has the requested generation; otherwise sends the status."""
         generation = self.server.bucket.get(name)[0]
         if int(query.get('ifGenerationMatch', generation)) != generation:
             self._answer(412)
@@ -170,7 +170,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _upload(self, query: dict[str, str], body: bytes) -> None:
         name, uploads = query['name'], self.server.uploads
-        if not self._holds(name, query):
+        if not self._check_generation(name, query):
             return
         if query['uploadType'] == 'media':
             self._put(name, body)
@@ -183,7 +183,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             sent = uploads[query['upload_id']]
             sent += body
             total = self.headers.get('Content-Range', '').rpartition('/')[2]
-            if total in ('', str(len(sent))):  # an empty file comes without
+            if total in ('', str(len(sent))):  # an empty file has no range
                 self._put(name, bytes(sent))
             else:
                 self._answer(308, headers={'Range': f'bytes=0-{len(sent) - 1}'} if sent else {})
@@ -199,7 +199,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _list(self, query: dict[str, str]) -> dict[str, Any]:
         prefix, delimiter = query.get('prefix', ''), query.get('delimiter', '')
-        entries: dict[str, bool] = {}  # name -> whether it stands for all that begins so
+        entries: dict[str, bool] = {}  # name -> whether it is a prefix of objects
         for name in self.server.bucket.names(prefix):
             if name < query.get('startOffset', ''):
                 continue
@@ -207,7 +207,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 continue
             at = name.find(delimiter, len(prefix)) if delimiter else -1
             entries[name if at < 0 else name[: at + 1]] = at >= 0
-        # Small pages: whoever reads only the first one finds too little.
+        # Small pages expose clients that read only the first page.
         after = [name for name in entries if name > query.get('pageToken', '')]
         page = after[: min(7, int(query.get('maxResults', 7)))]
         listed = {
@@ -237,19 +237,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve(folder: pathlib.Path) -> Iterator[tuple[Bucket, dict[str, str]]]:
-    """The bucket, and the variables with which a process finds it; needs openssl.
+    """Serves a bucket, within this context; needs openssl.
 
     Args:
-      folder: for all that there is.
+      folder: Empty folder for objects, token and certificate.
+
+    Yields:
+      The bucket, and the environment variables by which a process finds it.
     """
     names = ','.join(f'DNS:{host}' for host in HOSTS)
-    made = ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2']
-    made += ['-keyout', 'key.pem', '-out', 'certificate.pem', '-subj', '/CN=loopback']
-    made += ['-addext', f'subjectAltName={names}']
-    subprocess.run(made, cwd=folder, check=True, capture_output=True)
+    command = ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2']
+    command += ['-keyout', 'key.pem', '-out', 'certificate.pem', '-subj', '/CN=loopback']
+    command += ['-addext', f'subjectAltName={names}']
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
     (folder / 'objects').mkdir()
     (folder / 'token').write_text(TOKEN)
-    # In this process it could not answer TensorFlow, which at times waits and lets nobody else run.
+    # A thread of this process could not respond: TensorFlow sometimes waits and blocks all threads.
     command = [sys.executable, __file__, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         address = f'http://127.0.0.1:{server.stdout.readline().strip()}'

@@ -1,10 +1,10 @@
-"""Runs on one GPU: twice the same, cut and resumed, moved to the CPU and back, too large for it.
+"""Tests runs on one GPU: repeated, interrupted, moved to the CPU and back, too large for memory.
 
 PYTHONPATH=. python tests/faults/gpu.py [PLATFORM]
 
-prints how many arrays of the ends differ, by XLA's default and with deterministic operations, and
-what a run says that does not fit, and the same run with what it advises. PLATFORM is cuda; with cpu
-all but the last is tried.
+Prints how many arrays of the final states differ, with XLA's default and with deterministic
+operations. Then prints the output of a run that does not fit, and of the same run with the settings
+that it recommends. PLATFORM is cuda; with cpu, the runs that do not fit are skipped.
 """
 
 import os
@@ -26,7 +26,7 @@ FLAGS = [
     '--config.eval.test=',
     '--config.guard=off',
 ]
-# ResNet-18 on digits of 448 pixels: 154 GiB by the estimate, 6 with what is advised.
+# ResNet-18 on digits of 448 pixels: an estimated 154 GiB, or 6 with the recommended settings.
 LARGE = [
     '--config.model.stem=imagenet',
     '--config.model.stages=(2,2,2,2)',
@@ -35,7 +35,7 @@ LARGE = [
     '--config.batch_size=1024',
     '--config.epochs=2',
 ]
-ADVISED = [
+RECOMMENDED = [
     '--config.model.dtype=bfloat16',
     '--config.model.remat=True',
     '--config.optim.gradient_accumulation_steps=8',
@@ -46,9 +46,12 @@ VARIANTS = {'default': '', 'deterministic': '--xla_gpu_deterministic_ops=true'}
 def run(
     workdir: pathlib.Path, *flags: str, platform: str, xla: str = '', cut: int = 0, code: int = 0
 ) -> str:
-    """What a run printed that ends with `code`; after `cut` more steps it gets SIGTERM: 143."""
+    """Returns the output of a run, which must exit with `code`.
+
+    If `cut` is not 0, the run gets SIGTERM after `cut` more steps and must exit with 143.
+    """
     metrics, log = workdir / 'metrics.jsonl', workdir.with_suffix('.log')
-    begun = metrics.read_text().count('\n') if metrics.exists() else 0
+    before = metrics.read_text().count('\n') if metrics.exists() else 0
     command = [sys.executable, '-m', 'simsiam_jax.main', f'--workdir={workdir}', *FLAGS, *flags]
     variables = {'JAX_PLATFORMS': platform}
     if platform != 'cpu':
@@ -58,14 +61,14 @@ def run(
             command, cwd=kills.ROOT, env=os.environ | variables, stdout=out, stderr=out
         )
         while cut and process.poll() is None:
-            if metrics.exists() and metrics.read_text().count('\n') >= begun + cut:
+            if metrics.exists() and metrics.read_text().count('\n') >= before + cut:
                 process.terminate()
                 break
             time.sleep(0.02)
-        found = process.wait()
+        status = process.wait()
     text = log.read_text()
-    if found != (143 if cut else code) or 'Traceback' in text:
-        raise AssertionError(f'{workdir.name} ended with {found}: {text}')
+    if status != (143 if cut else code) or 'Traceback' in text:
+        raise AssertionError(f'{workdir.name} exited with {status}: {text}')
     return text
 
 
@@ -76,18 +79,18 @@ def main(platform: str, folder: pathlib.Path) -> None:
         run(again, platform=platform, xla=xla)
         run(cut, platform=platform, xla=xla, cut=200)
         run(cut, platform=platform, xla=xla)
-        for what, other in (('the same again', again), ('cut and resumed', cut)):
-            unlike = kills.differing(whole, other)
-            print(f'{name}: {what}: {len(unlike)} arrays differ', flush=True)
+        for what, other in (('repeated', again), ('interrupted and resumed', cut)):
+            names = kills.differing(whole, other)
+            print(f'{name}: {what}: {len(names)} arrays differ', flush=True)
     moved = folder / 'moved'
     run(moved, platform=platform, cut=200)
-    for where in ('cpu', platform):
-        text = run(moved, platform=where, cut=50 if where == 'cpu' else 0)
+    for device in ('cpu', platform):
+        text = run(moved, platform=device, cut=50 if device == 'cpu' else 0)
         (resumed,) = [line for line in text.splitlines() if line.startswith('resuming')]
-        print(f'on {where}: {resumed}', flush=True)
+        print(f'on {device}: {resumed}', flush=True)
     if platform != 'cpu':
         print(run(folder / 'large', *LARGE, platform=platform, code=1), flush=True)
-        print(run(folder / 'advised', *LARGE, *ADVISED, platform=platform), flush=True)
+        print(run(folder / 'recommended', *LARGE, *RECOMMENDED, platform=platform), flush=True)
 
 
 if __name__ == '__main__':

@@ -1,10 +1,10 @@
-"""Kills a run again and again and starts it again; prints the counts.
+"""Kills and restarts a run repeatedly; prints the number of kills of each kind.
 
 PYTHONPATH=. python tests/faults/kills.py 30 [PROCESSES]
 
-SIGKILL comes at random moments: while the run starts, between two steps, in the middle of a save;
-of several processes to one, and the others must end by themselves. The end must be that of an
-uninterrupted run, bit for bit.
+SIGKILL arrives at random moments: at the start, between two steps, or during a save. If the run has
+several processes, one is killed and the others must exit by themselves. The final state must equal
+the state of an uninterrupted run, bit for bit.
 """
 
 import collections
@@ -34,13 +34,13 @@ FLAGS = [
     '--config.eval.baselines=False',
     '--config.checkpoint.every_epochs=0.3',
 ]
-LIMIT = 600  # seconds for a run to end
+LIMIT = 600  # seconds within which a run must end
 
 
 def start(
     workdir: pathlib.Path | str, processes: int, *flags: str, logs: pathlib.Path | None = None
 ) -> list[subprocess.Popen]:
-    """The processes of a run, two forced devices in all; what they print goes to rank*.log."""
+    """Starts the processes of a run on two CPU devices; their output goes to process*.log."""
     logs = logs or workdir
     logs.mkdir(exist_ok=True)
     with socket.create_server(('', 0)) as server:
@@ -56,9 +56,9 @@ def start(
         command += [f'--coordinator=127.0.0.1:{port}', f'--num_processes={processes}']
         command += ['--timeout=20']
     started = []
-    for rank in range(processes):
-        own = [f'--process_id={rank}'] if processes > 1 else []
-        with (logs / f'rank{rank}.log').open('a') as log:
+    for process_id in range(processes):
+        own = [f'--process_id={process_id}'] if processes > 1 else []
+        with (logs / f'process{process_id}.log').open('a') as log:
             started.append(
                 subprocess.Popen(
                     command + own,
@@ -72,16 +72,16 @@ def start(
 
 
 def await_moment(kind: str, workdir: pathlib.Path, processes: list[subprocess.Popen]) -> None:
-    """Returns at a random moment of this kind, or when the run has ended."""
+    """Waits for a random moment of this kind, or for the end of the run."""
     metrics = workdir / 'metrics.jsonl'
     deadline = time.monotonic() + (random.uniform(0, 5) if kind == 'start' else LIMIT)
     before = metrics.read_text().count('\n') if metrics.exists() else 0
     steps = random.randint(1, 5)
     while time.monotonic() < deadline and processes[0].poll() is None:
         if kind != 'start' and metrics.exists():
-            here = metrics.read_text().count('\n') >= before + steps
+            reached = metrics.read_text().count('\n') >= before + steps
             saving = any((workdir / checkpoint_reader.FOLDER).glob('*tmp*'))
-            if here and (kind == 'step' or saving):
+            if reached and (kind == 'step' or saving):
                 break
         time.sleep(0.0005)
     if kind == 'step':
@@ -93,11 +93,11 @@ def end(processes: list[subprocess.Popen]) -> list[int]:
 
 
 def differing(one: pathlib.Path | str, other: pathlib.Path | str) -> list[str]:
-    """The arrays in which the ends of two runs are not the same to the bit."""
+    """Returns the arrays in which the final states of two runs differ in any bit."""
     ends = [checkpoint_reader.load(workdir, 'state') for workdir in (one, other)]
     arrays, others = (checkpoint_reader.flatten(end.tree) for end in ends)
     if ends[0].step != ends[1].step or arrays.keys() != others.keys():
-        raise AssertionError(f'ends of steps {ends[0].step} and {ends[1].step}, or of other arrays')
+        raise AssertionError(f'steps {ends[0].step} and {ends[1].step}, or different arrays')
     return [
         name
         for name, array in arrays.items()
@@ -106,9 +106,9 @@ def differing(one: pathlib.Path | str, other: pathlib.Path | str) -> list[str]:
 
 
 def run(kills: int, processes: int, folder: pathlib.Path, *flags: str) -> collections.Counter[str]:
-    """The counts of kills; raises where a run does not go on, or ends otherwise."""
+    """Kills a run and returns the counts; raises if it does not resume or ends differently."""
     if any(end(start(folder / 'whole', processes, *flags))):
-        raise AssertionError((folder / 'whole' / 'rank0.log').read_text())
+        raise AssertionError((folder / 'whole' / 'process0.log').read_text())
     counts: collections.Counter[str] = collections.Counter()
     workdir = folder / 'killed'
     while counts.total() < kills:
@@ -120,7 +120,7 @@ def run(kills: int, processes: int, folder: pathlib.Path, *flags: str) -> collec
         random.choice(started).kill()
         codes = end(started)
         if 0 in codes or 1 in codes:
-            raise AssertionError(f'{codes}: {(workdir / "rank0.log").read_text()}')
+            raise AssertionError(f'{codes}: {(workdir / "process0.log").read_text()}')
         counts[kind] += 1
         print(
             kind,
@@ -129,9 +129,9 @@ def run(kills: int, processes: int, folder: pathlib.Path, *flags: str) -> collec
             flush=True,
         )
     if any(end(start(workdir, processes, *flags))):
-        raise AssertionError((workdir / 'rank0.log').read_text())
+        raise AssertionError((workdir / 'process0.log').read_text())
     if names := differing(folder / 'whole', workdir):
-        raise AssertionError(f'the end differs from that of the uninterrupted run in {names}')
+        raise AssertionError(f'the final state differs from the uninterrupted run in {names}')
     return counts
 
 
@@ -139,4 +139,4 @@ if __name__ == '__main__':
     count, processes = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
     with tempfile.TemporaryDirectory() as scratch:
         counts = run(count, processes, pathlib.Path(scratch))
-    print(f'{counts.total()} kills of {processes} processes, the end the same: {dict(counts)}')
+    print(f'{counts.total()} kills, {processes} processes, same final state: {dict(counts)}')

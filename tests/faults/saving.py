@@ -1,4 +1,4 @@
-"""How long a save holds up training: the state of a ResNet-18 on eight devices; prints seconds.
+"""Measures how long a save delays training, for a ResNet-18 on eight devices; prints seconds.
 
 PYTHONPATH=. python tests/faults/saving.py
 """
@@ -39,10 +39,10 @@ def main(folder: str, saves: int = 4) -> None:
             stepped = time.perf_counter()
             checkpoints.save(state)
             saved = time.perf_counter()
-            print(f'a step {stepped - begin:.2f} s, held up by a save {saved - stepped:.2f} s')
+            print(f'step {stepped - begin:.2f} s, delay by a save {saved - stepped:.2f} s')
         begin = time.perf_counter()
         failure = checkpoints.failure(wait=True)
-        print(f'the last is on the disk after {time.perf_counter() - begin:.2f} s more {failure}')
+        print(f'last save on disk after another {time.perf_counter() - begin:.2f} s {failure}')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs launch/slurm.sbatch on a SLURM of this machine alone, made in a temporary folder and removed
-# with it, and prints the counts. Needs root, slurm-wlm and munge: PYTHON=python tests/faults/slurm.sh
-# Two tasks end whole, are asked to end, killed and requeued by the scheduler; all must end alike.
+# Tests launch/slurm.sbatch on a SLURM cluster of this machine alone, set up in a temporary folder,
+# and prints the counts. Needs root, slurm-wlm and munge: PYTHON=python tests/faults/slurm.sh
+# Jobs of two tasks run to their end, get SIGTERM, are killed, or are requeued by the scheduler. All
+# must reach the same final loss.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -38,7 +39,7 @@ flags=(--config=configs/quickstart.py --config.epochs=4 --config.model.width_mul
   --config.log.every_steps=1 --config.checkpoint.every_epochs=1 --config.eval.every_epochs=1000
   --config.eval.baselines=False --timeout=20)
 
-submit() { # NAME [flags]: the job's number; its log is NAME.log, its workdir NAME
+submit() { # NAME [flags]: prints the job's id; the log is NAME.log, the workdir NAME
   local name=$1
   shift
   sbatch --parsable --nodes=1 --ntasks-per-node=2 --gpus-per-node=0 --cpus-per-task=1 \
@@ -46,10 +47,10 @@ submit() { # NAME [flags]: the job's number; its log is NAME.log, its workdir NA
 }
 field() { scontrol --oneliner show job "$1" | grep -oP "\b$2=\K\S+"; }
 ends() { # JOB STATE RESTARTS CODE
-  until [[ $(field "$1" JobState) =~ COMPLETED|FAILED|CANCELED|TIMEOUT ]]; do sleep 1; done
-  local found
-  found="$(field "$1" JobState) $(field "$1" Restarts) $(field "$1" ExitCode)"
-  [[ $found == "$2 $3 $4:0" ]] || fail "job $1 ends with $found"
+  until [[ $(field "$1" JobState) =~ COMPLETED|FAILED|CANCELLED|TIMEOUT ]]; do sleep 1; done
+  local outcome
+  outcome="$(field "$1" JobState) $(field "$1" Restarts) $(field "$1" ExitCode)"
+  [[ $outcome == "$2 $3 $4:0" ]] || fail "job $1 ended with $outcome; expected $2 $3 $4:0"
 }
 fail() {
   echo "error: $1" >&2
@@ -62,7 +63,7 @@ XLA_FLAGS=--xla_force_host_platform_device_count=2 "$PYTHON" -m simsiam_jax.main
   --config.epochs=1 --workdir="$folder/single" >"$folder/single.log" 2>&1 || fail 'one process'
 ends "$(submit whole)" COMPLETED 0 0
 [[ $(losses whole | head -n 1) == "$(losses single | head -n 1)" ]] || fail 'the first losses differ'
-[[ $(grep -c ' on 2 x cpu' "$folder/whole.log") == 1 ]] || fail 'not one process alone speaks'
+[[ $(grep -c ' on 2 x cpu' "$folder/whole.log") == 1 ]] || fail 'expected output of process 0 only'
 for what in term kill requeue; do
   job=$(submit $what)
   until [[ $(losses $what 2>/dev/null | wc -l) -ge 14 ]]; do sleep 0.1; done
@@ -72,12 +73,12 @@ for what in term kill requeue; do
     requeue) scontrol requeue "$job" ;;
   esac
   ends "$job" COMPLETED 1 0
-  grep -q 'resuming from step' "$folder/$what.log" || fail "$what: begins anew"
-  [[ $(losses $what | tail -n 1) == "$(losses whole | tail -n 1)" ]] || fail "$what: ends otherwise"
-  echo "$what: requeued, $(grep -o 'resuming from step [0-9]*' "$folder/$what.log"), the end the same"
+  grep -q 'resuming from step' "$folder/$what.log" || fail "$what: did not resume"
+  [[ $(losses $what | tail -n 1) == "$(losses whole | tail -n 1)" ]] || fail "$what: different final loss"
+  echo "$what: requeued, $(grep -o 'resuming from step [0-9]*' "$folder/$what.log"), same final loss"
 done
-ends "$(submit mistaken --config.task=nonsense)" FAILED 0 1
+ends "$(submit user_error --config.task=nonsense)" FAILED 0 1
 printf '#!/bin/sh\nexit 75\n' >"$folder/dies"
 chmod +x "$folder/dies"
 ends "$(PYTHON=$folder/dies MAX_RESTARTS=2 submit dies)" FAILED 2 75
-echo "$(slurmctld -V): 1 whole run, 3 stopped ones, 1 mistaken, 1 that dies always: as they should be"
+echo "$(slurmctld -V): passed with 1 whole run, 3 stopped, 1 user error, 1 that always dies"
