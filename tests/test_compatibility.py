@@ -69,7 +69,7 @@ def test_run_of_earlier_version_resumes(
     assert losses.keys() >= {21, 22}
     assert resumed.keys() >= {21, 22}
     np.testing.assert_allclose(resumed[22], losses[22], rtol=1e-3)
-    assert abs(points(workdir, 'eval/knn_top1')[22] - top1[22]) <= 1 / 360
+    assert abs(points(workdir, 'eval/knn_top1')[22] - top1[22]) <= 1.5 / 360  # one image
 
 
 def test_linear_evaluation_of_earlier_version_resumes(
@@ -92,7 +92,7 @@ def test_linear_evaluation_of_earlier_version_resumes(
     )
     assert done.returncode == 0, done.stderr
     assert 'resuming from step 5' in done.stdout
-    assert 'the backbone is unchanged to the bit' in done.stdout
+    assert 'the backbone is unchanged, bit for bit' in done.stdout
     # LARS at small rates: the loss hardly moves in ten steps, so it is compared more closely.
     np.testing.assert_allclose(points(workdir, 'train/loss')[10], losses[10], rtol=1e-5)
 
@@ -120,7 +120,7 @@ def test_encoder_of_earlier_version_loads_evaluates_and_converts(
     )
     assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path / 'knn' / 'knn.json').read_text())
-    assert abs(scores[0]['top1'] - top1) <= 1 / 360
+    assert abs(scores[0]['top1'] - top1) <= 1.5 / 360  # one image
 
     converted = tmp_path / 'simsiam.safetensors'
     done = command(

@@ -9,6 +9,7 @@ Look at DIR/views.png first. What no look at pixels tells: where a mirrored imag
 apart, lower config.augment.jitter.
 """
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
