@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-long test-torch lint format clean
+.PHONY: quickstart test test-fast test-long test-torch lint format clean
 
 # Pre-train SimSiam on scikit-learn's digits: about a minute on two cores.
 quickstart: $(VENV)/installed
@@ -10,6 +10,11 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
+
+# Tests of single functions, for the inner loop.
+FAST := architecture config files hlo knn launch same_run words
+test-fast: $(VENV)/installed-test
+	$(BIN)/python -m pytest --dist worksteal $(FAST:%=tests/test_%.py) -k 'not builds_and_steps and not moved_folder'
 
 # Tests that take half a minute or more; `make test` skips them.
 test-long: $(VENV)/installed-test

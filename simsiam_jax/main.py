@@ -1,6 +1,6 @@
 """Runs the task of a configuration::
 
-    python -m simsiam_jax.main --config=configs/imagenet.py --workdir=DIR [--config.key=value ...]
+python -m simsiam_jax.main --config=configs/imagenet.py --workdir=DIR [--config.key=value ...]
 """
 
 import os

@@ -158,7 +158,7 @@ def test_config_docstrings_give_command_and_figure() -> None:
     for path in CONFIGS.glob('*.py'):
         text = path.read_text()
         assert f'python -m simsiam_jax.main --config=configs/{path.name}' in text
-        assert re.search(r'68\.1 %|91\.8 %|[Nn]ot (a\s+setting\s+of|from)\s+the\s+paper', text), (
+        assert re.search(r'68\.1 ?%|91\.8 ?%|[Nn]ot (a\s+setting\s+of|from)\s+the\s+paper', text), (
             path
         )
 

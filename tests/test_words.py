@@ -35,7 +35,7 @@ SUBSTITUTIONS = {
 PATTERN = re.compile('|'.join(rf'\b({pattern})\b' for pattern in SUBSTITUTIONS), re.IGNORECASE)
 # Names that are kept because earlier versions or other programs have them.
 EXEMPT = {'simsiam_jax/migration.py', 'tests/test_words.py'}
-NAMES = re.compile(r"--neighbours|'neighbours'")
+NAMES = re.compile(r"--neighbours|'neighbours'|on_device=colour")
 
 
 def texts(path: pathlib.Path) -> list[tuple[int, str]]:
