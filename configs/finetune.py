@@ -10,7 +10,7 @@ RUN is a run's workdir or a PyTorch file of weights. --config.from_scratch=True 
 architecture from fresh weights: the baseline to beat.
 
 SGD at batch 256 for 20 epochs, cosine. The rates of backbone and classifier with 10% (0.01, 0.2)
-and 1% (0.02, 5) are from SwAV's semi-supervised evaluation. The paper has no such evaluation: it
+and 1% (0.02, 5) are from SwAV's semi-supervised evaluation. Not from the paper, which
 fine-tunes detectors only.
 
 These values are for ImageNet. A small dataset has few steps in 20 epochs and needs more epochs and

@@ -5,7 +5,8 @@
 The image sets are inherited from pre-training unless given:
 --config.eval.train=folder:DIR/train --config.eval.test=folder:DIR/val. The bank of features is
 float16 (5.2 GB for ImageNet at width 2048, sharded over the devices);
---config.eval.bank_dtype=float32 is exact. The paper shows only curves for k 200.
+--config.eval.bank_dtype=float32 is exact. Not from the paper, which shows only
+curves for k 200.
 """
 
 from ml_collections import ConfigDict
