@@ -1,7 +1,7 @@
 """SimSiam on a folder of your own images, without labels.
 
-The paper's recipe with ResNet-50 and 224 pixels at batch 256, which fits on one GPU. Not
-a setting of the paper, which trains on ImageNet only.
+The paper's recipe with ResNet-50 and 224 pixels at batch 256, which fits on one GPU.
+Not a setting of the paper, which trains on ImageNet only.
 
     python -m simsiam_jax.main --config=configs/folder.py --workdir=DIR \
         --config.data.source=folder:/data/images
