@@ -136,6 +136,7 @@ def test_encoder_of_earlier_version_loads_evaluates_and_converts(
 
 
 def test_config_file_of_earlier_version_loads(capsys: pytest.CaptureFixture) -> None:
+    errors.warn_once.cache_clear()  # another test may have printed one of the warnings
     config = command_line.load_config(str(OLD / 'config_of_doctor.py'))
     assert config.optim.gradient_accumulation_steps == 2
     assert config.optim.predictor_schedule == 'decayed'
