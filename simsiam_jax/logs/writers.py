@@ -1,6 +1,7 @@
 """Writing metrics to the terminal, metrics.jsonl, TensorBoard and other loggers."""
 
 import contextlib
+import gc
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,7 @@ class MetricWriter:
         self.workdir, self._start, self._loggers = workdir, step, loggers
         self._folder = storage.folder(workdir)
         self._events: Any = None
-        self._num_bad_images, self._warned = 0, False
+        self._num_bad_images, self._warned, self._failed = 0, False, False
         self._first = jax.process_index() == 0
         if not self._first:
             return
@@ -124,9 +125,14 @@ class MetricWriter:
     @contextlib.contextmanager
     def _tolerate_io_errors(self) -> Iterator[None]:
         """Prints the first error of writing in this context and lets the run continue."""
+        if self._failed:
+            # A bucket's file that failed is written when it is freed: not over the next one.
+            gc.collect()
+            self._failed = False
         try:
             yield
         except storage.io_errors() as error:
+            self._failed = True
             if not self._warned:
                 reason = storage.reason(error)
                 say(f'warning: metrics cannot be written: {reason}; training continues')
