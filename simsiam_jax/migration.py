@@ -48,13 +48,7 @@ def migrate(config: Any, *, origin: str = '', warn: bool = False) -> None:
     Raises:
       UserError: The configuration has a newer format, an unknown task or an unknown key.
     """
-    origin = origin or 'the configuration'
-    stored, version = config.get('format', 0), config.get('version', '')
-    if stored > FORMAT:
-        raise errors.UserError(
-            f'{origin} has format {stored} of simsiam_jax {version}; simsiam_jax {__version__} '
-            f'expected format {FORMAT} or older. Install simsiam_jax {version} or newer'
-        )
+    check_format(config, origin or 'the configuration')
     for key in {'format', 'version'} & set(config):
         del config[key]
     for old, new in rename(config):
@@ -63,9 +57,7 @@ def migrate(config: Any, *, origin: str = '', warn: bool = False) -> None:
     task = config.get('task', 'pretrain')
     errors.check_choice('config.task', task, config_lib.DEFAULTS)
     known = config_lib.DEFAULTS[task]().to_dict()
-    if (
-        task != 'pretrain' and 'model' in config
-    ):  # a classifier's run also stores the model of its encoder
+    if task != 'pretrain' and 'model' in config:  # stored with a classifier: its encoder's
         known['model'] = config_lib.default().model.to_dict()
     name = config.get('method', {}).get('name')
     if name in method_defaults.METHODS:
@@ -74,6 +66,24 @@ def migrate(config: Any, *, origin: str = '', warn: bool = False) -> None:
         known.pop('method', None)
     _fill(config, known)
     config_keys.check(config, known)
+
+
+def check_format(stored: Any, origin: str) -> None:
+    """Checks that this version can read a configuration or the metadata of a checkpoint.
+
+    Args:
+      stored: Mapping with `format` and `version`, if it has them.
+      origin: Source of the mapping, for messages.
+
+    Raises:
+      UserError: The format is newer.
+    """
+    number, version = stored.get('format', 0), stored.get('version', '')
+    if number > FORMAT:
+        raise errors.UserError(
+            f'{origin} has format {number} of simsiam_jax {version}; simsiam_jax {__version__} '
+            f'reads format {FORMAT} and older. Install simsiam_jax {version} or newer'
+        )
 
 
 def complete(config: Mapping[str, Any], *, origin: str = '') -> dict[str, Any]:

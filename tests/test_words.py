@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 # What readers stumble over -> what to write instead.
 SUBSTITUTIONS = {
-    r'colou?r(?<=our)\w*': 'color',
+    r'colour\w*': 'color',
     r'behaviour\w*': 'behavior',
     r'neighbour\w*': 'neighbor',
     r'centre\w*': 'center',

@@ -79,6 +79,8 @@ def load(
         tree: dict[str, Any] = {}
         try:
             meta, tree = _read(folder / str(candidate), item, keys)
+        except errors.UserError:  # a newer format is not damage
+            raise
         # Damaged files raise nearly anything: Exception, ValueError, OSError, KeyError, ...
         except Exception as error:
             if storage.is_unreachable(error):
@@ -129,6 +131,8 @@ def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
     item = storage.folder(path)
     try:
         return _read(item.parent, item.name, ())[1]
+    except errors.UserError:
+        raise
     except Exception as error:  # as in load()
         if storage.is_unreachable(error):
             raise storage.read_error(item, error) from error
@@ -155,6 +159,7 @@ def _read_meta(folder: epath.Path) -> dict[str, Any]:
     meta = json.loads((folder / 'meta' / 'metadata').read_text())
     if meta['seal'] != seal(meta):
         raise _DamagedError('the checksum of its metadata is wrong')
+    migration.check_format(meta, str(folder))
     return meta
 
 

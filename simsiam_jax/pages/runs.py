@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from simsiam_jax import errors
+from simsiam_jax import errors, migration
 from simsiam_jax.runtime import storage
 
 Curve = list[tuple[int, float]]  # (step, value)
@@ -27,7 +27,7 @@ class RunRecord:
     Attributes:
       name: Name that is unique on a page.
       folder: Workdir of the run.
-      config: Values by key, such as optim.momentum.
+      config: Values by this version's keys, such as optim.momentum.
       curves: Curves by key, such as train/loss.
       starts: Lines of starts.jsonl, as written by MetricWriter.start.
       seconds: Time the run has taken, measured as far as the files have times.
@@ -88,7 +88,9 @@ def _read_run(folder: epath.Path, name: str) -> RunRecord:
     lines = _read_json_lines(folder / 'metrics.jsonl')
     starts = _read_json_lines(folder / 'starts.jsonl')
     path = folder / 'config.json'
-    config = json.loads(path.read_text()) if path.exists() else {}
+    config = {}
+    if path.exists():
+        config = migration.complete(json.loads(path.read_text()), origin=str(path))
     return RunRecord(
         name, folder, flatten_dict(config, sep='.'), _curves(lines), starts, _seconds(starts, lines)
     )

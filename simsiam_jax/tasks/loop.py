@@ -104,24 +104,24 @@ def train(
     program = train_step
     if config.debug_nans:
         train_step = _raise_at_nan(train_step)
-    clock, waiting = progress.Throughput(start, last, config.batch_size), False
+    throughput, waiting = progress.Throughput(start, last, config.batch_size), False
     with (
-        clock.line(),
+        throughput.line(),
         distributed.PreemptionHandler() as preemption,
         profile.StepProfiler(config.profile, log.workdir) as profiler,
     ):
-        for number, batch in enumerate(clock.timed(batches(start, last)), start + 1):
+        for number, batch in enumerate(throughput.timed(batches(start, last)), start + 1):
             profiler.before_step(number, state)
             if number == start + 1:
                 memory.announce(config, program, state, batch)
                 state, metrics = jax.block_until_ready(train_step(state, batch))
-                clock.start(number)  # the step is compiled from here on
+                throughput.start(number)  # the step is compiled from here on
             else:
                 state, metrics = train_step(state, batch)
                 if due(config.log.every_steps):
                     _check_finite(config, number, metrics, rates, checkpoints)
                     now = {name: rate(number - 1) for name, rate in rates.items()}
-                    log.training(number, metrics | now, clock)
+                    log.training(number, metrics | now, throughput)
                     if isinstance(source, Reader):
                         log.bad_images(source.bad)
                     if failure := checkpoints.failure():
@@ -132,7 +132,7 @@ def train(
             waiting = waiting or stopping or due(sampler.steps(config.checkpoint.every_epochs))
             if waiting and (number % block == 0 or number == last):
                 waiting = False
-                with clock.pause(state):
+                with throughput.pause(state):
                     _check_finite(config, number, metrics, rates, checkpoints, state)
                     checkpoints.save(state)
             if stopping or number == last:
@@ -142,7 +142,7 @@ def train(
                 say(f'stop requested: saved step {saved}; rerun the same command to resume')
                 raise SystemExit(143)
             if evaluate and number < last and due(sampler.steps(config.eval.every_epochs)):
-                with clock.pause(state):
+                with throughput.pause(state):
                     evaluate(state)
     return state
 
