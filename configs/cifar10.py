@@ -47,6 +47,7 @@ def get_config(method: str = 'simsiam') -> ConfigDict:
     config.eval.train = 'tfds:cifar10/train'
     config.eval.test = 'tfds:cifar10/test'
     config.eval.resize = 0
+    config.eval.baselines = True
 
     config.checkpoint.every_epochs = 10
     return config

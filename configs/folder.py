@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     config.eval.train = ''
     config.eval.test = ''
     config.eval.k = 20
+    config.eval.baselines = True
 
     config.log.every_steps = 10
     return config

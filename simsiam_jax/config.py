@@ -179,6 +179,7 @@ def knn() -> ConfigDict:
     config = _evaluation('knn')
     config.eval.k = (10, 20, 100, 200)  # neighbors; each with each temperature
     config.eval.temperature = (0.07, 0.1, 0.2)  # temperature of the neighbors' votes
+    config.eval.baselines = True  # evaluate raw pixels and the random initialization too
     config.eval.bank_dtype = 'float16'  # type of the bank of features: float16 | float32 (exact)
     return config
 

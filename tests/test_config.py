@@ -12,7 +12,7 @@ from PIL import Image
 
 from simsiam_jax import config_keys, errors
 from simsiam_jax.data import files, sources
-from simsiam_jax.tasks import knn, pretrain_setup, summary
+from simsiam_jax.tasks import features, pretrain_setup, summary
 from simsiam_jax.training import step
 
 EVALUATIONS = ['linear', 'linear:sgd', 'linear:sweep', 'linear:cached', 'finetune']
@@ -194,7 +194,7 @@ def test_build_names_wrong_values(change: dict, message: str) -> None:
 
     def start() -> None:
         evaluate = pretrain_setup.build(config).knn
-        evaluate(knn.raw_pixels, {})  # some errors only appear at the first evaluation
+        evaluate(features.raw_pixels, {})  # some errors only appear at the first evaluation
 
     with pytest.raises(errors.UserError, match=message) as caught:
         start()

@@ -388,8 +388,7 @@ def test_run_starts_from_weights_of_another_run(command, tmp_path):
             *flags,
         )
         assert result.returncode == 0, result.stderr
-        table = result.stdout.split('kNN top-1\n')[-1]
-        return result.stdout, dict(re.findall(r'  (\S.*\S)\s+([\d.]+)', table))
+        return result.stdout, dict(re.findall(r'^  (\S.*?)  +([\d.]+)', result.stdout, re.M))
 
     _, source = train(tmp_path / 'source')
     text, top1 = train(tmp_path / 'second', f'--config.init_from={tmp_path / "source"}')

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from simsiam_jax import errors
 from simsiam_jax.data.sources import ArraySource, open_source
 from simsiam_jax.tasks import knn
-from simsiam_jax.tasks.features import CropLoader, extract_features
+from simsiam_jax.tasks.features import CropLoader, extract_features, raw_pixels
 from simsiam_jax.training import mesh as mesh_lib
 
 
@@ -81,7 +81,7 @@ def test_knn_of_raw_pixels_equals_scikit_learn() -> None:
     ).fit(rows(train), train.labels)
     expected = reference.score(rows(test), test.labels)
     for batch_size, devices in ((64, 8), (1000, 1)):
-        one, twenty = make(train, test, batch_size, devices)(knn.raw_pixels, {})
+        one, twenty = make(train, test, batch_size, devices)(raw_pixels, {})
         assert (one.k, twenty.k) == (1, 20)
         assert twenty.top1 == pytest.approx(expected, abs=1e-9)
         assert one.top5 <= twenty.top5 <= 1  # one neighbor has one class

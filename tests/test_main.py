@@ -89,7 +89,7 @@ def test_run_prints_and_writes_its_results(finished_run: tuple[pathlib.Path, str
     assert 'images/s' in output
     assert 'eta 0:00:00' in output
     for row in ('raw pixels', 'random initialization', 'after training'):
-        assert row in output.split('kNN top-1\n')[-1]
+        assert row in output.split('kNN top-1 of 360 test images')[-1]
     measured = lines(workdir)
     training = [line for line in measured if 'train/loss' in line]
     assert [line['step'] for line in training] == list(range(2, 45))
@@ -100,6 +100,10 @@ def test_run_prints_and_writes_its_results(finished_run: tuple[pathlib.Path, str
     }
     assert set(evaluated) == {0, 22, 44}
     assert f'after training         {evaluated[44]:.4f}' in output
+    verdict = json.loads((workdir / 'verdict.json').read_text())
+    assert verdict['accuracy']['after training']['top1'] == pytest.approx(evaluated[44], abs=1e-6)
+    assert verdict['sentence'] in output
+    assert verdict['sentence'] in (workdir / 'verdict.txt').read_text()
     with Image.open(workdir / 'views.png') as views:
         assert views.size[0] > 100
     assert np.std(np.asarray(Image.open(workdir / 'views.png'))) > 30

@@ -61,6 +61,8 @@ def render_report(
     """
     records = runs.read_runs(workdirs)
     sections = {'Summary': page.table([run.name for run in records], _summary(records))}
+    if verdicts := _verdicts(records):
+        sections['Result'] = verdicts
     if warnings := _warnings(records):
         sections['Warnings'] = warnings
     sections['Curves'] = curves.render_curves(records)
@@ -125,6 +127,16 @@ def _speed(run: RunRecord) -> dict[str, str]:
     if run.seconds:
         rows['time'] = str(datetime.timedelta(seconds=round(run.seconds)))
     return rows
+
+
+def _verdicts(records: Sequence[RunRecord]) -> str:
+    """Returns the final tables of accuracies beside baselines."""
+    return ''.join(
+        f'<p>{html.escape(run.name)}</p>'
+        f'<pre class="text">{html.escape((run.folder / "verdict.txt").read_text())}</pre>'
+        for run in records
+        if (run.folder / 'verdict.txt').exists()
+    )
 
 
 def _warnings(records: Sequence[RunRecord]) -> str:

@@ -5,12 +5,13 @@ import json
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simsiam_jax import config_keys, errors
 from simsiam_jax.checkpoints import encoder as encoder_lib
-from simsiam_jax.data import subset, tfds_source
+from simsiam_jax.data import overlap, subset, tfds_source
 from simsiam_jax.runtime import storage
 from simsiam_jax.tasks import inputs
 from simsiam_jax.tasks.features import CropLoader, Encode, make_encode
@@ -48,6 +49,13 @@ class EvalSetup:
             resize=self.config.eval.resize,
             batch_size=self.config.eval.batch_size,
         )
+
+    def random_variables(self) -> dict[str, Any]:
+        """Returns fresh variables of the backbone: the baseline without training."""
+        config = self.config
+        images = np.zeros((1, config.augment.size, config.augment.size, config.data.channels))
+        init = jax.jit(self.encoder.module.init)
+        return init(jax.random.key(config.seed), images.astype(np.float32))
 
     def announce(self, task: str) -> None:
         """Prints what is evaluated, on which images and devices."""
@@ -123,12 +131,15 @@ def _training_set(config: ConfigDict) -> ImageSet:
 
 
 def check_classes(train: ImageSet, test: ImageSet) -> None:
-    """Raises UserError if a set has no labels or the two have different classes."""
+    """Raises UserError if a set has no labels or the two have different classes.
+
+    Prints a warning if the two share images.
+    """
     for key, source in (('train', train), ('test', test)):
         if not source.classes:
             raise errors.UserError(
                 f'config.eval.{key} has no labels; expected labeled images. Set a folder with one '
-                'subfolder per class'
+                'subfolder per class, and at least two classes'
             )
     if train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
@@ -136,6 +147,12 @@ def check_classes(train: ImageSet, test: ImageSet) -> None:
             f'config.eval.train has {len(train.classes)} classes and config.eval.test '
             f'{len(test.classes)}; expected the same classes, but {", ".join(differing[:3])} '
             f'{"is" if len(differing) == 1 else "are"} only in one'
+        )
+    shared = [] if jax.process_index() else overlap.shared_images(train, test)
+    if shared:
+        errors.warn_once(
+            f'{len(shared):,} of {len(test):,} test images are also in config.eval.train '
+            f'({", ".join(shared[:2])}): the accuracy is too high. Remove them from one of the sets'
         )
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -19,6 +20,8 @@ from simsiam_jax.training import mesh as mesh_lib
 
 # (variables, images [B, S, S, C], uint8 or in [0, 1]) -> features [B, D]
 Encode = Callable[[Any, Array], Any]
+
+_PIXELS = 32  # largest side of the images whose pixels are compared
 
 
 class Features(NamedTuple):
@@ -82,6 +85,18 @@ def make_encode(module: nn.Module, mean: tuple[float, ...], std: tuple[float, ..
     return lambda variables, images: module.apply(
         variables, jax_augment.normalize(images, mean, std)
     )
+
+
+def raw_pixels(_: Any, images: Array) -> Array:
+    """Returns images [B, H, W, C] as features: an encoder without variables.
+
+    Images above 32 pixels are reduced to 32, so that the features of many images fit into memory.
+    """
+    b, h, w, c = images.shape
+    if max(h, w) > _PIXELS:
+        shape = b, min(h, _PIXELS), min(w, _PIXELS), c
+        images = jax.image.resize(images.astype(jnp.float32), shape, 'linear')
+    return images.reshape(b, -1)
 
 
 def extract_features(

@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import errors
 from simsiam_jax.data.recipe import Recipe
-from simsiam_jax.tasks import eval_setup, inputs
-from simsiam_jax.tasks.features import CropLoader, Encode, extract_features
+from simsiam_jax.tasks import eval_setup, inputs, verdict
+from simsiam_jax.tasks.features import CropLoader, Encode, extract_features, raw_pixels
 from simsiam_jax.tasks.inputs import ImageSet
+from simsiam_jax.tasks.verdict import Answers
 from simsiam_jax.terminal import say
 from simsiam_jax.training import mesh as mesh_lib
 
@@ -31,12 +32,13 @@ DATA = mesh_lib.DATA
 
 @dataclasses.dataclass(frozen=True)
 class KnnScore:
-    """Accuracy of one vote, as shares of the queries."""
+    """Accuracy of one vote, as shares of the queries, and its answer to each query."""
 
     k: int
     temperature: float
     top1: float
     top5: float
+    answers: Answers = dataclasses.field(repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +91,6 @@ class Knn:
         )
 
 
-def raw_pixels(_: Any, images: Array) -> Array:
-    """Returns images [B, H, W, C] as features [B, H * W * C]: an encoder without variables."""
-    return images.reshape(len(images), -1)
-
-
 def knn_accuracy(
     bank: Float[np.ndarray, 'N D'],
     bank_labels: Int[np.ndarray, 'N'],
@@ -123,7 +120,9 @@ def knn_accuracy(
     for neighbors, t in itertools.product(k, temperature):
         ranked = vote(similarity[:, :neighbors], votes[:, :neighbors], t, classes=classes)
         hits = np.asarray(ranked) == labels[:, None]
-        scores.append(KnnScore(neighbors, t, float(hits[:, 0].mean()), float(hits.any(1).mean())))
+        answers = Answers(np.asarray(ranked)[:, 0], labels)
+        top5 = float(hits.any(1).mean())
+        scores.append(KnnScore(neighbors, t, float(hits[:, 0].mean()), top5, answers))
     return scores
 
 
@@ -268,8 +267,32 @@ def run(config: ConfigDict, workdir: str) -> None:
         config.eval.bank_dtype,
     )
     setup.announce('kNN')
-    scores = knn(setup.encode, mesh_lib.replicate(setup.encoder.variables, setup.mesh))
+    networks = {'checkpoint': (setup.encode, lambda: setup.encoder.variables)}
+    if config.eval.baselines:
+        networks = {
+            'raw pixels': (raw_pixels, dict),
+            'random initialization': (setup.encode, setup.random_variables),
+            **networks,
+        }
+    scores = {
+        name: knn(encode, mesh_lib.replicate(load(), setup.mesh))
+        for name, (encode, load) in networks.items()
+    }
+    trained = scores['checkpoint']
     say(f'{"k":>6}{"T":>8}{"top-1":>9}{"top-5":>9}   of {len(setup.test)} images')
-    for score in scores:
+    for score in trained:
         say(f'{score.k:>6}{score.temperature:>8}{score.top1:>9.4f}{score.top5:>9.4f}')
-    eval_setup.write(workdir, 'knn.json', [dataclasses.asdict(score) for score in scores])
+    # The first k and T, because choosing the best on the test set would favor every row.
+    first = {name: row[0] for name, row in scores.items()}
+    result = verdict.judge(
+        {name: score.answers for name, score in first.items()},
+        setup.test.classes,
+        title=f'kNN (k {trained[0].k}, T {trained[0].temperature:g})',
+        trained='checkpoint',
+        baseline='random initialization' if config.eval.baselines else '',
+    )
+    say(str(result))
+    names = ('k', 'temperature', 'top1', 'top5')
+    rows = [{name: getattr(score, name) for name in names} for score in trained]
+    eval_setup.write(workdir, 'knn.json', rows)
+    eval_setup.write(workdir, 'verdict.json', result.result)

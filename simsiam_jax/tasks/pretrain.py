@@ -2,14 +2,23 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 from ml_collections import ConfigDict
 
 from simsiam_jax.checkpoints import checkpoint, weights
 from simsiam_jax.logs import writers
-from simsiam_jax.tasks import collapse_callback, knn, loop, memory, pretrain_setup, summary
-from simsiam_jax.tasks.features import Encode
+from simsiam_jax.tasks import (
+    collapse_callback,
+    knn,
+    loop,
+    memory,
+    pretrain_setup,
+    summary,
+    verdict,
+)
+from simsiam_jax.tasks.features import Encode, raw_pixels
 from simsiam_jax.tasks.pretrain_setup import PretrainSetup
 from simsiam_jax.terminal import say
 from simsiam_jax.training import alternation, guard, step
@@ -49,7 +58,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         else:
             log.views(summary.view_grid(next(setup.batches(0, 1)), setup.to_views, setup.recipes))
             if baselines:
-                log.scalars(0, {'eval/knn_top1': baselines[origin]})
+                log.scalars(0, {'eval/knn_top1': baselines[origin].top1})
         evaluate = None
         if setup.knn:
             evaluate = functools.partial(_evaluate, setup.knn, setup.encode, log)
@@ -67,10 +76,17 @@ def run(config: ConfigDict, workdir: str) -> None:
             block=pretrain_setup.block_of(config, setup),
             callback=callback,
         )
-        if evaluate:
-            top1 = evaluate(state)
-            if baselines:
-                say(summary.table(baselines | {'after training': top1}))
+        if setup.knn and evaluate:
+            result = verdict.judge(
+                baselines | {'after training': evaluate(state)},
+                setup.knn.test.classes,
+                title='kNN',
+                trained='after training',
+                baseline=origin if baselines else '',
+            )
+            say(str(result))
+            log.text('verdict.txt', str(result))
+            log.text('verdict.json', json.dumps(result.result, indent=2))
 
 
 def _description(config: ConfigDict, setup: PretrainSetup) -> str:
@@ -117,13 +133,13 @@ def _initial_state(
 
 def _measure_baselines(
     config: ConfigDict, setup: PretrainSetup, state: step.TrainState, origin: str
-) -> dict[str, float]:
-    """Returns kNN top-1 of raw pixels and of the network before training; {} if disabled."""
+) -> dict[str, verdict.Answers]:
+    """Returns kNN's answers from raw pixels and the network before training; {} if disabled."""
     if not setup.knn or not config.eval.baselines:
         return {}
-    (pixels,) = setup.knn(knn.raw_pixels, {})
+    (pixels,) = setup.knn(raw_pixels, {})
     (network,) = setup.knn(setup.encode, checkpoint.encoder_variables(state))
-    return {'raw pixels': pixels.top1, origin: network.top1}
+    return {'raw pixels': pixels.answers, origin: network.answers}
 
 
 def _collapse_callback(
@@ -149,9 +165,9 @@ def _collapse_callback(
 
 def _evaluate(
     evaluator: knn.Knn, encode: Encode, log: writers.MetricWriter, state: step.TrainState
-) -> float:
-    """Logs and returns kNN top-1."""
+) -> verdict.Answers:
+    """Logs kNN top-1 and returns the answers."""
     (score,) = evaluator(encode, checkpoint.encoder_variables(state))
     log.scalars(int(state.step), {'eval/knn_top1': score.top1})
     say(f'step {int(state.step)}  kNN top-1 {score.top1:.4f}')
-    return score.top1
+    return score.answers

@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
 from simsiam_jax import errors
 from simsiam_jax.data import jax_augment, subset
-from simsiam_jax.tasks import eval_setup, selection
+from simsiam_jax.tasks import eval_setup, selection, verdict
 from simsiam_jax.tasks.features import Encode, Features, extract_features
 from simsiam_jax.tasks.selection import HeadScores
+from simsiam_jax.tasks.verdict import Answers
 from simsiam_jax.terminal import say
 from simsiam_jax.training import classifier, optim
 from simsiam_jax.training import mesh as mesh_lib
@@ -50,19 +51,15 @@ def run(config: ConfigDict, workdir: str) -> None:
             'above 0 and below 1. Set it to 0.1 or so'
         )
     setup.announce('probe')
-    loader, init = setup.loader(), jax.jit(setup.encoder.module.init)
-    size = (1, config.augment.size, config.augment.size, config.data.channels)
+    loader = setup.loader()
     encoders: dict[str, tuple[Encode, Callable[[], Any]]] = {
         'raw pixels': (_pixels, dict),
-        'random initialization': (
-            setup.encode,
-            lambda: init(jax.random.key(config.seed), jnp.zeros(size)),
-        ),
+        'random initialization': (setup.encode, setup.random_variables),
         'checkpoint': (setup.encode, lambda: setup.encoder.variables),
     }
     if not config.eval.baselines:
         encoders = {'checkpoint': encoders['checkpoint']}
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, (encode, load) in encoders.items():
         variables = mesh_lib.replicate(load(), setup.mesh)
         train, test = (
@@ -75,7 +72,19 @@ def run(config: ConfigDict, workdir: str) -> None:
                 f'{name}: {kind}, {result["chosen"]}: top-1 {result["top1"]:.4f}  '
                 f'top-5 {result["top5"]:.4f} of {len(test.x)} test images'
             )
+    verdicts = {}
+    for kind in results['checkpoint']:
+        result = verdict.judge(
+            {name: by_kind[kind].pop('answers') for name, by_kind in results.items()},
+            setup.test.classes,
+            title=f'linear probe by {kind}',
+            trained='checkpoint',
+            baseline='random initialization' if config.eval.baselines else '',
+        )
+        say(str(result))
+        verdicts[kind] = result.result
     eval_setup.write(workdir, 'probe.json', results)
+    eval_setup.write(workdir, 'verdict.json', verdicts)
 
 
 def _pixels(_: Any, images: jax.Array) -> jax.Array:
@@ -113,8 +122,10 @@ def _sweep(splits: _Splits, config: ConfigDict) -> dict[str, Any]:
     held_out = score(train_heads(splits.fit, rates, decays, **common), splits.held_out)
     say(selection.table(held_out, config.optim.learning_rates, config.optim.weight_decays))
     best = [selection.choose(held_out)]
-    test = score(train_heads(splits.train, rates[best], decays[best], **common), splits.test)
+    heads = train_heads(splits.train, rates[best], decays[best], **common)
+    test = score(heads, splits.test)
     return {
+        'answers': Answers(_predict(heads, splits.test), splits.test.labels),
         'top1': float(test.top1[0]),
         'top5': float(test.top5[0]),
         'chosen': f'rate {rates[best][0]:g}, decay {decays[best][0]:g}',
@@ -187,6 +198,13 @@ def score(heads: dict[str, Any], data: Features) -> HeadScores:
     return HeadScores(top1, top5, loss, len(data.x))
 
 
+def _predict(heads: dict[str, Any], data: Features) -> Int[np.ndarray, 'N']:
+    """Returns the classes that the first head predicts."""
+    parts = [data.x[start : start + 4096] for start in range(0, len(data.x), 4096)]
+    predict = jax.jit(lambda x: classifier.logits(heads, x)[0].argmax(-1))
+    return np.concatenate([np.asarray(predict(part)) for part in parts])
+
+
 def _logistic(splits: _Splits, strengths: Sequence[float]) -> dict[str, Any]:
     def regression(strength: float, data: Features) -> LogisticRegression:
         return LogisticRegression(C=strength, max_iter=10_000).fit(data.x, data.labels)
@@ -203,8 +221,10 @@ def _logistic(splits: _Splits, strengths: Sequence[float]) -> dict[str, Any]:
     held_out = [score(regression(c, splits.fit), splits.held_out) for c in strengths]
     top1, top5, loss = np.array(held_out).T
     best = strengths[selection.choose(HeadScores(top1, top5, loss, len(splits.held_out.x)))]
-    test_top1, test_top5, _ = score(regression(best, splits.train), splits.test)
+    model = regression(best, splits.train)
+    test_top1, test_top5, _ = score(model, splits.test)
     return {
+        'answers': Answers(model.predict(splits.test.x), splits.test.labels),
         'top1': float(test_top1),
         'top5': float(test_top5),
         'chosen': f'C {best:g}',

@@ -101,10 +101,3 @@ def view_grid(
     if len(left) > len(right):  # an odd number of images
         right = np.pad(right, ((0, len(left) - len(right)), (0, 0), (0, 0)), constant_values=1)
     return np.concatenate([left, right], 1).clip(0, 1)
-
-
-def table(top1: dict[str, float]) -> str:
-    """Returns a table of kNN top-1 by name."""
-    width = max(map(len, top1))
-    rows = [f'  {name:<{width}}  {value:.4f}' for name, value in top1.items()]
-    return '\n'.join(['kNN top-1', *rows])

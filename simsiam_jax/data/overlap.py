@@ -1,0 +1,59 @@
+"""Finds test images that are training images, too."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Sequence
+
+from simsiam_jax.data import subset
+from simsiam_jax.data.files import FileSource
+from simsiam_jax.data.reader import Reader
+from simsiam_jax.data.sources import ArraySource
+
+# Above this number of files only paths are compared, since each file costs a request of its disk.
+_LIMIT = 200_000
+
+
+def shared_images(train: ArraySource | Reader, test: ArraySource | Reader) -> list[str]:
+    """Returns the names of the test images that are training images, too.
+
+    Images in memory are compared by pixels, files by path and by bytes. Records of TFDS, files in a
+    bucket, and files with images in memory are not compared.
+    """
+    if isinstance(train, ArraySource) and isinstance(test, ArraySource):
+        known = {_digest(image.tobytes()) for image in train.images}
+        digests = [_digest(image.tobytes()) for image in test.images]
+        return [f'image {i}' for i, digest in enumerate(digests) if digest in known]
+    paths, tested = _paths(train), _paths(test)
+    real = {os.path.realpath(path) for path in paths}
+    shared = {path for path in tested if os.path.realpath(path) in real}
+    if len(paths) + len(tested) <= _LIMIT:
+        by_size: dict[int, list[str]] = {}
+        for path in paths:
+            by_size.setdefault(_size(path), []).append(path)
+        candidates = [path for path in tested if path not in shared and _size(path) in by_size]
+        others = {other for size in map(_size, candidates) for other in by_size[size]}
+        known = {_content(other) for other in others}
+        shared |= {path for path in candidates if _content(path) in known}
+    return [path for path in tested if path in shared]
+
+
+def _paths(source: ArraySource | Reader) -> Sequence[str]:
+    records = None if isinstance(source, ArraySource) else source.source
+    if isinstance(records, subset.Subset) and isinstance(records.source, FileSource):
+        paths = [records.source.paths[i] for i in records.indices]
+    else:
+        paths = records.paths if isinstance(records, FileSource) else []
+    return [path for path in paths if '://' not in path and os.path.isfile(path)]
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path)
+
+
+def _content(path: str) -> bytes:
+    return _digest(pathlib.Path(path).read_bytes())
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()

@@ -1,0 +1,169 @@
+"""Says whether a trained network is better than a random one, from the same test images."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+from scipy import stats
+
+# Half width of a 95% interval, in standard errors.
+_Z = float(stats.norm.ppf(0.975))
+# Ratio of the largest to the smallest class from which balanced accuracy is shown.
+_UNBALANCED = 1.5
+
+_TRY = (
+    'Likely causes: too few epochs; a learning rate that does not fit (tools.doctor --probe); '
+    'views too small to show what differs (augment.size); an augmentation that removes what '
+    'tells the classes apart (views.png)'
+)
+
+
+class Answers(NamedTuple):
+    """Classes [N] that a classifier predicts for the test images, and their true classes [N]."""
+
+    predicted: Int[np.ndarray, 'N']
+    labels: Int[np.ndarray, 'N']
+
+    @property
+    def correct(self) -> Bool[np.ndarray, 'N']:
+        return self.predicted == self.labels
+
+    @property
+    def top1(self) -> float:
+        return float(self.correct.mean())
+
+    @property
+    def balanced(self) -> float:
+        """Mean recall of the classes that the test images have."""
+        classes = np.unique(self.labels)
+        return float(np.mean([self.correct[self.labels == c].mean() for c in classes]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Accuracy of a trained network beside baselines.
+
+    Attributes:
+      table: Table of the accuracies, in several lines.
+      sentence: Result of the comparison; '' without a baseline.
+      result: The same values for a JSON file.
+    """
+
+    table: str
+    sentence: str
+    result: dict[str, Any]
+
+    def __str__(self) -> str:
+        return '\n'.join(filter(None, (self.table, self.sentence)))
+
+
+def judge(
+    answers: Mapping[str, Answers],
+    classes: Sequence[str],
+    *,
+    title: str,
+    trained: str,
+    baseline: str = '',
+) -> Verdict:
+    """Compares the answers of several classifiers to the same test images.
+
+    Args:
+      answers: Name -> answers, in the order of the rows.
+      classes: Names of the classes.
+      title: What was measured, such as 'kNN'.
+      trained: Name of the trained network in `answers`.
+      baseline: Name of the network to compare it with; '' compares with none.
+    """
+    labels = answers[trained].labels
+    counts = np.bincount(labels, minlength=len(classes))
+    largest, present = int(counts.argmax()), counts[counts > 0]
+    share = float(counts.max() / len(labels))
+    unbalanced = bool(present.max() >= _UNBALANCED * present.min())
+    most_common = f'largest class ({classes[largest]})'
+    constant = Answers(np.full_like(labels, largest), labels)
+    rows, result = [], {}
+    width = max(map(len, (most_common, *answers)))
+    for name, a in {most_common: constant, **answers}.items():
+        low, high = interval(int(a.correct.sum()), len(labels))
+        row = f'  {name:<{width}}  {a.top1:.4f}'
+        if a is not constant:
+            row += f'  ({low:.3f} to {high:.3f})'
+            result[name] = {'top1': a.top1, 'interval': [low, high], 'balanced': a.balanced}
+        elif unbalanced:
+            row += ' ' * 18
+        row += f'  {a.balanced:.4f}' * unbalanced
+        if a is not constant and len(np.unique(a.predicted)) == 1:
+            row += f'  answers {classes[int(a.predicted[0])]} for every image'
+        elif a is not constant and a.correct.sum() == counts.max():
+            row += '  equals the largest class'
+        rows.append(row)
+    head = f'{title} top-1 of {len(labels):,} test images in {len(classes)} classes (95% interval)'
+    head += ', balanced accuracy' * unbalanced
+    sentence, comparison = '', None
+    if baseline:
+        sentence, comparison = _compare(answers[trained], answers[baseline], baseline)
+        pixels = answers.get('raw pixels')
+        if pixels is not None and _difference(answers[trained], pixels)[2] < 0:
+            points = 100 * (pixels.top1 - answers[trained].top1)
+            sentence += f'\nraw pixels are better by {points:.1f} points'
+    return Verdict(
+        '\n'.join([head, *rows]),
+        sentence,
+        {
+            'title': title,
+            'images': len(labels),
+            'classes': len(classes),
+            'largest_class': share,
+            'accuracy': result,
+            'comparison': comparison,
+            'sentence': sentence,
+        },
+    )
+
+
+def _compare(trained: Answers, baseline: Answers, name: str) -> tuple[str, dict[str, Any]]:
+    points, low, high, p = (100 * x for x in _with_p(trained, baseline))
+    name = {'random initialization': 'a random network'}.get(name, f'the network {name}')
+    around = f'{abs(points):.1f} points'
+    if low > 0:
+        sentence = f'better than {name} by {around} ({low:.1f} to {high:.1f})'
+    elif high < 0:
+        sentence = f'worse than {name} by {around} ({-high:.1f} to {-low:.1f}). {_TRY}'
+    else:
+        sentence = (
+            f'no better than {name}: {points:+.1f} points ({low:+.1f} to {high:+.1f}). {_TRY}'
+        )
+    return sentence, {'points': points, 'interval': [low, high], 'p': p / 100}
+
+
+def _with_p(a: Answers, b: Answers) -> tuple[float, float, float, float]:
+    """Returns _difference and the p-value of McNemar's exact test."""
+    gained, lost = _discordant(a, b)
+    p = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    return *_difference(a, b), float(p)
+
+
+def _discordant(a: Answers, b: Answers) -> tuple[int, int]:
+    return int((a.correct & ~b.correct).sum()), int((~a.correct & b.correct).sum())
+
+
+def _difference(a: Answers, b: Answers) -> tuple[float, float, float]:
+    """Returns the difference of the top-1 and its 95% interval, paired by image.
+
+    The interval is that of Agresti and Min (2005): half an image is added to each of the four
+    counts, so that it is not empty if both agree on all images.
+    """
+    gained, lost = _discordant(a, b)
+    n = len(a.labels) + 2
+    middle = (gained - lost) / n
+    error = _Z * math.sqrt(gained + lost + 1 - (gained - lost) ** 2 / n) / n
+    return (gained - lost) / len(a.labels), middle - error, middle + error
+
+
+def interval(correct: int, images: int) -> tuple[float, float]:
+    """Returns Wilson's 95% interval of a share."""
+    low, high = stats.binomtest(correct, images).proportion_ci(0.95, method='wilson')
+    return float(low), float(high)
