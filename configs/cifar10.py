@@ -7,18 +7,22 @@ base rate 0.03, weight decay 5e-4, 800 epochs.
 
 `cifar10.py:simclr` is the paper's comparison, linear top-1 91.1%, with temperature 0.5 as SimCLR
 uses on CIFAR-10. `cifar10.py:moco_v2`, `:byol` and `:swav` are not from the paper: they keep data
-and optimizer, with a queue, prototypes and heads for a small dataset.
+and optimizer, with a queue, prototypes and heads for a small dataset. More words are separated by
+commas: `cifar10.py:byol,200ep,folder:DIR` trains BYOL for 200 epochs on DIR/train and evaluates on
+DIR/test, each with one subfolder per class.
 """
 
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
-from simsiam_jax import method_defaults
+from simsiam_jax import method_defaults, variants
 
 
-def get_config(method: str = 'simsiam') -> ConfigDict:
+def get_config(variant: str = '') -> ConfigDict:
+    words = variants.parse(variant, 'configs/cifar10.py')
+    method = words.method
     config = config_lib.default()
-    config.epochs = 800
+    config.epochs = words.epochs or 800
 
     config.data.source = 'tfds:cifar10/train'
 
@@ -46,6 +50,9 @@ def get_config(method: str = 'simsiam') -> ConfigDict:
 
     config.eval.train = 'tfds:cifar10/train'
     config.eval.test = 'tfds:cifar10/test'
+    if words.folder:
+        config.data.source = config.eval.train = f'{words.folder}/train'
+        config.eval.test = f'{words.folder}/test'
     config.eval.resize = 0
     config.eval.baselines = True
 

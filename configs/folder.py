@@ -6,6 +6,9 @@ Not a setting of the paper, which trains on ImageNet only.
     python -m simsiam_jax.main --config=configs/folder.py --workdir=DIR \
         --config.data.source=folder:/data/images
 
+Comma-separated words after a colon set the images, the number of epochs and the method (simclr,
+moco_v2, byol, swav): `folder.py:folder:/data/images,byol,100ep`.
+
 Reads JPEG, PNG, BMP, GIF, WebP, TIFF and .npy; mean and std are measured on a sample. For grayscale
 images set --config.data.channels=1, for multi-channel images (TIFF, .npy) their number of channels.
 A small dataset needs more epochs; small images need a smaller --config.augment.size and
@@ -17,14 +20,17 @@ A small dataset needs more epochs; small images need a smaller --config.augment.
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
+from simsiam_jax import method_defaults, variants
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = '') -> ConfigDict:
+    words = variants.parse(variant, 'configs/folder.py')
     config = config_lib.default()
     config.batch_size = 256
-    config.epochs = 200
+    config.epochs = words.epochs or 200
+    method_defaults.set_method(config, words.method)
 
-    config.data.source = 'folder:'
+    config.data.source = words.folder or 'folder:'
     config.data.normalize = 'auto'
 
     config.eval.train = ''

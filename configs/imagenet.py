@@ -25,32 +25,21 @@ SwAV's multi-crop works with any method and adds six views of 96 pixels:
 --config.augment.crop_scale=0.14,1.0 --config.local_crops.number=6.
 """
 
-import re
-
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
-from simsiam_jax import errors, method_defaults
+from simsiam_jax import method_defaults, variants
 
 
 def get_config(variant: str = '') -> ConfigDict:
     config = config_lib.default()  # the baseline itself
-    method = 'simsiam'
-    for word in filter(None, variant.split(',')):
-        if match := re.fullmatch(r'(\d+)ep', word):
-            config.epochs = int(match[1])
-        elif word.startswith('folder:'):
-            config.data.source = config.eval.train = f'{word}/train'
-            config.eval.test = f'{word}/val'
-        elif word in METHODS:
-            method = word
-        else:
-            raise errors.UserError(
-                f'configs/imagenet.py has no variant {word!r}; known: 200ep (any number), '
-                f'folder:DIR, {", ".join(METHODS)}'
-            )
-    method_defaults.set_method(config, method)
-    METHODS[method](config)
+    words = variants.parse(variant, 'configs/imagenet.py')
+    config.epochs = words.epochs or config.epochs
+    if words.folder:
+        config.data.source = config.eval.train = f'{words.folder}/train'
+        config.eval.test = f'{words.folder}/val'
+    method_defaults.set_method(config, words.method)
+    METHODS[words.method](config)
     return config
 
 

@@ -6,19 +6,27 @@ Not from the paper.
 
     python -m simsiam_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-`quickstart.py:METHOD` trains simclr, moco_v2, byol or swav.
+`quickstart.py:METHOD` trains simclr, moco_v2, byol or swav; `quickstart.py:swav,50ep` trains 50
+epochs.
 """
 
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
-from simsiam_jax import method_defaults
+from simsiam_jax import errors, method_defaults, variants
 
 
-def get_config(method: str = 'simsiam') -> ConfigDict:
+def get_config(variant: str = '') -> ConfigDict:
+    words = variants.parse(variant, 'configs/quickstart.py')
+    method = words.method
+    if words.folder:
+        raise errors.UserError(
+            f'configs/quickstart.py trains on digits only; got {words.folder}. '
+            f'Use configs/folder.py:{words.folder}'
+        )
     config = config_lib.default()
     config.batch_size = 128
-    config.epochs = 200
+    config.epochs = words.epochs or 200
 
     config.data.source = 'digits/train'
     config.data.channels = 1

@@ -1,6 +1,7 @@
 """Command-line parsing for all commands: flags, configuration overrides, one-line errors."""
 
 import dataclasses
+import inspect
 import pathlib
 import re
 import runpy
@@ -106,6 +107,11 @@ def load_config(spec: str) -> ConfigDict:
         get_config = runpy.run_path(path).get('get_config')
         if get_config is None:
             raise errors.UserError(f'config file {path} has no get_config(); add it')
+        if variant and not inspect.signature(get_config).parameters:
+            raise errors.UserError(
+                f'config file {path} has no variants; got {variant!r}. Remove it, and set keys by '
+                '--config.KEY=VALUE'
+            )
         config = get_config(*([variant] if variant else []))
     except errors.UserError:
         raise

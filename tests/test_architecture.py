@@ -16,6 +16,7 @@ FLOORS = [
         'config',
         'config_keys',
         'method_defaults',
+        'variants',
         'migration',
     },
     {'models'},

@@ -10,7 +10,7 @@ import pytest
 from configurations import CONFIGS, load
 from PIL import Image
 
-from simsiam_jax import config_keys, errors
+from simsiam_jax import command_line, config_keys, errors
 from simsiam_jax.data import files, sources
 from simsiam_jax.tasks import features, pretrain_setup, summary
 from simsiam_jax.training import step
@@ -207,3 +207,30 @@ def test_check_names_missing_key() -> None:
         del config.optim.momentum
     with pytest.raises(errors.UserError, match=r'config\.optim\.momentum is missing'):
         config_keys.check(config)
+
+
+@pytest.mark.parametrize('file', ['imagenet', 'cifar10', 'folder', 'quickstart'])
+def test_variant_words_work_in_every_pretraining_config(file: str) -> None:
+    config = load(f'{file}:7ep,byol')
+    assert (config.method.name, config.epochs) == ('byol', 7)
+    assert config.optim.predictor_schedule == 'decayed'
+    config_keys.check(config)
+    for word in ('byoll', '0ep', 'folder:'):
+        with pytest.raises(
+            errors.UserError, match=f"{file}.py has no variant '{word}'; known: 200"
+        ):
+            load(f'{file}:{word}')
+
+
+def test_variant_folder_sets_the_images() -> None:
+    config = load('cifar10:folder:/data/c,100ep')
+    assert (config.data.source, config.eval.train) == ('folder:/data/c/train',) * 2
+    assert (config.eval.test, config.method.name) == ('folder:/data/c/test', 'simsiam')
+    assert load('folder:folder:/data/c').data.source == 'folder:/data/c'
+    with pytest.raises(errors.UserError, match=r'Use configs/folder\.py:folder:/data/c'):
+        load('quickstart:folder:/data/c')
+
+
+def test_variant_of_config_without_variants_is_refused() -> None:
+    with pytest.raises(errors.UserError, match=r"knn\.py has no variants; got 'byol'\. Remove"):
+        command_line.load_config('configs/knn.py:byol')

@@ -1,0 +1,49 @@
+"""Words after the colon of --config=FILE.py:WORD,WORD, the same for all files of pre-training."""
+
+import dataclasses
+import re
+
+from simsiam_jax import errors, method_defaults
+
+METHODS = ('simsiam', *method_defaults.METHODS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What the words select.
+
+    Attributes:
+      method: Name of the method.
+      epochs: Number of epochs; 0 keeps the file's.
+      folder: Source folder:DIR; '' keeps the file's.
+    """
+
+    method: str = 'simsiam'
+    epochs: int = 0
+    folder: str = ''
+
+
+def parse(text: str, file: str) -> Variant:
+    """Returns what comma-separated words select: a method, 200ep (any number), folder:DIR.
+
+    Args:
+      text: The words; '' selects nothing.
+      file: Name of the configuration, for the message.
+
+    Raises:
+      UserError: A word is unknown, or the number of epochs is 0.
+    """
+    variant = Variant()
+    for word in filter(None, text.split(',')):
+        if word in METHODS:
+            variant = dataclasses.replace(variant, method=word)
+        elif (match := re.fullmatch(r'(\d+)ep', word)) and int(match[1]):
+            variant = dataclasses.replace(variant, epochs=int(match[1]))
+        elif word.startswith('folder:') and word != 'folder:':
+            variant = dataclasses.replace(variant, folder=word)
+        else:
+            raise errors.UserError(
+                f'{file} has no variant {word!r}; known: 200ep (any number), folder:DIR, '
+                f'{", ".join(METHODS)}'
+            )
+    return variant
