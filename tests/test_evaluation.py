@@ -262,6 +262,23 @@ def test_probe_nears_converged_regression(pretrained: str, tmp_path) -> None:
         assert results['checkpoint'][kind]['top1'] > results['random initialization'][kind]['top1']
 
 
+@pytest.mark.parametrize(('limit', 'kinds'), [(1437 * 64, ['SGD', 'L-BFGS']), (0, ['SGD'])])
+def test_probe_judges_encoders_whose_regression_was_not_skipped(
+    pretrained: str, tmp_path, limit: int, kinds: list[str]
+) -> None:
+    changes = {'logistic__limit': limit, 'logistic__strengths': (1.0,), 'epochs': 1}
+    config = load('linear:cached', init_from=pretrained, **changes)
+    config.augment.size = config.eval.resize = 16  # pixels have more values than features
+    probe.run(config, str(tmp_path))
+    verdicts = json.loads((tmp_path / 'verdict.json').read_text())
+    results = json.loads((tmp_path / 'probe.json').read_text())
+    assert list(verdicts) == list(results['checkpoint']) == kinds
+    assert list(results['raw pixels']) == ['SGD']
+    for kind in kinds:
+        accuracy = verdicts[kind]['accuracy']['checkpoint']['top1']
+        assert accuracy == pytest.approx(results['checkpoint'][kind]['top1'])
+
+
 def test_choose_prefers_calibrated_head_within_chance() -> None:
     top1 = np.array([0.90, 0.91, 0.80, np.nan])
     loss = np.array([0.3, 0.5, 0.1, np.nan])

@@ -101,6 +101,14 @@ def test_knn_counts_each_image_once() -> None:
     assert score.top5 == 1  # of two classes
 
 
+def test_raw_pixels_of_large_images_are_reduced_to_32_pixels() -> None:
+    images = np.random.default_rng(0).integers(0, 255, (2, 4, 4, 3), np.uint8)
+    large = jnp.asarray(images.repeat(32, 1).repeat(32, 2))
+    reduced = np.asarray(raw_pixels({}, large)).reshape(2, 32, 32, 3)
+    np.testing.assert_allclose(reduced[:, 3::8, 3::8], images, atol=1e-3)
+    np.testing.assert_array_equal(raw_pixels({}, jnp.asarray(images)), images.reshape(2, -1))
+
+
 def test_extract_features_keeps_order_and_traces_once() -> None:
     test = open_source('digits/test')
     loader = make(test, test, 64).loader

@@ -146,6 +146,7 @@ def test_report_shows_curves_images_and_configuration(run, pages, browser) -> No
     assert charts.first.locator('.scatterlayer .trace .js-line').get_attribute('d').startswith('M')
     assert f'{lines[-1]["eval/knn_top1"]:.5g}' in view.locator('table').first.inner_text()
     assert '66 of 66' in view.locator('table').first.inner_text()
+    assert (workdir / 'verdict.txt').read_text().strip() in view.locator('pre').first.inner_text()
     loaded = 'images => images.every(i => i.complete && i.naturalWidth > 0)'
     assert view.locator('img').evaluate_all(loaded)
     assert view.locator('img.views').count() == 1

@@ -59,7 +59,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     }
     if not config.eval.baselines:
         encoders = {'checkpoint': encoders['checkpoint']}
-    results: dict[str, dict[str, Any]] = {}
+    results = {}
+    answers: dict[str, dict[str, Answers]] = {}  # by kind, and by encoder unless it was skipped
     for name, (encode, load) in encoders.items():
         variables = mesh_lib.replicate(load(), setup.mesh)
         train, test = (
@@ -68,21 +69,23 @@ def run(config: ConfigDict, workdir: str) -> None:
         )
         results[name] = _probe(train, test, len(setup.train.classes), config)
         for kind, result in results[name].items():
+            answers.setdefault(kind, {})[name] = result.pop('answers')
             say(
                 f'{name}: {kind}, {result["chosen"]}: top-1 {result["top1"]:.4f}  '
                 f'top-5 {result["top5"]:.4f} of {len(test.x)} test images'
             )
     verdicts = {}
-    for kind in results['checkpoint']:
-        result = verdict.judge(
-            {name: by_kind[kind].pop('answers') for name, by_kind in results.items()},
-            setup.test.classes,
-            title=f'linear probe by {kind}',
-            trained='checkpoint',
-            baseline='random initialization' if config.eval.baselines else '',
-        )
-        say(str(result))
-        verdicts[kind] = result.result
+    for kind, by_encoder in answers.items():
+        if 'checkpoint' in by_encoder:
+            judged = verdict.judge(
+                by_encoder,
+                setup.test.classes,
+                title=f'linear probe by {kind}',
+                trained='checkpoint',
+                baseline='random initialization' if config.eval.baselines else '',
+            )
+            say(str(judged))
+            verdicts[kind] = judged.result
     eval_setup.write(workdir, 'probe.json', results)
     eval_setup.write(workdir, 'verdict.json', verdicts)
 

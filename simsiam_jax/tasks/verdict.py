@@ -79,27 +79,26 @@ def judge(
     """
     labels = answers[trained].labels
     counts = np.bincount(labels, minlength=len(classes))
-    largest, present = int(counts.argmax()), counts[counts > 0]
-    share = float(counts.max() / len(labels))
+    present, largest = counts[counts > 0], int(counts.argmax())
     unbalanced = bool(present.max() >= _UNBALANCED * present.min())
-    most_common = f'largest class ({classes[largest]})'
     constant = Answers(np.full_like(labels, largest), labels)
-    rows, result = [], {}
+    most_common = f'largest class ({classes[largest]})'
     width = max(map(len, (most_common, *answers)))
-    for name, a in {most_common: constant, **answers}.items():
+
+    def row(name: str, a: Answers, between: str, note: str = '') -> str:
+        balanced = f'  {a.balanced:.4f}' if unbalanced else ''
+        return f'  {name:<{width}}  {a.top1:.4f}  {between:<16}{balanced}{note}'.rstrip()
+
+    rows, accuracy = [row(most_common, constant, '')], {}
+    for name, a in answers.items():
         low, high = interval(int(a.correct.sum()), len(labels))
-        row = f'  {name:<{width}}  {a.top1:.4f}'
-        if a is not constant:
-            row += f'  ({low:.3f} to {high:.3f})'
-            result[name] = {'top1': a.top1, 'interval': [low, high], 'balanced': a.balanced}
-        elif unbalanced:
-            row += ' ' * 18
-        row += f'  {a.balanced:.4f}' * unbalanced
-        if a is not constant and len(np.unique(a.predicted)) == 1:
-            row += f'  answers {classes[int(a.predicted[0])]} for every image'
-        elif a is not constant and a.correct.sum() == counts.max():
-            row += '  equals the largest class'
-        rows.append(row)
+        note = ''
+        if len(np.unique(a.predicted)) == 1:
+            note = f'  answers {classes[int(a.predicted[0])]} for every image'
+        elif a.top1 == constant.top1:
+            note = '  equals the largest class'
+        rows.append(row(name, a, f'({low:.3f} to {high:.3f})', note))
+        accuracy[name] = {'top1': a.top1, 'interval': [low, high], 'balanced': a.balanced}
     head = f'{title} top-1 of {len(labels):,} test images in {len(classes)} classes (95% interval)'
     head += ', balanced accuracy' * unbalanced
     sentence, comparison = '', None
@@ -116,8 +115,8 @@ def judge(
             'title': title,
             'images': len(labels),
             'classes': len(classes),
-            'largest_class': share,
-            'accuracy': result,
+            'largest_class': constant.top1,
+            'accuracy': accuracy,
             'comparison': comparison,
             'sentence': sentence,
         },
@@ -125,7 +124,10 @@ def judge(
 
 
 def _compare(trained: Answers, baseline: Answers, name: str) -> tuple[str, dict[str, Any]]:
-    points, low, high, p = (100 * x for x in _with_p(trained, baseline))
+    """Returns the sentence, and the difference in points with its interval and McNemar's p."""
+    points, low, high = (100 * x for x in _difference(trained, baseline))
+    gained, lost = _discordant(trained, baseline)
+    p = float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0  # McNemar
     name = {'random initialization': 'a random network'}.get(name, f'the network {name}')
     around = f'{abs(points):.1f} points'
     if low > 0:
@@ -136,17 +138,11 @@ def _compare(trained: Answers, baseline: Answers, name: str) -> tuple[str, dict[
         sentence = (
             f'no better than {name}: {points:+.1f} points ({low:+.1f} to {high:+.1f}). {_TRY}'
         )
-    return sentence, {'points': points, 'interval': [low, high], 'p': p / 100}
-
-
-def _with_p(a: Answers, b: Answers) -> tuple[float, float, float, float]:
-    """Returns _difference and the p-value of McNemar's exact test."""
-    gained, lost = _discordant(a, b)
-    p = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    return *_difference(a, b), float(p)
+    return sentence, {'points': points, 'interval': [low, high], 'p': p}
 
 
 def _discordant(a: Answers, b: Answers) -> tuple[int, int]:
+    """Returns how many images only `a` answers correctly, and how many only `b`."""
     return int((a.correct & ~b.correct).sum()), int((~a.correct & b.correct).sum())
 
 
