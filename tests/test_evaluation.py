@@ -263,20 +263,35 @@ def test_probe_nears_converged_regression(pretrained: str, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(('limit', 'kinds'), [(1437 * 64, ['SGD', 'L-BFGS']), (0, ['SGD'])])
-def test_probe_judges_encoders_whose_regression_was_not_skipped(
+def test_probe_judges_better_kind_of_each_encoder(
     pretrained: str, tmp_path, limit: int, kinds: list[str]
 ) -> None:
     changes = {'logistic__limit': limit, 'logistic__strengths': (1.0,), 'epochs': 1}
     config = load('linear:cached', init_from=pretrained, **changes)
     config.augment.size = config.eval.resize = 16  # pixels have more values than features
     probe.run(config, str(tmp_path))
-    verdicts = json.loads((tmp_path / 'verdict.json').read_text())
+    judged = json.loads((tmp_path / 'verdict.json').read_text())['accuracy']
     results = json.loads((tmp_path / 'probe.json').read_text())
-    assert list(verdicts) == list(results['checkpoint']) == kinds
+    assert list(judged) == ['raw pixels', 'random initialization', 'checkpoint']
+    assert list(results['checkpoint']) == kinds
     assert list(results['raw pixels']) == ['SGD']
-    for kind in kinds:
-        accuracy = verdicts[kind]['accuracy']['checkpoint']['top1']
-        assert accuracy == pytest.approx(results['checkpoint'][kind]['top1'])
+    assert judged['raw pixels']['top1'] == pytest.approx(results['raw pixels']['SGD']['top1'])
+    best = kinds[-1]  # one epoch of SGD is behind a converged regression
+    assert judged['checkpoint']['top1'] == pytest.approx(results['checkpoint'][best]['top1'])
+
+
+def test_raw_pixels_are_reduced_to_principal_components(capsys) -> None:
+    rng = np.random.default_rng(0)
+    hidden, mix = rng.normal(size=(900, 40)), rng.normal(size=(40, 700))
+    x, labels = np.float32(hidden @ mix), np.zeros(900, int)
+    train, test = (Features(x[i], labels[i], labels[i]) for i in (slice(600), slice(600, 900)))
+    reduced = probe.reduce_pixels(train, test, seed=0)
+    assert [f.x.shape for f in reduced] == [(600, 512), (300, 512)]
+    assert 'raw pixels: 512 principal components of 700 values, 100.0%' in capsys.readouterr().out
+    # Distances survive, so that nothing a linear classifier uses is lost.
+    kept, whole = (np.linalg.norm(f.x[0] - f.x[1:9], axis=1) for f in (reduced[1], test))
+    np.testing.assert_allclose(kept, whole, rtol=1e-3)
+    assert probe.reduce_pixels(reduced[0], reduced[1], seed=0)[0] is reduced[0]
 
 
 def test_choose_prefers_calibrated_head_within_chance() -> None:

@@ -1,12 +1,12 @@
-"""A probe in minutes: linear classifiers on cached features of center crops.
+"""A probe in seconds: linear classifiers on cached features of center crops.
 
-Trains many heads by SGD in one vmapped step, and logistic regression by L-BFGS. Of each kind, the
+Trains many heads by SGD in one vmapped step, and logistic regressions by L-BFGS. Of each kind, the
 best on a held-out part of the training set is trained again on all of it and tested once.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +14,59 @@ import numpy as np
 import optax
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
-from sklearn.linear_model import LogisticRegression
+from sklearn.decomposition import PCA
 
 from simsiam_jax import errors
 from simsiam_jax.data import jax_augment, subset
 from simsiam_jax.tasks import eval_setup, selection, verdict
-from simsiam_jax.tasks.features import Encode, Features, extract_features
+from simsiam_jax.tasks.features import Encode, Features, extract_features, raw_pixels
 from simsiam_jax.tasks.selection import HeadScores
 from simsiam_jax.tasks.verdict import Answers
-from simsiam_jax.terminal import say
-from simsiam_jax.training import classifier, optim
+from simsiam_jax.terminal import progress, say
+from simsiam_jax.training import classifier, logistic, optim
 from simsiam_jax.training import mesh as mesh_lib
+
+RAW_PIXELS = 'raw pixels'
+
+_COMPONENTS = 512  # most values of an image of raw pixels
+_SAMPLE = 10_000  # images whose principal components are computed
 
 
 @dataclasses.dataclass(frozen=True)
 class _Splits:
-    """Features to train (fit) and choose (held_out) on, their union (train), and the test set."""
+    """Features to choose on: those of the training set, of which some are held out, and the test.
 
-    fit: Features
-    held_out: Features
+    Attributes:
+      train: Features of the training set.
+      held: Positions of the held-out features in `train`, sorted.
+      rest: Positions of the others, sorted.
+      test: Features of the test set.
+      classes: Number of classes.
+    """
+
     train: Features
+    held: Int[np.ndarray, 'H']
+    rest: Int[np.ndarray, 'R']
     test: Features
     classes: int
+
+    @property
+    def held_out(self) -> Features:
+        return Features(*(array[self.held] for array in self.train))
+
+
+class _Probed(NamedTuple):
+    """Result of one kind of classifier on the features of one encoder.
+
+    Attributes:
+      held_out: Scores of the chosen classifier on the held-out images.
+      answers: Its answers to the test images, after training on the whole training set.
+      result: Values for the JSON file.
+    """
+
+    held_out: HeadScores
+    answers: Answers
+    result: dict[str, Any]
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -53,87 +84,134 @@ def run(config: ConfigDict, workdir: str) -> None:
     setup.announce('probe')
     loader = setup.loader()
     encoders: dict[str, tuple[Encode, Callable[[], Any]]] = {
-        'raw pixels': (_pixels, dict),
+        RAW_PIXELS: (_pixels, dict),
         'random initialization': (setup.encode, setup.random_variables),
         'checkpoint': (setup.encode, lambda: setup.encoder.variables),
     }
     if not config.eval.baselines:
         encoders = {'checkpoint': encoders['checkpoint']}
-    results = {}
-    answers: dict[str, dict[str, Answers]] = {}  # by kind, and by encoder unless it was skipped
+    results, answers = {}, {}
     for name, (encode, load) in encoders.items():
         variables = mesh_lib.replicate(load(), setup.mesh)
         train, test = (
             extract_features(encode, variables, source, loader)
             for source in (setup.train, setup.test)
         )
-        results[name] = _probe(train, test, len(setup.train.classes), config)
-        for kind, result in results[name].items():
-            answers.setdefault(kind, {})[name] = result.pop('answers')
-            say(
-                f'{name}: {kind}, {result["chosen"]}: top-1 {result["top1"]:.4f}  '
-                f'top-5 {result["top5"]:.4f} of {len(test.x)} test images'
-            )
-    verdicts = {}
-    for kind, by_encoder in answers.items():
-        if 'checkpoint' in by_encoder:
-            judged = verdict.judge(
-                by_encoder,
-                setup.test.classes,
-                title=f'linear probe by {kind}',
-                trained='checkpoint',
-                baseline='random initialization' if config.eval.baselines else '',
-            )
-            say(str(judged))
-            verdicts[kind] = judged.result
+        if name == RAW_PIXELS:
+            train, test = reduce_pixels(train, test, config.seed)
+        probed = _probe(name, train, test, len(setup.train.classes), config)
+        results[name] = {kind: p.result for kind, p in probed.items()}
+        answers[name] = _best(probed).answers
+    judged = verdict.judge(
+        answers,
+        setup.test.classes,
+        title='linear probe',
+        trained='checkpoint',
+        baseline='random initialization' if config.eval.baselines else '',
+    )
+    say(str(judged))
     eval_setup.write(workdir, 'probe.json', results)
-    eval_setup.write(workdir, 'verdict.json', verdicts)
+    eval_setup.write(workdir, 'verdict.json', judged.result)
 
 
 def _pixels(_: Any, images: jax.Array) -> jax.Array:
-    """Returns images [B, H, W, C] as values in [0, 1], [B, H * W * C]."""
-    return jax_augment.normalize(images, (0.0,), (1.0,)).reshape(len(images), -1)
+    """Returns images [B, H, W, C] as values in [0, 1], at most 32 by 32 pixels."""
+    return raw_pixels(None, jax_augment.normalize(images, (0.0,), (1.0,)))
 
 
-def _probe(train: Features, test: Features, classes: int, config: ConfigDict) -> dict[str, Any]:
+def reduce_pixels(train: Features, test: Features, seed: int) -> tuple[Features, Features]:
+    """Returns raw pixels, if above 512 values an image, as their 512 first principal components."""
+    components = min(_COMPONENTS, len(train.x) - 1)
+    if train.x.shape[1] <= components:
+        return train, test
+    sample = np.random.default_rng(seed).permutation(len(train.x))[:_SAMPLE]
+    pca = PCA(components, svd_solver='randomized', random_state=seed).fit(train.x[sample])
+    say(
+        f'raw pixels: {components} principal components of {train.x.shape[1]} values, '
+        f'{pca.explained_variance_ratio_.sum():.1%} of the variance'
+    )
+    train, test = (f._replace(x=pca.transform(f.x).astype(np.float32)) for f in (train, test))
+    return train, test
+
+
+def _probe(
+    name: str, train: Features, test: Features, classes: int, config: ConfigDict
+) -> dict[str, _Probed]:
+    """Returns the results by kind of classifier; `name` is the encoder's."""
     held, rest = subset.split(train.labels, config.eval.holdout, config.seed + 1)
-    fit, held_out = (Features(*(a[i] for a in train)) for i in (rest, held))
-    splits = _Splits(fit, held_out, train, test, classes)
-    results = {}
+    splits = _Splits(train, held, rest, test, classes)
+    probed = {}
     if config.optim.learning_rates:
-        results['SGD'] = _sweep(splits, config)
-    strengths = config.logistic.strengths
+        probed['SGD'] = _sweep(name, splits, config)
+    strengths = sorted(config.logistic.strengths)
     if strengths and train.x.size <= config.logistic.limit:
-        results['L-BFGS'] = _logistic(splits, strengths)
+        probed['L-BFGS'] = _regress(name, splits, strengths)
     elif strengths:
         say(
             f'skipping L-BFGS: {train.x.size} feature values exceed config.logistic.limit='
             f'{config.logistic.limit}'
         )
-    return results
+    for kind, (_, _, result) in probed.items():
+        say(
+            f'{name}: {kind}, {result["chosen"]}: top-1 {result["top1"]:.4f}  '
+            f'top-5 {result["top5"]:.4f} of {len(test.x)} test images'
+        )
+    return probed
 
 
-def _sweep(splits: _Splits, config: ConfigDict) -> dict[str, Any]:
+def _best(probed: dict[str, _Probed]) -> _Probed:
+    """Returns the result of the kind of classifier that the held-out images prefer."""
+    results = list(probed.values())
+    return results[selection.choose(selection.join([p.held_out for p in results]))]
+
+
+def _sweep(name: str, splits: _Splits, config: ConfigDict) -> _Probed:
     rates, decays = classifier.grid(config.optim.learning_rates, config.optim.weight_decays)
+    fit = Features(*(array[splits.rest] for array in splits.train))
     common: dict[str, Any] = {
         'classes': splits.classes,
         'batch_size': config.batch_size,
         'epochs': config.epochs,
         'momentum': config.optim.momentum,
         'seed': config.seed,
+        'what': f'{name}, SGD',
     }
-    held_out = score(train_heads(splits.fit, rates, decays, **common), splits.held_out)
+    held_out = score(train_heads(fit, rates, decays, **common), splits.held_out)
     say(selection.table(held_out, config.optim.learning_rates, config.optim.weight_decays))
-    best = [selection.choose(held_out)]
-    heads = train_heads(splits.train, rates[best], decays[best], **common)
-    test = score(heads, splits.test)
-    return {
-        'answers': Answers(_predict(heads, splits.test), splits.test.labels),
-        'top1': float(test.top1[0]),
-        'top5': float(test.top5[0]),
-        'chosen': f'rate {rates[best][0]:g}, decay {decays[best][0]:g}',
-        'heads': selection.rows(held_out, rates, decays),
-    }
+    best = selection.choose(held_out)
+    heads = train_heads(splits.train, rates[[best]], decays[[best]], **common)
+    return _Probed(
+        held_out.only(best),
+        Answers(_predict(heads, splits.test), splits.test.labels),
+        {
+            **_tested(heads, splits.test),
+            'chosen': f'rate {rates[best]:g}, decay {decays[best]:g}',
+            'heads': selection.rows(held_out, rates, decays),
+        },
+    )
+
+
+def _regress(name: str, splits: _Splits, strengths: Sequence[float]) -> _Probed:
+    x, labels, _ = splits.train
+    fitted = np.isin(np.arange(len(x)), splits.rest)
+    common: dict[str, Any] = {'classes': splits.classes, 'what': f'{name}, L-BFGS'}
+    scores = [
+        score(head, splits.held_out)
+        for head in logistic.path(x, labels, fitted, strengths, **common)
+    ]
+    held_out = selection.join(scores)
+    best = selection.choose(held_out)
+    everything = np.ones(len(x), bool)
+    (head,) = logistic.path(x, labels, everything, strengths[best : best + 1], **common)
+    return _Probed(
+        held_out.only(best),
+        Answers(_predict(head, splits.test), splits.test.labels),
+        {
+            **_tested(head, splits.test),
+            'chosen': f'C {strengths[best]:g}',
+            'holdout_top1': dict(zip(map(str, strengths), held_out.top1.tolist(), strict=True)),
+        },
+    )
 
 
 def train_heads(
@@ -146,6 +224,7 @@ def train_heads(
     epochs: int,
     momentum: float,
     seed: int,
+    what: str | None = None,
 ) -> dict[str, Any]:
     """Returns heads trained by SGD with a cosine schedule to 0.
 
@@ -158,6 +237,7 @@ def train_heads(
       epochs: Length of the training.
       momentum: Momentum of SGD.
       seed: Seed of the initial weights and of the order.
+      what: Name in the progress bar.
     """
     x, labels = jnp.asarray(train.x), jnp.asarray(train.labels)
     batch_size = min(batch_size, len(x))
@@ -185,7 +265,8 @@ def train_heads(
 
     heads = classifier.init_heads(len(rates), x.shape[1], classes, seed)
     carry = heads, tx.init(heads)
-    for key in jax.random.split(jax.random.key(seed), epochs):
+    keys = jax.random.split(jax.random.key(seed), epochs)
+    for key in progress(keys, what, unit=' epochs'):
         carry = epoch(carry, key, x, labels)
     return carry[0]
 
@@ -208,28 +289,6 @@ def _predict(heads: dict[str, Any], data: Features) -> Int[np.ndarray, 'N']:
     return np.concatenate([np.asarray(predict(part)) for part in parts])
 
 
-def _logistic(splits: _Splits, strengths: Sequence[float]) -> dict[str, Any]:
-    def regression(strength: float, data: Features) -> LogisticRegression:
-        return LogisticRegression(C=strength, max_iter=10_000).fit(data.x, data.labels)
-
-    def score(model: LogisticRegression, data: Features) -> tuple[float, float, float]:
-        # With few labels, a class may be missing.
-        probabilities = np.zeros((len(data.x), splits.classes))
-        probabilities[:, model.classes_] = model.predict_proba(data.x)
-        ranked = np.argsort(-probabilities, axis=1)[:, :5]
-        correct = ranked == data.labels[:, None]
-        loss = -np.log(probabilities[np.arange(len(data.x)), data.labels] + 1e-12)
-        return correct[:, 0].mean(), correct.any(1).mean(), loss.mean()
-
-    held_out = [score(regression(c, splits.fit), splits.held_out) for c in strengths]
-    top1, top5, loss = np.array(held_out).T
-    best = strengths[selection.choose(HeadScores(top1, top5, loss, len(splits.held_out.x)))]
-    model = regression(best, splits.train)
-    test_top1, test_top5, _ = score(model, splits.test)
-    return {
-        'answers': Answers(model.predict(splits.test.x), splits.test.labels),
-        'top1': float(test_top1),
-        'top5': float(test_top5),
-        'chosen': f'C {best:g}',
-        'holdout_top1': dict(zip(map(str, strengths), top1.tolist(), strict=True)),
-    }
+def _tested(heads: dict[str, Any], test: Features) -> dict[str, float]:
+    scores = score(heads, test)
+    return {'top1': float(scores.top1[0]), 'top5': float(scores.top5[0])}

@@ -23,6 +23,18 @@ class HeadScores:
     loss: Float[np.ndarray, 'heads']
     images: int
 
+    def only(self, i: int) -> 'HeadScores':
+        """Returns the scores of one of the classifiers."""
+        return HeadScores(self.top1[[i]], self.top5[[i]], self.loss[[i]], self.images)
+
+
+def join(scores: Sequence[HeadScores]) -> HeadScores:
+    """Returns the scores of all the classifiers; all are of the same images."""
+    top1, top5, loss = (
+        np.concatenate([getattr(s, name) for s in scores]) for name in ('top1', 'top5', 'loss')
+    )
+    return HeadScores(top1, top5, loss, scores[0].images)
+
 
 def choose(scores: HeadScores) -> int:
     """Returns the classifier with the lowest loss within a standard error of the best top-1.
@@ -44,9 +56,10 @@ def table(scores: HeadScores, rates: Sequence[float], decays: Sequence[float]) -
     rows = [cells[i : i + width] for i in range(0, len(cells), width)]
     return '\n'.join(
         [
-            f'top-1 of {scores.images} held-out images by learning rate and weight decay, * chosen',
+            f'top-1 of {scores.images} held-out images by learning rate and weight decay',
             '        ' + ''.join(f'{decay:>10.1e} ' for decay in decays),
             *(f'{rate:>8.4g}' + ''.join(row) for rate, row in zip(rates, rows, strict=True)),
+            '* chosen: the lowest loss of those within one standard error of the best top-1',
         ]
     )
 
