@@ -19,7 +19,7 @@ from simsiam_jax.data.reader import Reader
 from simsiam_jax.runtime import distributed
 from simsiam_jax.tasks import eval_setup, knn, pretrain, probe, selection, supervised
 from simsiam_jax.tasks.features import Features
-from simsiam_jax.training import classifier, optim
+from simsiam_jax.training import classifier, optim, sgd_heads
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState
 
@@ -145,9 +145,9 @@ def test_train_heads_jointly_equals_separately() -> None:
     data = Features(x.astype(np.float32), labels, np.arange(64))
     rates, decays = classifier.grid((0.1, 1.0), (0.0, 0.01))
     common = {'classes': 3, 'batch_size': 16, 'epochs': 3, 'momentum': 0.9, 'seed': 0}
-    together = probe.train_heads(data, rates, decays, **common)
+    together = sgd_heads.train(data.x, data.labels, rates, decays, **common)
     for i in range(4):
-        alone = probe.train_heads(data, rates[i : i + 1], decays[i : i + 1], **common)
+        alone = sgd_heads.train(data.x, data.labels, rates[i : i + 1], decays[i : i + 1], **common)
         np.testing.assert_allclose(together['kernel'][i], alone['kernel'][0], rtol=1e-5, atol=1e-7)
 
 

@@ -1,6 +1,6 @@
 """Features of a frozen network: center crops of every image of a source, in order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -55,6 +55,7 @@ class CropLoader:
     def __init__(self, mesh: Mesh, *, channels: int, size: int, resize: int, batch_size: int):
         mesh_lib.check_batch_size('eval.batch_size', batch_size, mesh)
         self.mesh, self._channels = mesh, channels
+        self.shape = size, size, channels  # of a crop
         self._crops: dict[str, Any] = {
             'batch_size': batch_size,
             'local': mesh_lib.process_slice(batch_size),
@@ -142,6 +143,33 @@ def extract_features(
     if features is None or not count:
         raise errors.UserError('none of the images to evaluate can be read')
     return Features(*(array[:count] for array in features))
+
+
+def extract_together(
+    encoders: Mapping[str, tuple[Encode, Any]], source: ImageSet, loader: CropLoader
+) -> dict[str, Features]:
+    """Returns the features of each of several encoders; the images are read once for all.
+
+    Args:
+      encoders: Name -> function and variables of an encoder.
+      source: Images.
+      loader: Loader of the crops.
+
+    Raises:
+      UserError: None of the images can be read.
+    """
+
+    def encode(variables: dict[str, Any], images: Array) -> Array:
+        features = [each(variables[name], images) for name, (each, _) in encoders.items()]
+        return jnp.concatenate(features, axis=1)
+
+    variables = {name: own for name, (_, own) in encoders.items()}
+    replicated = mesh_lib.replicate(variables, loader.mesh)
+    features = extract_features(encode, replicated, source, loader)
+    sample = jax.ShapeDtypeStruct((1, *loader.shape), np.uint8)
+    widths = [jax.eval_shape(each, own, sample).shape[1] for each, own in encoders.values()]
+    parts = np.split(features.x, np.cumsum(widths)[:-1], axis=1)
+    return {name: features._replace(x=x) for name, x in zip(encoders, parts, strict=True)}
 
 
 def _encode(encode: Encode, l2: bool, variables: Any, images: Array) -> Any:

@@ -5,26 +5,23 @@ best on a held-out part of the training set is trained again on all of it and te
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from ml_collections import ConfigDict
 from sklearn.decomposition import PCA
 
 from simsiam_jax import errors
 from simsiam_jax.data import jax_augment, subset
 from simsiam_jax.tasks import eval_setup, selection, verdict
-from simsiam_jax.tasks.features import Encode, Features, extract_features, raw_pixels
+from simsiam_jax.tasks.features import Encode, Features, extract_together, raw_pixels
 from simsiam_jax.tasks.selection import HeadScores
 from simsiam_jax.tasks.verdict import Answers
-from simsiam_jax.terminal import progress, say
-from simsiam_jax.training import classifier, logistic, optim
-from simsiam_jax.training import mesh as mesh_lib
+from simsiam_jax.terminal import say
+from simsiam_jax.training import classifier, logistic, sgd_heads
 
 RAW_PIXELS = 'raw pixels'
 
@@ -82,24 +79,20 @@ def run(config: ConfigDict, workdir: str) -> None:
             'above 0 and below 1. Set it to 0.1 or so'
         )
     setup.announce('probe')
-    loader = setup.loader()
-    encoders: dict[str, tuple[Encode, Callable[[], Any]]] = {
-        RAW_PIXELS: (_pixels, dict),
-        'random initialization': (setup.encode, setup.random_variables),
-        'checkpoint': (setup.encode, lambda: setup.encoder.variables),
+    encoders: dict[str, tuple[Encode, Any]] = {
+        'checkpoint': (setup.encode, setup.encoder.variables)
     }
-    if not config.eval.baselines:
-        encoders = {'checkpoint': encoders['checkpoint']}
+    if config.eval.baselines:
+        random = setup.encode, setup.random_variables()
+        encoders = {RAW_PIXELS: (_pixels, {}), 'random initialization': random} | encoders
+    loader = setup.loader()
+    train, test = (extract_together(encoders, s, loader) for s in (setup.train, setup.test))
     results, answers = {}, {}
-    for name, (encode, load) in encoders.items():
-        variables = mesh_lib.replicate(load(), setup.mesh)
-        train, test = (
-            extract_features(encode, variables, source, loader)
-            for source in (setup.train, setup.test)
-        )
+    for name in encoders:
+        features = train[name], test[name]
         if name == RAW_PIXELS:
-            train, test = reduce_pixels(train, test, config.seed)
-        probed = _probe(name, train, test, len(setup.train.classes), config)
+            features = reduce_pixels(*features, config.seed)
+        probed = _probe(name, *features, len(setup.train.classes), config)
         results[name] = {kind: p.result for kind, p in probed.items()}
         answers[name] = _best(probed).answers
     judged = verdict.judge(
@@ -167,7 +160,7 @@ def _best(probed: dict[str, _Probed]) -> _Probed:
 
 def _sweep(name: str, splits: _Splits, config: ConfigDict) -> _Probed:
     rates, decays = classifier.grid(config.optim.learning_rates, config.optim.weight_decays)
-    fit = Features(*(array[splits.rest] for array in splits.train))
+    x, labels, _ = splits.train
     common: dict[str, Any] = {
         'classes': splits.classes,
         'batch_size': config.batch_size,
@@ -176,10 +169,13 @@ def _sweep(name: str, splits: _Splits, config: ConfigDict) -> _Probed:
         'seed': config.seed,
         'what': f'{name}, SGD',
     }
-    held_out = score(train_heads(fit, rates, decays, **common), splits.held_out)
+    held_out = score(
+        sgd_heads.train(x[splits.rest], labels[splits.rest], rates, decays, **common),
+        splits.held_out,
+    )
     say(selection.table(held_out, config.optim.learning_rates, config.optim.weight_decays))
     best = selection.choose(held_out)
-    heads = train_heads(splits.train, rates[[best]], decays[[best]], **common)
+    heads = sgd_heads.train(x, labels, rates[[best]], decays[[best]], **common)
     return _Probed(
         held_out.only(best),
         Answers(_predict(heads, splits.test), splits.test.labels),
@@ -212,63 +208,6 @@ def _regress(name: str, splits: _Splits, strengths: Sequence[float]) -> _Probed:
             'holdout_top1': dict(zip(map(str, strengths), held_out.top1.tolist(), strict=True)),
         },
     )
-
-
-def train_heads(
-    train: Features,
-    rates: Float[np.ndarray, 'heads'],
-    decays: Float[np.ndarray, 'heads'],
-    *,
-    classes: int,
-    batch_size: int,
-    epochs: int,
-    momentum: float,
-    seed: int,
-    what: str | None = None,
-) -> dict[str, Any]:
-    """Returns heads trained by SGD with a cosine schedule to 0.
-
-    Args:
-      train: Features to train on.
-      rates: Base learning rate of each head, times batch_size/256.
-      decays: Weight decay of each head.
-      classes: Number of classes.
-      batch_size: Batch size; if larger than the data, all of it.
-      epochs: Length of the training.
-      momentum: Momentum of SGD.
-      seed: Seed of the initial weights and of the order.
-      what: Name in the progress bar.
-    """
-    x, labels = jnp.asarray(train.x), jnp.asarray(train.labels)
-    batch_size = min(batch_size, len(x))
-    steps = len(x) // batch_size
-    unit = optim.cosine_schedule(batch_size / 256, epochs=epochs, steps_per_epoch=steps)
-    tx = classifier.each_head(
-        lambda rate, decay: optim.torch_sgd(lambda step: rate * unit(step), momentum, decay),
-        rates,
-        decays,
-    )
-
-    @jax.jit
-    def epoch(carry: Any, key: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
-        def step(carry: Any, batch: jax.Array) -> tuple[Any, None]:
-            heads, state = carry
-
-            def loss(heads: Any) -> jax.Array:
-                return classifier.head_cross_entropy(heads, x[batch], labels[batch])[0].sum()
-
-            updates, state = tx.update(jax.grad(loss)(heads), state, heads)
-            return (optax.apply_updates(heads, updates), state), None
-
-        order = jax.random.permutation(key, len(x))[: steps * batch_size]
-        return jax.lax.scan(step, carry, order.reshape(steps, batch_size))[0]
-
-    heads = classifier.init_heads(len(rates), x.shape[1], classes, seed)
-    carry = heads, tx.init(heads)
-    keys = jax.random.split(jax.random.key(seed), epochs)
-    for key in progress(keys, what, unit=' epochs'):
-        carry = epoch(carry, key, x, labels)
-    return carry[0]
 
 
 def score(heads: dict[str, Any], data: Features) -> HeadScores:

@@ -52,8 +52,8 @@ def head_cross_entropy(
 
 def each_head(
     make: Callable[[Any, Any], optax.GradientTransformation],
-    learning_rates: Float[np.ndarray, 'heads'],
-    weight_decays: Float[np.ndarray, 'heads'],
+    learning_rates: Float[Array | np.ndarray, 'heads'],
+    weight_decays: Float[Array | np.ndarray, 'heads'],
 ) -> optax.GradientTransformation:
     """Returns one optimizer per head, `make(learning_rate, weight_decay)`, vmapped over heads."""
     rates = jnp.array(learning_rates, jnp.float32)
