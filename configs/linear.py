@@ -12,7 +12,8 @@ best on a held-out tenth of the training set. The test set is used once, at the 
 the paper.
 
 `linear.py:cached` computes the features of center crops once and trains probes on them in memory.
-It also probes raw pixels and the random network, in seconds or minutes instead of hours. Not from the paper.
+It also probes raw pixels and the random network, in seconds or minutes instead of hours. Not from
+the paper.
 
 The image sets, their size and normalization are inherited from pre-training unless given:
 --config.eval.train=folder:DIR/train --config.eval.test=folder:DIR/val.

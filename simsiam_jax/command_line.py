@@ -25,11 +25,25 @@ class Arguments:
       positional: Arguments without --.
       config: Configuration with its overrides; None for commands without one.
       config_file: Value of --config.
+      overrides: Keys that --config.KEY=VALUE sets.
     """
 
     positional: list[str]
     config: Any = None
     config_file: str = ''
+    overrides: frozenset[str] = frozenset()
+
+    def given(self) -> frozenset[str]:
+        """Returns the keys that the command line sets: overrides, and what the variant changes."""
+        path, _, variant = self.config_file.partition(':')
+        if not variant:
+            return self.overrides
+        try:
+            plain, chosen = (config_keys.flat(load_config(f)) for f in (path, self.config_file))
+        except errors.UserError:  # a file that cannot do without a variant
+            return self.overrides
+        changed = {key for key, value in chosen.items() if plain.get(key) != value}
+        return self.overrides | changed
 
 
 def start(
@@ -62,7 +76,9 @@ def start(
                 raise errors.UserError(f'unexpected argument {rest[1]!r}; expected --NAME=VALUE')
         except (flags.Error, errors.UserError) as error:
             sys.exit(f'error: {" ".join(str(error).split())}')
-        arguments = Arguments(rest[1:], flags.FLAGS.config if config else None, file)
+        overrides = (re.match(r'--?(?:no)?config\.([^=]+)', token) for token in argv)
+        keys = frozenset(match[1] for match in overrides if match)
+        arguments = Arguments(rest[1:], flags.FLAGS.config if config else None, file, keys)
         return rest
 
     app.run(lambda _: run(arguments), flags_parser=parse)

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
@@ -45,6 +46,11 @@ def keys(config: Any) -> list[str]:
         is_section = isinstance(value, (Mapping, ConfigDict))
         names += [f'{name}.{key}' for key in value] if is_section else [name]
     return names
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """Returns the values of all keys by SECTION.KEY."""
+    return flatten_dict(config.to_dict(), sep='.')
 
 
 def unknown_key(key: str, known: Collection[str]) -> errors.UserError:

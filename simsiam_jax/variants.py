@@ -3,6 +3,8 @@
 import dataclasses
 import re
 
+from ml_collections import ConfigDict
+
 from simsiam_jax import errors, method_defaults
 
 METHODS = ('simsiam', *method_defaults.METHODS)
@@ -21,6 +23,27 @@ class Variant:
     method: str = 'simsiam'
     epochs: int = 0
     folder: str = ''
+
+
+def apply(config: ConfigDict, text: str, file: str) -> None:
+    """Changes a complete configuration by its words.
+
+    Args:
+      config: Configuration, changed in place.
+      text: The words; '' changes nothing.
+      file: Name of the configuration, for the message.
+
+    Raises:
+      UserError: A word is unknown, or returns to simsiam, whose settings the configuration lacks.
+    """
+    variant = parse(text, file)
+    if 'simsiam' in text.split(',') and config.method.name != 'simsiam':
+        raise errors.UserError(
+            f"{file} has the settings of {config.method.name}; word 'simsiam' needs a file for it"
+        )
+    config.epochs = variant.epochs or config.epochs
+    config.data.source = variant.folder or config.data.source
+    method_defaults.set_method(config, variant.method)
 
 
 def parse(text: str, file: str) -> Variant:

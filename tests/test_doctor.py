@@ -20,10 +20,11 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
+from simsiam_jax import command_line, errors
 from simsiam_jax.checkpoints import checkpoint_reader
-from simsiam_jax.data import sources
+from simsiam_jax.data import sources, survey
 from simsiam_jax.tasks import lr_finder, memory, pretrain, pretrain_setup
-from simsiam_jax.tools.doctor import environment_checks, estimates, examine
+from simsiam_jax.tools.doctor import environment_checks, estimates, examine, image_checks
 from simsiam_jax.tools.doctor.context import SEVERITIES, Context, Finding
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -264,6 +265,73 @@ def test_compare_hosts_names_processes_that_differ() -> None:
     )
     (finding,) = environment_checks.compare_hosts(['jax', 'numpy', 'names'], hashes[:2])
     assert finding.severity == 'ok'
+
+
+@pytest.mark.usefixtures('_no_measuring')
+def test_examine_keeps_what_command_line_gives(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    config, path = quickstart(), tmp_path / 'mine.py'
+    config.update(epochs=12, batch_size=32)
+    config.optim.learning_rate, config.checkpoint.every_epochs = 0.1, 1.0
+    assert examine.examine(
+        config, write=str(path), given={'epochs', 'optim.learning_rate', 'batch_size'}
+    )
+    report = capsys.readouterr().out
+    kept = report.partition('Given on the command line, and kept:\n')[2].splitlines()[:2]
+    assert [line.partition(' (')[0] for line in kept] == [
+        '  --config.optim.learning_rate=0.1  # recommended: 0.8',
+        '  --config.epochs=12  # recommended: 200',
+    ]
+    mine = load(path)
+    assert (mine.epochs, mine.batch_size, mine.optim.learning_rate) == (12, 32, 0.1)
+    assert mine.checkpoint.every_epochs == 10  # of 11 steps: 360 digits in batches of 32
+
+
+def test_arguments_know_what_overrides_and_words_set() -> None:
+    file = 'configs/folder.py:folder:/images,byol,9ep'
+    arguments = command_line.Arguments([], config_file=file, overrides=frozenset({'batch_size'}))
+    given = arguments.given()
+    assert {'batch_size', 'epochs', 'data.source', 'method.momentum'} <= given
+    assert not {'augment.size', 'model.name'} & given
+
+
+def test_examine_refuses_file_it_cannot_write_before_the_work(tmp_path: pathlib.Path) -> None:
+    taken = tmp_path / 'taken.py'
+    taken.touch()
+    for path, problem in ((taken, 'exists'), (tmp_path / 'no' / 'x.py', 'cannot be written')):
+        with pytest.raises(errors.UserError, match=problem):
+            examine.examine(quickstart(), write=str(path))
+
+
+@pytest.mark.usefixtures('_no_measuring')
+def test_written_file_takes_words(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / 'mine.py'
+    assert examine.examine(quickstart(), write=str(path))
+    mine = command_line.load_config(f'{path}:byol,7ep,folder:/elsewhere')
+    assert (mine.method.name, mine.epochs, mine.data.source) == ('byol', 7, 'folder:/elsewhere')
+    assert mine.augment == load(path).augment
+    with pytest.raises(errors.UserError, match="no variant 'nonsense'"):
+        command_line.load_config(f'{path}:nonsense')
+
+
+def test_check_images_names_odd_sizes_and_uneven_classes(tmp_path: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, count in (('many', 30), ('few', 2), ('one', 1)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            size = (500, 600) if (name, i) == ('few', 0) else (60, 80)
+            Image.fromarray(picture(rng, *size)).save(tmp_path / name / f'{i}.png')
+    Image.new('RGB', (80, 60), 'red').save(tmp_path / 'many' / 'mask.png')
+    source = sources.open_source(f'folder:{tmp_path}')
+    context = Context(load('folder'), source=source, survey=survey.survey(source))
+    texts = [f.text for f in image_checks.check_images(context) if f.severity == 'warning']
+    text = '\n'.join(texts)
+    assert f'1 images have under 1/4 or over 4 times the median side: {tmp_path}/few/0.png' in text
+    assert '(500x600)' in text
+    assert '3 classes from one (1) to many (31) images' in text
+    assert '1 classes have a single image (one)' in text
+    assert f'nothing to learn ({tmp_path}/many/mask.png)' in text
 
 
 def test_probe_sets_learning_rate_of_written_configuration(

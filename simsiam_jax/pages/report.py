@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 from etils import epath
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
-from simsiam_jax import errors
+from simsiam_jax import config_keys, errors
 from simsiam_jax.pages import curves, embedding, page, runs
 from simsiam_jax.pages.runs import RunRecord
 from simsiam_jax.terminal import say
@@ -181,7 +180,7 @@ def _configuration(records: Sequence[RunRecord]) -> str:
     columns = {run.name: run.config for run in records}
     if len(records) == 1:
         make = config_lib.DEFAULTS.get(records[0].config.get('task', ''), ConfigDict)
-        columns['default'] = flatten_dict(make().to_dict(), sep='.')
+        columns['default'] = config_keys.flat(make())
     keys = sorted({key for column in columns.values() for key in column})
     rows = {key: [_text(column.get(key, '')) for column in columns.values()] for key in keys}
     differing = {key: cells for key, cells in rows.items() if len(set(cells)) > 1}

@@ -5,7 +5,8 @@ python -m simsiam_jax.tools.doctor --config=configs/folder.py --config.data.sour
 
 Checks the images, the configuration and this machine, and prints a line for each finding, errors
 first. Then it prints which keys of the configuration to change, and why. --write writes them as a
-configuration, which is then the one checked. --probe trains some hundred steps at each of several
+configuration, which is then the one checked. Keys given on the command line are kept; what would
+be recommended for them is printed. --probe trains some hundred steps at each of several
 learning rates and picks the best, in minutes. Exits with 0 if the run would start, otherwise 1.
 """
 
@@ -32,6 +33,7 @@ def run(arguments: command_line.Arguments) -> None:
                 write=given.write,
                 probe=given.probe,
                 origin=arguments.config_file,
+                given=arguments.given(),
             )
     except errors.UserError as error:
         sys.exit(f'error: {error}')

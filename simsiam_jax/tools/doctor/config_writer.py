@@ -1,12 +1,14 @@
 """Writes a configuration as a readable Python file."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
+from typing import TextIO
 
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
-from simsiam_jax import errors
+from simsiam_jax import config_keys, errors
 from simsiam_jax.tools.doctor.recommend import Advice
 
 _FILE = '''"""{title}
@@ -15,6 +17,7 @@ Written by simsiam_jax.tools.doctor from {origin}; not a setting of the paper.
 
     python -m simsiam_jax.main --config={path} --workdir=DIR
 
+Words after a colon (a method, 200ep, folder:DIR) change the method, the epochs and the images.
 Check DIR/views.png first. The pixels alone do not show which augmentations keep the meaning:
   - If a mirrored image means something else (digits, letters), set config.augment.flip = 0.0.
   - If color or brightness distinguishes the images, lower config.augment.jitter.
@@ -24,13 +27,22 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
+from simsiam_jax import variants
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = '') -> ConfigDict:
     config = config_lib.default()
 {lines}
+    variants.apply(config, variant, {path!r})
     return config
 '''
+
+
+def check(path: str) -> None:
+    """Raises UserError if no file can be made at `path`, or if there is one."""
+    with _create(path):
+        pass
+    pathlib.Path(path).unlink()
 
 
 def write(path: str, given: ConfigDict, advice: list[Advice], origin: str) -> None:
@@ -45,10 +57,15 @@ def write(path: str, given: ConfigDict, advice: list[Advice], origin: str) -> No
     Raises:
       UserError: The file exists or cannot be written.
     """
-    file = pathlib.Path(path)
+    with _create(path) as file:
+        file.write(text(path, given, advice, origin))
+
+
+@contextlib.contextmanager
+def _create(path: str) -> Iterator[TextIO]:
     try:
-        with file.open('x') as opened:
-            opened.write(text(path, given, advice, origin))
+        with pathlib.Path(path).open('x') as file:
+            yield file
     except FileExistsError as error:
         raise errors.UserError(f'{path} exists; pass another name to --write') from error
     except OSError as error:
@@ -58,13 +75,13 @@ def write(path: str, given: ConfigDict, advice: list[Advice], origin: str) -> No
 def text(path: str, given: ConfigDict, advice: list[Advice], origin: str) -> str:
     """Returns the content of the file; the arguments are those of `write`."""
     advised = {a.key for a in advice}
-    default = flatten_dict(config_lib.default().to_dict(), sep='.')
+    default = config_keys.flat(config_lib.default())
     lines = [f'    # From {origin}.']
     method = given.method.to_dict()
     if set(method) != set(config_lib.default().method):
         lines.append(f'    config.method = ConfigDict({method!r})')
         default |= {f'method.{key}': value for key, value in method.items()}
-    for key, value in flatten_dict(given.to_dict(), sep='.').items():
+    for key, value in config_keys.flat(given).items():
         if key in advised or (key in default and value == default[key]):
             continue
         lines.append(f'    config.{key} = {value!r}')

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -51,6 +51,7 @@ def examine(
     write: str = '',
     probe: bool = False,
     origin: str = 'the configuration given',
+    given: Collection[str] = (),
 ) -> bool:
     """Prints findings and recommendations; returns whether the run would start.
 
@@ -61,21 +62,28 @@ def examine(
         writes none.
       probe: Search for the learning rate too.
       origin: Name of the configuration in the written file.
+      given: Keys that the user has set and that are therefore kept.
 
     Raises:
       UserError: The file cannot be written.
     """
+    if write and jax.process_index() == 0:
+        config_writer.check(write)
     context = _open(Context(config, workdir))
     advice: list[Advice] = []
+    other: list[Advice] = []
     if context.survey is not None and context.survey.images:
-        advice = _advise(context)
+        advice = _advise(context, given)
         if probe:
             advice = _probe(config, advice)
+        other = [a for a in advice if a.key in given]
+        advice = [a for a in advice if a.key not in given]
         if write:
             context = dataclasses.replace(context, config=recommend.apply(config, advice))
         context = _build(context)
     starts = _report([finding for check in CHECKS for finding in check(context)])
     _print_advice(advice)
+    _print_kept(other, config)
     if write and context.survey and context.survey.images and jax.process_index() == 0:
         config_writer.write(write, config, advice, origin)
         say(f'\nwrote {write}: python -m simsiam_jax.main --config={write} --workdir=DIR')
@@ -131,7 +139,7 @@ def _normalized(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _advise(context: Context) -> list[Advice]:
+def _advise(context: Context, given: Collection[str]) -> list[Advice]:
     """Returns what fits the images, with a batch that fits the memory of the devices."""
     assert context.survey is not None
     config = context.config
@@ -143,7 +151,10 @@ def _advise(context: Context) -> list[Advice]:
         config,
         devices=unit,
         accelerator=not estimates.on_cpu(),
+        given=given,
     )
+    if 'batch_size' in given:
+        return advice
     planned = _normalized(recommend.apply(config, advice))
     batch, available = planned.batch_size, estimates.device_memory()
     limit = environment_checks.TIGHT * available
@@ -191,6 +202,15 @@ def _print_advice(advice: list[Advice]) -> None:
         say(f'  {override:{width}}  # {a.reason}' if a.reason != previous else f'  {override}')
         previous = a.reason
     say('\n' + ' '.join(overrides))
+
+
+def _print_kept(other: list[Advice], config: ConfigDict) -> None:
+    if other:
+        say('\nGiven on the command line, and kept:')
+    for a in other:
+        value = config_keys.flat(config).get(a.key)
+        reason = f' ({a.reason})' if a.reason else ''
+        say(f'  --config.{a.key}={_shell(value)}  # recommended: {_shell(a.value)}{reason}')
 
 
 def _shell(value: Any) -> str:

@@ -3,6 +3,8 @@
 import numpy as np
 from ml_collections import ConfigDict
 
+from simsiam_jax.data.files import FileSource
+from simsiam_jax.data.sources import ArraySource, Source
 from simsiam_jax.data.survey import DatasetSurvey
 from simsiam_jax.tools.doctor import recommend
 from simsiam_jax.tools.doctor.context import Context, Finding, by_severity
@@ -10,6 +12,8 @@ from simsiam_jax.tools.doctor.context import Context, Finding, by_severity
 # A network of three blocks learns from 1,437 digits (configs/quickstart.py); smaller sets were not
 # measured.
 _FEW = 1000
+_ODD = 4  # ratio to the median of the shorter sides from which images are named
+_UNBALANCED = 10  # ratio of the largest to the smallest class from which there is a warning
 
 
 def check_images(context: Context) -> list[Finding]:
@@ -22,6 +26,8 @@ def check_images(context: Context) -> list[Finding]:
     if not survey.images:
         return findings
     findings += _shapes(survey, context.config)
+    findings += _odd_sizes(survey)
+    findings += _classes(context.source)
     findings += _depth(survey)
     findings += _duplicates(context, sample)
     findings += _blank(survey, sample)
@@ -92,6 +98,55 @@ def _shapes(survey: DatasetSurvey, config: ConfigDict) -> list[Finding]:
     return findings
 
 
+def _odd_sizes(survey: DatasetSurvey) -> list[Finding]:
+    """Names the images whose shorter side is far from the median: crops of them differ in kind."""
+    shorter = survey.sides().min(1)
+    ratio = shorter / np.median(shorter)
+    odd = np.flatnonzero((ratio >= _ODD) | (ratio <= 1 / _ODD))
+    if not len(odd) or len(odd) > len(ratio) / 20:
+        return []
+    named = [
+        f'{survey.names[i]} ({survey.images[i].height}x{survey.images[i].width})' for i in odd[:5]
+    ]
+    more = f' and {len(odd) - 5} more' if len(odd) > 5 else ''
+    return [
+        Finding(
+            'warning',
+            f'{len(odd):,} images have under 1/{_ODD} or over {_ODD} times the median side: '
+            f'{", ".join(named)}{more}; check that they belong here, and resize or remove them',
+        )
+    ]
+
+
+def _classes(source: Source | ArraySource | None) -> list[Finding]:
+    """Returns findings on the number of images of each class; none without classes."""
+    if not isinstance(source, FileSource | ArraySource) or not source.classes:
+        return []
+    counts = np.bincount(source.labels, minlength=len(source.classes))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    smallest, largest = (f'{source.classes[i]} ({counts[i]:,})' for i in (least, most))
+    findings = []
+    if counts[most] >= _UNBALANCED * counts[least]:
+        findings.append(
+            Finding(
+                'warning',
+                f'{len(counts)} classes from {smallest} to {largest} images: top-1 follows the '
+                'large ones; read the balanced accuracy that an evaluation prints beside it',
+            )
+        )
+    if single := [source.classes[i] for i in np.flatnonzero(counts == 1)]:
+        more = f' and {len(single) - 5} more' if len(single) > 5 else ''
+        findings.append(
+            Finding(
+                'warning',
+                f'{len(single)} classes have a single image ({", ".join(single[:5])}{more}): it '
+                'cannot be both learned and tested; add images, or leave the class out of '
+                'evaluations',
+            )
+        )
+    return findings or [Finding('ok', f'{len(counts)} classes from {smallest} to {largest} images')]
+
+
 def _depth(survey: DatasetSurvey) -> list[Finding]:
     deep = [image for image in survey.images if image.bits > 8]
     if not deep:
@@ -132,8 +187,12 @@ def _duplicates(context: Context, sample: str) -> list[Finding]:
 
 
 def _blank(survey: DatasetSurvey, sample: str) -> list[Finding]:
-    blank = sum(not image.thumb.any() for image in survey.images)
-    text = f'{blank:,} of {sample} have a single color and nothing to learn; remove them'
+    blank = [name for name, i in zip(survey.names, survey.images, strict=True) if not i.thumb.any()]
+    text = (
+        f'{len(blank):,} of {sample} have a single color and nothing to learn '
+        f'({"; ".join(blank[:2])}); remove them. Masks beside the images are such: keep them in '
+        'another folder, or list the images in a file (files:LIST)'
+    )
     return [Finding('warning', text)] if blank else []
 
 

@@ -3,12 +3,13 @@
 import copy
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from simsiam_jax import config_keys
 from simsiam_jax.data.survey import DatasetSurvey
 
 # Value of a key and its source.
@@ -84,7 +85,13 @@ class Advice:
 
 
 def recommend(
-    survey: DatasetSurvey, distinct: int, config: ConfigDict, *, devices: int, accelerator: bool
+    survey: DatasetSurvey,
+    distinct: int,
+    config: ConfigDict,
+    *,
+    devices: int,
+    accelerator: bool,
+    given: Collection[str] = (),
 ) -> list[Advice]:
     """Returns what to change in the configuration; nothing if it fits.
 
@@ -96,30 +103,36 @@ def recommend(
       config: Configuration of a pre-training.
       devices: Number of devices of all processes; the batch is a multiple of it.
       accelerator: Whether the devices are more than CPUs.
+      given: Keys that are kept. The advice on other keys assumes their values, and what would be
+        recommended for them is in the result, too.
     """
     side = int(np.median(survey.sides().min(1)))
-    size, size_reason = _size(side, accelerator)
+    advised_size = _size(side, accelerator)
+    size = config.augment.size if 'augment.size' in given else advised_size[0]
     name = 'tiny' if size < TINY or not accelerator else 'small' if size <= SMALL else 'large'
-    batch = _batch(config.batch_size, min(distinct, survey.count), devices)
-    profile = _adapted(name, distinct, batch[0], config, accelerator)
+    advised_batch = _batch(config.batch_size, min(distinct, survey.count), devices)
+    batch = config.batch_size if 'batch_size' in given else advised_batch[0]
+    profile = _adapted(name, distinct, batch, config, accelerator)
     if config.method.name != 'simsiam':
         profile = {key: setting for key, setting in profile.items() if key.startswith('augment.')}
     wanted: Settings = {
         **_data(survey, config),
-        'augment.size': (size, size_reason),
-        **_augment(size, channels_of(survey), config),
-        'batch_size': batch,
+        'augment.size': advised_size,
+        **_augment(size, side, channels_of(survey), config),
+        'batch_size': advised_batch,
         **profile,
     }
-    epochs = max(config.epochs, wanted.get('epochs', (0, ''))[0])
-    steps = max(distinct // batch[0], 1)
+    epochs = config.epochs
+    if 'epochs' in wanted and 'epochs' not in given:
+        epochs = max(epochs, wanted['epochs'][0])
+    steps = max(survey.count // batch, 1)
     every = float(min(epochs, math.ceil(100 / steps)))  # at least 100 steps between checkpoints
     wanted['checkpoint.every_epochs'] = (every, f'an epoch has only {steps} steps')
-    given = flatten_dict(config.to_dict(), sep='.')
+    present = config_keys.flat(config)
     return [
         Advice(key, value, reason)
         for key, (value, reason) in wanted.items()
-        if not _fits(key, given.get(key), value)
+        if not _fits(key, present.get(key), value)
     ]
 
 
@@ -221,7 +234,7 @@ def _size(side: int, accelerator: bool) -> tuple[int, str]:
     return LARGE, _IMAGENET
 
 
-def _augment(size: int, channels: int, config: ConfigDict) -> Settings:
+def _augment(size: int, side: int, channels: int, config: ConfigDict) -> Settings:
     """Returns settings for views of a size; the scale of crops assumes images of that size."""
     settings: Settings = {}
     if channels != 3:
@@ -233,8 +246,9 @@ def _augment(size: int, channels: int, config: ConfigDict) -> Settings:
         reason = f'the smallest crops would have under {_CROP} pixels on a side'
         settings['augment.crop_scale'] = ((least, high), reason)
     if config.eval.resize or size != config.augment.size:
+        images = 'images' if side == size else f'images reduced to {size} pixels'
         settings['eval.resize'] = (
-            (size, 'small images are evaluated whole')
+            (size, f'{images} are evaluated whole')
             if size <= SMALL
             else (round(size * 256 / 224), "the paper's 256 for 224")
         )
