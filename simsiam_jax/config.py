@@ -26,6 +26,15 @@ def inherited(kind: type) -> Any:
     return placeholder(kind)
 
 
+def resize_of(size: int) -> int:
+    """Returns the default of eval.resize: small images are evaluated whole, others as the paper's.
+
+    Args:
+      size: Side of the views, pixels.
+    """
+    return size if size <= 64 else round(size * 256 / 224)
+
+
 def default() -> ConfigDict:
     """Returns the configuration of task pretrain, which configs/*.py change.
 
@@ -125,9 +134,11 @@ def default() -> ConfigDict:
     config.eval = ConfigDict()  # kNN during training
     config.eval.train = 'tfds:imagenet2012/train'  # labeled images of the bank; '' disables both
     config.eval.test = 'tfds:imagenet2012/validation'  # labeled images to classify
+    config.eval.split = 0.0  # share of train (or else of data.source) held out as test; 0 disables
     config.eval.every_epochs = 10  # epochs between evaluations
     config.eval.batch_size = 512  # images, over all devices
-    config.eval.resize = 256  # shorter side before the center crop, pixels; 0 disables both
+    config.eval.resize = inherited(int)  # shorter side before the center crop, pixels; 0 disables
+    # both; None follows augment.size, see resize_of
     config.eval.k = 200  # neighbors
     config.eval.temperature = 0.2  # temperature of the neighbors' votes
     config.eval.baselines = False  # evaluate raw pixels and the random initialization too
@@ -169,6 +180,7 @@ def _evaluation(task: str) -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.train = inherited(str)  # labeled images to learn from; None inherits
     config.eval.test = inherited(str)  # labeled images to test on; None inherits
+    config.eval.split = 0.0  # share of train (or else of data.source) held out as test; 0 disables
     config.eval.resize = inherited(int)  # shorter side, pixels; 0 disables; None inherits
     config.eval.batch_size = 512  # images, over all devices
     return config

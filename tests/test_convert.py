@@ -19,7 +19,7 @@ from simsiam_jax.checkpoints import encoder, weight_files, weights
 from simsiam_jax.methods import simsiam
 from simsiam_jax.models import pytorch, pytorch_heads, resnet
 from simsiam_jax.tasks import pretrain_setup
-from simsiam_jax.tools.convert import conversion
+from simsiam_jax.tools.convert import conversion, formats
 from simsiam_jax.training import optim, step
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -200,7 +200,9 @@ def test_heads_from_torch_fold_bias_into_bn_mean():
 def test_convert_without_torch_writes_readable_formats(format_, target, small_file, tmp_path):
     source, variables = small_file
     text = conversion.convert(str(source), str(tmp_path / target), format_)
+    # The source has PyTorch's names, and a network of PyTorch to compare with.
     assert 'torch is not installed: the networks were not compared' in text
+    assert "(ImageNet's size, mean, std are assumed: " in text
     opened = encoder.open_encoder(tmp_path / target)
     same_bits(opened.variables, variables)
     assert opened.module == resnet.make('resnet18', **SMALL)
@@ -434,6 +436,51 @@ def test_load_into_state_also_sets_momentum_target(small_file):
     after, _ = weights.load_into_state(before, weights.open_weights(small_file[0]))
     same_bits(after.target['params']['backbone'], small_file[1]['params'])
     same_bits(after.target['batch_stats']['backbone'], small_file[1]['batch_stats'])
+
+
+IMAGES = {'size': 36, 'resize': 40, 'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6)}
+
+
+@pytest.mark.usefixtures('_no_torch')
+def test_images_travel_through_every_format_and_back(small_file, tmp_path, capsys):
+    given = weights.from_file(small_file[0])
+    given.config['augment'].update({key: IMAGES[key] for key in ('size', 'mean', 'std')})
+    given.config['eval']['resize'] = IMAGES['resize']
+    formats.write_workdir(given, {}, str(tmp_path / 'run'))
+    source, chain = 'run', ('v.msgpack', 'w.safetensors', 'item', 'x.safetensors', 'again')
+    for target in chain:
+        format_ = {'again': 'workdir'}.get(target, 'flax')
+        format_ = 'state_dict' if target.endswith('.safetensors') else format_
+        text = conversion.convert(str(tmp_path / source), str(tmp_path / target), format_)
+        assert 'assumed' not in text
+        # From our own run to our own format there is nothing to compare.
+        assert ('not compared' in text) == (source != 'run')
+        config = encoder.open_encoder(tmp_path / target).config
+        stated = {key: config['augment'][key] for key in ('size', 'mean', 'std')}
+        stated['resize'] = config['eval']['resize']
+        assert {k: tuple(v) if isinstance(v, list) else v for k, v in stated.items()} == IMAGES
+        source = target
+    assert not capsys.readouterr().err
+    encoder.open_encoder(small_file[0])
+    assert "does not state size, mean, std of its images; assumed ImageNet's: size 224" in (
+        capsys.readouterr().err
+    )
+
+
+def test_timm_folder_states_resize(small_file, tmp_path):
+    whole = weights.from_file(small_file[0])
+    whole.config['augment']['size'], whole.config['eval']['resize'] = 36, 40
+    formats.write_timm(whole, formats.to_torch(whole), str(tmp_path / 'timm'))
+    config = encoder.open_encoder(tmp_path / 'timm').config
+    assert (config['augment']['size'], config['eval']['resize']) == (36, 40)
+
+
+@pytest.mark.parametrize('text', ['[1', '{"mean": 3}'])
+def test_load_encoder_refuses_damaged_description_of_images(text, small_file, tmp_path):
+    conversion.convert(str(small_file[0]), str(tmp_path / 'x.msgpack'), 'flax')
+    (tmp_path / 'x.msgpack.json').write_text(text)
+    with pytest.raises(errors.UserError, match=r'x\.msgpack\.json does not describe images'):
+        encoder.open_encoder(tmp_path / 'x.msgpack')
 
 
 def test_open_encoder_of_file_has_complete_configuration(small_file):

@@ -65,6 +65,7 @@ def open_encoder(path: str | pathlib.Path, step: int | None = None) -> Encoder:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if weights.is_file(path):
         loaded = weights.from_file(path)
+        weights.warn_of_assumed(loaded)
         variables = jax.device_put(weights.part(loaded, 'backbone'), device)
         return Encoder(resnet.make(**loaded.config['model']), variables, loaded.config)
     item = checkpoint_reader.load(path, 'encoder', step=step)

@@ -32,6 +32,7 @@ TORCH = ('.pth', '.pt', '.pth.tar')
 ENDINGS = (*TORCH, '.safetensors', '.msgpack')
 # A folder of weights contains one of these files: the first is timm's, the second Orbax's.
 FOLDERS = ('model.safetensors', '_METADATA')
+_IMAGES = 'images.json'  # in the metadata of a .safetensors file, and in an Orbax folder
 SUMS = 'checksums.json'  # in an Orbax folder that tools.convert wrote
 
 
@@ -179,28 +180,70 @@ def _named(name: str, tree: Any) -> pytorch.Arrays:
     return arrays
 
 
-def write(path: str, content: Any) -> None:
+def describe_images(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns size, resize, mean and std of the images that a configuration describes."""
+    augment = config['augment']
+    images = {'size': augment['size'], 'resize': config['eval']['resize'] or augment['size']}
+    return images | {key: list(augment[key]) for key in ('mean', 'std')}
+
+
+def beside(path: str | os.PathLike[str]) -> epath.Path:
+    """Returns the file that describes the images of weights whose format has no place for it."""
+    file = storage.folder(path)
+    return file / _IMAGES if file.is_dir() else file.with_name(f'{file.name}.json')
+
+
+def read_images(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns size, resize, mean and std as `write` stored them; {} if it did not.
+
+    Raises:
+      UserError: The description is damaged.
+    """
+    file = storage.folder(path)
+    text = ''
+    with storage.reading(file):
+        if ending(file) == '.safetensors':
+            with file.open('rb') as opened:
+                length = int.from_bytes(opened.read(8), 'little')
+                text = json.loads(opened.read(length)).get('__metadata__', {}).get(_IMAGES, '')
+        elif beside(file).exists():
+            file = beside(file)
+            text = file.read_text()
+    try:
+        images = json.loads(text or '{}')
+        return images | {key: tuple(images[key]) for key in ('mean', 'std') if key in images}
+    except (ValueError, TypeError) as error:
+        raise errors.UserError(
+            f"{file} does not describe images: {error}. Remove it to use ImageNet's"
+        ) from error
+
+
+def write(path: str, content: Any, images: Mapping[str, Any] | None = None) -> None:
     """Writes a weight file; an error leaves an existing file unchanged.
 
     Args:
       path: File; its ending sets the format, and any other ending writes a pickle.
       content: Arrays by name; for .pth and pickles also nested mappings with other values.
+      images: Description of the images, written into a .safetensors file and beside any other.
 
     Raises:
       UserError: PyTorch is needed but not installed, or the file cannot be written.
     """
     suffix = ending(path)
+    described = {_IMAGES: json.dumps(images)} if images else {}
     if suffix in TORCH:
         torch, buffer = need_torch(path), io.BytesIO()
         torch.save(_tensors(torch, content), buffer)
         data = buffer.getvalue()
     elif suffix == '.safetensors':
-        data = safetensors.numpy.save(content, metadata={'format': 'pt'})
+        data = safetensors.numpy.save(content, metadata={'format': 'pt'} | described)
     elif suffix == '.msgpack':
         data = flax.serialization.msgpack_serialize(content)
     else:
         data = _pickle(content)
     write_bytes(path, data)
+    if described and suffix != '.safetensors':
+        write_bytes(str(beside(path)), described[_IMAGES].encode())
 
 
 def write_bytes(path: str, data: bytes) -> None:

@@ -27,6 +27,8 @@ class Weights:
       params: Part -> tree of NumPy arrays.
       batch_stats: Part -> tree of NumPy arrays.
       config: Configuration of the run; for a file that of file_config().
+      assumed: What the file does not state about its images and is therefore ImageNet's; '' if it
+        states all.
       parts: Part -> arrays of the file under PyTorch's names; {} for a run.
     """
 
@@ -35,6 +37,7 @@ class Weights:
     batch_stats: dict[str, Any]
     config: dict[str, Any]
     parts: dict[str, pytorch.Arrays] = dataclasses.field(default_factory=dict)
+    assumed: str = ''
 
 
 def part(weights: Weights, name: str) -> dict[str, Any]:
@@ -98,27 +101,29 @@ def from_file(path: Path) -> Weights:
         method = pytorch_heads.simsiam_arguments(
             pytorch_heads.mlp_of(loaded['projector']), pytorch_heads.mlp_of(loaded['predictor'])
         )
-    config = file_config(model, channels, method)
-    config['augment'] |= _images(path)
+    images = _images(path)
+    config = file_config(model, channels, method, images)
     return Weights(
         origin,
         {name: variables['params'] for name, variables in loaded.items()},
         {name: variables['batch_stats'] for name, variables in loaded.items()},
         config,
         parts,
+        ', '.join(key for key in ('size', 'mean', 'std') if key not in images),
     )
 
 
-def file_config(model: dict[str, Any], channels: int, method: dict[str, Any]) -> dict[str, Any]:
+def file_config(
+    model: dict[str, Any], channels: int, method: dict[str, Any], images: dict[str, Any]
+) -> dict[str, Any]:
     """Returns a configuration for the weights of a file, based on the default configuration.
 
-    The size and normalization of the images are ImageNet's, because files do not state them.
-    A folder of timm does, and from_file() uses its values.
 
     Args:
       model: Section of the configuration: the keys that the file determines.
       channels: Number of channels of the images.
       method: Section of the configuration: the keys that the file determines.
+      images: Size, resize, mean and std of the images; ImageNet's where missing.
     """
     from simsiam_jax import config as config_lib  # needs ml_collections
 
@@ -128,19 +133,38 @@ def file_config(model: dict[str, Any], channels: int, method: dict[str, Any]) ->
     config['data']['channels'] = channels
     if channels != 3:  # a single value applies to all channels
         config['augment'] |= {'mean': (0.449,), 'std': (0.226,)}
+    augment = config['augment']
+    augment |= {key: images[key] for key in ('size', 'mean', 'std') if key in images}
+    config['eval']['resize'] = images.get('resize') or config_lib.resize_of(augment['size'])
     return config
 
 
+def warn_of_assumed(weights: Weights) -> None:
+    """Prints what the file does not state about its images."""
+    if not weights.assumed:
+        return
+    augment = weights.config['augment']
+    values = ', '.join(f'{key} {augment[key]}' for key in weights.assumed.split(', '))
+    errors.warn_once(
+        f"{weights.origin} does not state {weights.assumed} of its images; assumed ImageNet's: "
+        f'{values}. If they differ, set --config.augment.size and so on'
+    )
+
+
 def _images(path: Path) -> dict[str, Any]:
-    """Returns size, mean and std of the images, as far as a folder of timm states them."""
+    """Returns size, resize, mean and std of the images, as far as the file states them."""
     file = epath.Path(path) / 'config.json'
-    if not file.exists():
-        return {}
     try:
+        if not file.exists():
+            return weight_files.read_images(path)
         given = json.loads(file.read_text()).get('pretrained_cfg', {})
         images: dict[str, Any] = {key: tuple(given[key]) for key in ('mean', 'std') if key in given}
-        return images | ({'size': given['input_size'][-1]} if 'input_size' in given else {})
-    except (ValueError, TypeError, AttributeError) as error:
+        if 'input_size' in given:
+            images['size'] = given['input_size'][-1]
+            if 'crop_pct' in given:
+                images['resize'] = round(images['size'] / given['crop_pct'])
+        return images
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise errors.UserError(
             f"{file} is damaged: {error}. Remove it to use ImageNet's size, mean and std"
         ) from error

@@ -9,6 +9,9 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
+import numpy as np
+from jaxtyping import Int
+
 from simsiam_jax import errors, lazy_tf, terminal
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.npy')
@@ -46,6 +49,11 @@ class FileSource:
 
     def name(self, index: int) -> str:
         return self.paths[index]
+
+    def take(self, indices: Int[np.ndarray, 'n']) -> 'FileSource':
+        """Returns the images at some indices, with all classes."""
+        paths, labels = ([values[i] for i in indices] for values in (self.paths, self.labels))
+        return FileSource(paths, labels, self.classes, self._root)
 
 
 def open_folder(root: str) -> FileSource:

@@ -1,15 +1,16 @@
-"""Sources of images by index: tfds:NAME/SPLIT, folder:DIR, files:LIST and digits."""
+"""Sources of images by index: tfds:NAME/SPLIT, folder:DIR, files:LIST, digits, parts of these."""
 
 import difflib
 import hashlib
 import pathlib
+import re
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from simsiam_jax import errors
-from simsiam_jax.data import files, tfds_source
+from simsiam_jax.data import files, holdout, tfds_source
 
 FORMS = {
     'tfds': 'tfds:NAME/SPLIT',
@@ -18,6 +19,7 @@ FORMS = {
     'digits': 'digits',
     'digits/train': 'digits/train',
     'digits/test': 'digits/test',
+    'split': 'split:SHARE/train:SOURCE or split:SHARE/test:SOURCE',
 }
 
 
@@ -86,7 +88,9 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
         'folder:DIR' (searched to any depth without hidden files; if all images are in two or
         more subfolders of DIR, these are the classes); 'files:LIST' (a text file with a path per
         line, relative to the folder of LIST, or a .csv file of path[,label]); 'digits',
-        'digits/train' or 'digits/test' (scikit-learn's handwritten digits, 8x8).
+        'digits/train' or 'digits/test' (scikit-learn's handwritten digits, 8x8);
+        'split:0.2/test:SOURCE' (a fifth of the images of a folder, a list or digits, held out by
+        their names) or 'split:0.2/train:SOURCE' (the others).
       data_dir: Folder of TFDS data; '' uses the default of TFDS.
 
     Raises:
@@ -99,6 +103,8 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
         return files.open_folder(rest)
     if kind == 'files' and rest:
         return files.open_list(rest)
+    if match := re.fullmatch(r'split:(0?\.\d+)/(train|test):(.+)', spec):
+        return _part(open_source(match[3], data_dir), float(match[1]), match[2], match[3])
     if spec in ('digits', 'digits/train', 'digits/test'):
         return _digits(spec.removeprefix('digits').lstrip('/'))
     if kind in FORMS:
@@ -116,6 +122,29 @@ def fingerprint(source: Identified) -> dict[str, Any]:
     """Returns count and digest of the images' names in order, without the folder they are in."""
     digest = hashlib.sha256(source.identity.encode('utf-8', 'surrogateescape')).hexdigest()
     return {'count': len(source), 'digest': digest}
+
+
+def _part(
+    source: Source | ArraySource, share: float, part: str, spec: str
+) -> files.FileSource | ArraySource:
+    if isinstance(source, ArraySource):
+        names = [str(i) for i in range(len(source))]
+    elif isinstance(source, files.FileSource):
+        names = source.identity.split('\0')
+    else:
+        raise errors.UserError(
+            f'{spec} cannot be split by names; expected a folder, a list or digits. Use the splits '
+            'of TFDS: tfds:NAME/train[:80%] and tfds:NAME/train[80%:]'
+        )
+    labels = np.asarray(source.labels)
+    held = holdout.choose(names, labels, source.classes, share)
+    chosen = np.flatnonzero(held == (part == 'test'))
+    if not len(chosen):
+        raise errors.UserError(f'no image of {spec} is in the {part} part of a split of {share}')
+    if isinstance(source, ArraySource):
+        identity = f'{source.identity} split {share} {part}'
+        return ArraySource(source.images[chosen], labels[chosen], source.classes, identity)
+    return source.take(chosen)
 
 
 def _digits(split: str) -> ArraySource:

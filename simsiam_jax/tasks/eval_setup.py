@@ -91,15 +91,20 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None) -> EvalSetup:
             f'config.data.channels is {config.data.channels}, but {config.init_from} was trained '
             f'with {trained.data.channels}. Remove the key'
         )
+    if config.eval.split:
+        config.eval.test = config.eval.test or ''
     for section in ('data', 'augment', 'eval'):
         for name in [name for name, value in config[section].items() if value is None]:
             value = trained[section][name]  # see config.inherited
             config[section][name] = tuple(value) if name in ('mean', 'std') else value
+    inputs.resolve(config, trained.data.source)
     for key in ('train', 'test'):
         if not config.eval[key]:
             raise errors.UserError(
-                f'config.eval.{key} is not set, and {config.init_from} was trained without it. Set '
-                f'labeled images: --config.eval.{key}=folder:DIR with one subfolder per class'
+                f'config.eval.{key} is empty, here and in the training of {config.init_from}. Set '
+                f'labeled images: --config.eval.{key}=folder:DIR with one subfolder per class, or '
+                'hold out a part of one folder: --config.eval.train=folder:DIR '
+                '--config.eval.split=0.2'
             )
     train = _training_set(config)
     test = inputs.open_source(config.eval.test, config.data)

@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.data import device_cache, host, sources
 from simsiam_jax.data.reader import Reader
@@ -16,6 +17,33 @@ from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.training import mesh as mesh_lib
 
 ImageSet = sources.ArraySource | Reader
+
+
+def resolve(config: ConfigDict, source: str) -> None:
+    """Replaces config.eval.split by parts of a set, and an eval.resize of None by its value.
+
+    Args:
+      config: Configuration of any task, changed in place. A part of config.data.source is held out
+        of pre-training, too.
+      source: Images of pre-training, which are split if config.eval.train is not set.
+
+    Raises:
+      UserError: config.eval.test is set, too, or there is nothing to split.
+    """
+    if config.eval.resize is None:
+        config.eval.resize = config_lib.resize_of(config.augment.size)
+    share, whole = config.eval.split, config.eval.train or source
+    if not share or whole.startswith('split:'):
+        return
+    if config.eval.test:
+        raise errors.UserError(
+            f'config.eval.split={share} holds out test images, but config.eval.test is '
+            f'{config.eval.test!r}. Set one of the two'
+        )
+    for part in ('train', 'test'):
+        config.eval[part] = f'split:{share}/{part}:{whole}'
+    if config.data.get('source') == whole:
+        config.data.source = config.eval.train
 
 
 def open_source(spec: str, data: ConfigDict) -> ImageSet:

@@ -77,7 +77,7 @@ def search(config: ConfigDict) -> SearchResult:
       UserError: The configuration or the data cannot be used.
     """
     config = config.copy_and_resolve_references()
-    config.eval.train = config.eval.test = ''
+    config.eval.update(train='', test='', split=0.0)
     base = config.optim.learning_rate
     run_trial = _ShortTraining(config)
     trials = {base * factor: run_trial(base * factor) for factor in FACTORS}

@@ -63,14 +63,16 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> PretrainSetup:
     """Opens the data and builds the parts of a run; trains nothing.
 
     Args:
-      config: Configuration of the run. If data.normalize is 'auto', its augment.mean and
-        augment.std are set to the measured values.
+      config: Configuration of the run. Keys that depend on others or on the images get their
+        values: augment.mean and augment.std if data.normalize is 'auto', and those of
+        inputs.resolve.
       mesh: Devices to use; None uses all.
 
     Raises:
       UserError: A key is unknown, a value is impossible, or the data cannot be used.
     """
     config_keys.check(config)
+    inputs.resolve(config, config.data.source)
     errors.check_choice('guard', config.guard, collapse_callback.CHOICES)
     mesh = mesh or mesh_lib.make_mesh()
     mesh_lib.check_batch_size(

@@ -14,6 +14,9 @@ FORMAT is one of:
   flax         the backbone as .msgpack, or with another ending as an Orbax folder
   workdir      a workdir that pre-training starts from
 
+The size, resize, mean and std of the images go along: into .safetensors and timm's config.json, and
+for other formats into TARGET.json beside the file.
+
 If torch is installed, both networks run on the same random images before anything is written. The
 conversion stops if their outputs differ by more than 1e-4 of their scale.
 """

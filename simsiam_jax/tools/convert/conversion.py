@@ -64,7 +64,7 @@ def difference(weights: Weights, sides: list[dict[str, pytorch.Arrays]]) -> floa
 
 
 def convert(source: str, target: str, format_: str, step: int | None = None) -> str:
-    """Converts weights; returns a report in two lines.
+    """Converts weights; returns a report: how far the networks differ, and what was written.
 
     Args:
       source: Workdir of a run, or file of weights.
@@ -80,12 +80,16 @@ def convert(source: str, target: str, format_: str, step: int | None = None) -> 
     weights = open_weights(source, step)
     formats.check(chosen, weights, target)
     parts = formats.to_torch(weights)
-    largest = difference(weights, [side for side in (weights.parts, parts) if side])
-    if largest is None:
-        compared = 'torch is not installed: the networks were not compared'
+    written_sides = () if chosen.ours else (parts,)
+    sides = [side for side in (weights.parts, *written_sides) if side]
+    largest = difference(weights, sides) if sides else 0.0
+    if not sides:
+        compared = ''
+    elif largest is None:
+        compared = 'torch is not installed: the networks were not compared\n'
     elif largest <= LIMIT:
         compared = (
-            f"largest difference between JAX and PyTorch: {largest:.1e} of the outputs' scale"
+            f"largest difference between JAX and PyTorch: {largest:.1e} of the outputs' scale\n"
         )
     else:
         raise errors.UserError(
@@ -96,4 +100,6 @@ def convert(source: str, target: str, format_: str, step: int | None = None) -> 
     written = ', '.join(parts if chosen.heads else ['backbone'])
     name, augment = weights.config['model']['name'], weights.config['augment']
     images = ', '.join(f'{key} {augment[key]}' for key in ('size', 'mean', 'std'))
-    return f'{compared}\n{target} contains {written} of {source}: {name}, for images of {images}'
+    if weights.assumed:
+        images += f" (ImageNet's {weights.assumed} are assumed: {source} does not state them)"
+    return f'{compared}{target} contains {written} of {source}: {name}, for images of {images}'

@@ -27,12 +27,15 @@ class Format:
       endings: Allowed endings of the target's name; () allows any.
       library: Library whose networks it is for; '' allows any ResNet of this package.
       heads: Whether projector and predictor are written too.
+      ours: Whether the format has this package's own names, so that there is no network of
+        PyTorch to compare with.
     """
 
     write: Callable[[Weights, Parts, str], None]
     endings: tuple[str, ...] = ()
     library: str = ''
     heads: bool = False
+    ours: bool = False
 
 
 def check(format_: Format, weights: Weights, target: str) -> None:
@@ -76,22 +79,24 @@ def check_standard(weights: Weights, library: str) -> None:
 
 
 def write_state_dict(weights: Weights, parts: Parts, target: str) -> None:
-    weight_files.write(target, parts['backbone'])
+    images = weight_files.describe_images(weights.config)
+    weight_files.write(target, parts['backbone'], images)
 
 
 def write_timm(weights: Weights, parts: Parts, target: str) -> None:
     config = weights.config
-    size, name = config['augment']['size'], config['model']['name']
+    images, name = weight_files.describe_images(config), config['model']['name']
+    size = images['size']
     timm_config = {
         'architecture': name,
         'num_classes': 0,
         'num_features': resnet.make(name).features,
         'pretrained_cfg': {
             'input_size': [config['data']['channels'], size, size],
-            'mean': list(config['augment']['mean']),
-            'std': list(config['augment']['std']),
+            'mean': images['mean'],
+            'std': images['std'],
             'interpolation': 'bilinear',
-            'crop_pct': size / (config['eval']['resize'] or size),
+            'crop_pct': size / images['resize'],
             'num_classes': 0,
             'first_conv': 'conv1',
             'classifier': 'fc',
@@ -119,13 +124,15 @@ def write_simsiam(weights: Weights, parts: Parts, target: str) -> None:
         prefixes[name] + key: array for name, part in parts.items() for key, array in part.items()
     }
     arch = weights.config['model']['name']
-    weight_files.write(target, {'epoch': 0, 'arch': arch, 'state_dict': arrays})
+    images = weight_files.describe_images(weights.config)
+    weight_files.write(target, {'epoch': 0, 'arch': arch, 'state_dict': arrays}, images)
 
 
 def write_flax(weights: Weights, parts: Parts, target: str) -> None:
     variables = part(weights, 'backbone')
+    images = weight_files.describe_images(weights.config)
     if target.endswith('.msgpack'):
-        weight_files.write(target, variables)
+        weight_files.write(target, variables, images)
         return
     _check_new(pathlib.Path(target))
     try:
@@ -133,6 +140,7 @@ def write_flax(weights: Weights, parts: Parts, target: str) -> None:
             checkpointer.save(pathlib.Path(target).absolute(), variables)
         sums = json.dumps(checkpoint_reader.describe(variables))
         (pathlib.Path(target) / weight_files.SUMS).write_text(sums)
+        weight_files.beside(target).write_text(json.dumps(images))
     except OSError as error:
         raise errors.UserError(f'{target} cannot be written: {error.strerror}') from error
 
@@ -160,6 +168,6 @@ FORMATS = {
     'detectron2': Format(write_detectron2, ('.pkl',), 'Detectron2'),
     'simsiam': Format(write_simsiam, weight_files.TORCH, "SimSiam's official code", heads=True),
     'state_dict': Format(write_state_dict, STATE_DICT),
-    'flax': Format(write_flax),
-    'workdir': Format(write_workdir, heads=True),
+    'flax': Format(write_flax, ours=True),
+    'workdir': Format(write_workdir, heads=True, ours=True),
 }

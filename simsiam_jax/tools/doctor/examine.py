@@ -12,7 +12,7 @@ from simsiam_jax import config_keys, errors
 from simsiam_jax.data import sources, tfds_source
 from simsiam_jax.data.survey import survey
 from simsiam_jax.runtime import distributed
-from simsiam_jax.tasks import lr_finder, pretrain_setup
+from simsiam_jax.tasks import inputs, lr_finder, pretrain_setup
 from simsiam_jax.terminal import say
 from simsiam_jax.tools.doctor import (
     config_writer,
@@ -102,6 +102,7 @@ def _open(context: Context) -> Context:
                 f"cannot check config.task={config.task!r}; expected 'pretrain'. "
                 'Pass a pre-training configuration'
             )
+        inputs.resolve(config, config.data.source)
         kind, _, name = config.data.source.partition(':')
         data_dir = config.data.tfds_data_dir
         if kind == 'tfds' and '/' in name and not tfds_source.is_prepared(name, data_dir):
