@@ -75,13 +75,29 @@ def start(
             if len(rest) > 1 and not positional:
                 raise errors.UserError(f'unexpected argument {rest[1]!r}; expected --NAME=VALUE')
         except (flags.Error, errors.UserError) as error:
-            sys.exit(f'error: {" ".join(str(error).split())}')
+            sys.exit(f'error: {_readable(" ".join(str(error).split()))}')
         overrides = (re.match(r'--?(?:no)?config\.([^=]+)', token) for token in argv)
         keys = frozenset(match[1] for match in overrides if match)
         arguments = Arguments(rest[1:], flags.FLAGS.config if config else None, file, keys)
         return rest
 
     app.run(lambda _: run(arguments), flags_parser=parse)
+
+
+def _readable(message: str) -> str:
+    """Returns absl's message about a value that has not the flag's type, as what was expected."""
+    match = re.fullmatch(r'flag (--?\S+?)=(.*?): (.*)', message)
+    for reason, expected in _TYPES.items():
+        if match and match[3].startswith(reason):
+            return f'{match[1]} is {match[2]!r}; expected {expected}'
+    return message
+
+
+_TYPES = {
+    'invalid literal for int()': 'a whole number, such as 256',
+    'could not convert string to float': 'a number, such as 0.05',
+    "('Non-boolean argument": 'True or False',
+}
 
 
 def _load(argv: list[str]) -> tuple[str, list[str]]:

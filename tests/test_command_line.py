@@ -114,7 +114,18 @@ def test_missing_config_file_is_named() -> None:
         ([f'--config={QUICKSTART}'], 'Flag --workdir must have a value'),
         ([f'--config={QUICKSTART}', '--workdir=x', 'y'], "unexpected argument 'y'"),
         ([f'--config={QUICKSTART}', '--workdir=x', '--nonsense'], 'Unknown command line flag'),
-        ([f'--config={QUICKSTART}', '--workdir=x', '--config.epochs=three'], 'config.epochs=three'),
+        (
+            [f'--config={QUICKSTART}', '--workdir=x', '--config.epochs=three'],
+            "--config.epochs is 'three'; expected a whole number, such as 256",
+        ),
+        (
+            [f'--config={QUICKSTART}', '--workdir=x', '--config.dry_run=maybe'],
+            "--config.dry_run is 'maybe'; expected True or False",
+        ),
+        (
+            [f'--config={QUICKSTART}', '--workdir=x', '--config.model.stages=1,x'],
+            "model.stages is ('1,x',); expected a number of blocks",
+        ),
     ],
 )
 def test_invalid_command_line_ends_in_one_line(

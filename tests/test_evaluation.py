@@ -16,6 +16,7 @@ import simsiam_jax
 from simsiam_jax import errors
 from simsiam_jax.data import files, sources, subset, tfds_source
 from simsiam_jax.data.reader import Reader
+from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.runtime import distributed
 from simsiam_jax.tasks import eval_setup, knn, pretrain, probe, selection, supervised
 from simsiam_jax.tasks.features import Features
@@ -96,6 +97,9 @@ def test_sweep_tests_chosen_head_on_every_image(swept, pretrained) -> None:
     outputs = features @ head['kernel'][chosen] + head['bias'][chosen]
     assert tested['images'] == len(test) == 360
     assert tested['top1'] == pytest.approx(np.mean(outputs.argmax(1) == test.labels), abs=1e-6)
+    judged = json.loads((workdir / 'verdict.json').read_text())
+    assert judged['images'] == 360
+    assert judged['accuracy']['checkpoint']['top1'] == pytest.approx(tested['top1'], abs=1e-6)
     best = max(row['holdout_top1'] for row in tested['heads'])
     assert tested['heads'][chosen]['holdout_top1'] >= best - 0.05
     assert len(tested['heads']) == 4
@@ -368,3 +372,13 @@ def test_tasks_reject_missing_or_different_labels(pretrained: str, monkeypatch, 
         config.eval.test = 'other'
         with pytest.raises(errors.UserError, match=message):
             supervised.run(config, str(tmp_path))
+
+
+def test_finetuning_of_few_steps_says_what_to_set(capsys) -> None:
+    config = load('finetune:10pct', init_from='none')
+    supervised._warn_of_few_steps(config, IndexSampler(0, 165, 128))
+    told = capsys.readouterr().err
+    assert '165 images give 20 steps of fine-tuning' in told
+    assert '--config.batch_size=64 --config.epochs=250 ' in told
+    supervised._warn_of_few_steps(config, IndexSampler(0, 13_000, 256))
+    assert not capsys.readouterr().err

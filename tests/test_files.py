@@ -27,6 +27,9 @@ def test_open_list_reads_labels_from_csv(tmp_path: pathlib.Path) -> None:
     assert source.classes == ('cat', 'dog')
     assert [source.read(i)[1] for i in range(3)] == [1, 0, 1]
     assert [decode(source.read(i)[0], 3)[0, 0, 0] for i in range(3)] == [2, 0, 1]
+    headed = ['file name,kind', 'images/2.png,dog', 'images/0.png,cat']
+    (tmp_path / 'headed.csv').write_text('\n'.join(headed))
+    assert open_source(f'files:{tmp_path}/headed.csv').classes == ('cat', 'dog')
     (tmp_path / 'bare.csv').write_text('images/0.png\nimages/1.png\n')
     assert open_source(f'files:{tmp_path}/bare.csv').classes == ()
     (tmp_path / 'uneven.csv').write_text('images/0.png,cat\nimages/1.png\n')

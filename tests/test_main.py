@@ -194,7 +194,12 @@ def test_checkpoint_restores_on_more_devices(
 
 
 def test_dry_run_prints_shapes_parameters_and_memory(finish, tmp_path: pathlib.Path) -> None:
-    code, output = finish(tmp_path / 'dry', '--config.dry_run=True', '--config.model.stages=(1,)')
+    flags = ('--config.dry_run=True', '--config.model.stages=(1,)')
+    code, output = finish(tmp_path / 'dry', *flags)
+    assert code == 0, output
+    assert 'add --verbosity=1' in output
+    assert 'kernel' not in output
+    code, output = finish(tmp_path / 'dry', *flags, '--verbosity=1')
     assert code == 0, output
     assert 'projector/fc1/kernel' in output
     assert "batch['image']: uint8 [128, 8, 8, 1]" in output

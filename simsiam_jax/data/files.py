@@ -86,6 +86,8 @@ def open_folder(root: str) -> FileSource:
 def open_list(path: str) -> FileSource:
     """Opens the images of a list: one path per line, or path[,label] if the list is a .csv file.
 
+    The first line of a .csv file may name the columns.
+
     Paths are relative to the list's folder.
 
     Raises:
@@ -105,7 +107,7 @@ def open_list(path: str) -> FileSource:
     rows = [[line.strip()] for line in text.splitlines()]
     if path.endswith('.csv'):
         rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text))]
-        rows = rows[1:] if rows and rows[0][:1] == ['path'] else rows
+        rows = rows[_has_header(rows) :]
     rows = [row for row in rows if row and row[0]]
     if not rows:
         raise errors.UserError(f'list of images {path} is empty; expected one path per line')
@@ -119,6 +121,12 @@ def open_list(path: str) -> FileSource:
     folder = os.path.dirname(path)
     paths = [row[0] if _remote(row[0]) else os.path.join(folder, row[0]) for row in rows]
     return _labeled(paths, [row[1] for row in rows] if width == 2 else None, folder)
+
+
+def _has_header(rows: list[list[str]]) -> bool:
+    """Returns whether the first row names columns: only the rows after it are images."""
+    first, second = ((row or [''])[0].lower() for row in [*rows, [], []][:2])
+    return first == 'path' or (not first.endswith(EXTENSIONS) and second.endswith(EXTENSIONS))
 
 
 def _labeled(paths: list[str], names: list[str] | None, root: str) -> FileSource:

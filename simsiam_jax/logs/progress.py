@@ -54,9 +54,10 @@ class Throughput:
     def _draw(self) -> None:
         if not self.live:
             return
-        if self._step > self._begin_step:
-            rate = self._rate or self._batch_size / self._pace(self._step)
-            text = f'eta {self.eta(self._step)}  {rate:.0f} images/s  {self._text}'
+        if self._rate:
+            text = f'eta {self.eta(self._step)}  {self._rate:.0f} images/s  {self._text}'
+        elif self._step > self._begin_step:
+            text = 'measuring the rate'  # steps are queued faster than they are computed
         else:
             text = 'compiling the step' if self._step < self.last else 'no steps left'
         self._bar.n = self._step

@@ -200,12 +200,18 @@ def make(
       kernels: One of kernels.KERNELS.
 
     Raises:
-      UserError: The name, stem, dtype or kernels are unknown, or the width is below one channel.
+      UserError: The name, stem, dtype or kernels are unknown, or the stages or the width are
+        impossible.
     """
     errors.check_choice('model.name', name, RESNETS)
     errors.check_choice('model.stem', stem, ('imagenet', 'cifar'))
     errors.check_choice('model.dtype', dtype, ('float32', 'bfloat16'))
     errors.check_choice('model.kernels', kernels, kernels_lib.KERNELS)
+    if not all(isinstance(count, int) and count > 0 for count in stages):
+        raise errors.UserError(
+            f'model.stages is {tuple(stages)}; expected a number of blocks for each stage, such as '
+            '2,2,2,2, or () for those of the name'
+        )
     width = round(64 * width_multiplier)
     if width < 1:
         raise errors.UserError(

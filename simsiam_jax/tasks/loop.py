@@ -97,6 +97,7 @@ def train(
       SystemExit: With 143, after the state was saved on SIGTERM or Ctrl-C.
     """
     start, last = int(state.step), config.epochs * sampler.steps_per_epoch
+    log_every = min(config.log.every_steps, max(1, last // 10))  # ten points make a curve
 
     def due(every: int) -> bool:
         return number % max(every, 1) == 0 or number == last
@@ -118,7 +119,7 @@ def train(
                 throughput.start(number)  # the step is compiled from here on
             else:
                 state, metrics = train_step(state, batch)
-                if due(config.log.every_steps):
+                if due(log_every):
                     _check_finite(config, number, metrics, rates, checkpoints)
                     now = {name: rate(number - 1) for name, rate in rates.items()}
                     log.training(number, metrics | now, throughput)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -37,7 +38,9 @@ def method_state(method: str, tree: Any) -> str:
 
 
 def dry_run(train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: Mesh) -> str:
-    """Compiles the step, and returns the parameters, the batch and the memory per device.
+    """Compiles the step, and returns the number of parameters and the memory per device.
+
+    With --verbosity=1 the shapes of the parameters and of the batch come first.
 
     Args:
       train_step: Compiled function of (state, batch).
@@ -51,13 +54,18 @@ def dry_run(train_step: Any, init: Callable[[], TrainState], batch: Any, mesh: M
     )
     planned = train_step.trace(state, batch).lower().compile().memory_analysis()
     gib = 2**30
+    shapes = ['shapes of parameters and batch: add --verbosity=1']
+    if logging.level_debug():
+        shapes = [
+            overview(state.params),
+            *(
+                f'batch{jax.tree_util.keystr(path)}: {x.dtype} {list(x.shape)}'
+                for path, x in jax.tree_util.tree_leaves_with_path(batch)
+            ),
+        ]
     lines = [
-        overview(state.params),
+        *shapes,
         parameters(state.params),
-        *(
-            f'batch{jax.tree_util.keystr(path)}: {x.dtype} {list(x.shape)}'
-            for path, x in jax.tree_util.tree_leaves_with_path(batch)
-        ),
         f'memory per device: state and batch {planned.argument_size_in_bytes / gib:.2f} GiB, '
         f'activations {planned.temp_size_in_bytes / gib:.2f} GiB '
         f'(as compiled for {mesh.devices.flat[0].device_kind})',

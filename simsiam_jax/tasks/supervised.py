@@ -20,10 +20,11 @@ from simsiam_jax.data import host, subset
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.models import resnet
-from simsiam_jax.tasks import eval_setup, inputs, loop, selection
+from simsiam_jax.tasks import eval_setup, inputs, loop, selection, verdict
 from simsiam_jax.tasks.features import make_encode
 from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.tasks.selection import HeadScores
+from simsiam_jax.tasks.verdict import Answers
 from simsiam_jax.terminal import say
 from simsiam_jax.training import classifier, optim
 from simsiam_jax.training import mesh as mesh_lib
@@ -34,12 +35,13 @@ _FREE = (
     *(key for key in same_run.FREE if key != 'eval'),
     *('eval.test', 'eval.batch_size', 'eval.every_epochs'),
 )
+_FEW_STEPS = 500  # of fine-tuning, below which it is told what to set
 
 
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains the classifiers, resuming from the latest checkpoint in `workdir`, and tests the best.
 
-    Writes WORKDIR/result.json.
+    Writes WORKDIR/result.json and WORKDIR/verdict.json.
 
     Raises:
       UserError: The configuration, the checkpoint, the data or the workdir cannot be used.
@@ -70,10 +72,12 @@ def run(config: ConfigDict, workdir: str) -> None:
     heads = classifier.init_heads(len(rates), backbone.features, len(train.classes), config.seed)
     score = _Scorer(setup, backbone, recipe)
     score.check(setup.test)
+    if not _is_frozen(config):
+        _warn_of_few_steps(config, sampler)
     setup.announce(f'{config.task}{" from scratch" if config.from_scratch else ""}')
 
     def evaluate(state: TrainState) -> None:
-        top1 = score(state, holdout).top1.max()
+        top1 = score(state, holdout)[0].top1.max()
         log.scalars(int(state.step), {'eval/holdout_top1': float(top1)})
         say(f'step {int(state.step)}  held-out top-1 {top1:.4f}')
 
@@ -100,17 +104,38 @@ def run(config: ConfigDict, workdir: str) -> None:
             _check_unchanged(variables, state)
         best, rows = 0, []
         if len(holdout):
-            held_out = score(state, holdout)
+            held_out, _ = score(state, holdout)
             best = selection.choose(held_out)
             say(selection.table(held_out, config.optim.learning_rates, config.optim.weight_decays))
             rows = selection.rows(held_out, rates, decays)
-        test = score(state, setup.test)
+        test, answers = score(state, setup.test)
         top1, top5 = float(test.top1[best]), float(test.top5[best])
         log.scalars(int(state.step), {'eval/test_top1': top1, 'eval/test_top5': top5})
     say(f'test top-1 {top1:.4f}  top-5 {top5:.4f}  of {test.images} images')
+    name = 'from scratch' if config.from_scratch else 'checkpoint'
+    judged = verdict.judge(
+        {name: answers[best]}, setup.test.classes, title=config.task, trained=name
+    )
+    say(str(judged))
     chosen = {'learning_rate': float(rates[best]), 'weight_decay': float(decays[best])}
     result = {'top1': top1, 'top5': top5, 'images': test.images} | chosen | {'heads': rows}
     eval_setup.write(workdir, 'result.json', result)
+    eval_setup.write(workdir, 'verdict.json', judged.result)
+
+
+def _warn_of_few_steps(config: ConfigDict, sampler: IndexSampler) -> None:
+    """Prints what to set if a fine-tuning ends before rates made for ImageNet show an effect."""
+    steps = config.epochs * sampler.steps_per_epoch
+    if steps >= _FEW_STEPS:
+        return
+    batch = min(config.batch_size, 64)
+    epochs = -(-_FEW_STEPS // max(1, sampler.size // batch))
+    errors.warn_once(
+        f'{sampler.size} images give {steps} steps of fine-tuning, too few for the rates given '
+        f'unless they are higher. Set --config.batch_size={batch} --config.epochs={epochs} '
+        '--config.optim.backbone_learning_rate=0.1 --config.optim.learning_rates=1.0, as measured '
+        'on few labels (benchmarks/OWN_IMAGES.md)'
+    )
 
 
 def _is_frozen(config: ConfigDict) -> bool:
@@ -199,8 +224,9 @@ class _Scorer:
 
         def measure(state: TrainState, images: Any, labels: Any, indices: Any) -> Any:
             features, readable = encode(checkpoint.encoder_variables(state), images), indices >= 0
-            sums = classifier.measure(state.params['head'], features, labels, readable)
-            return sums, readable.sum()
+            head = state.params['head']
+            sums = classifier.measure(head, features, labels, readable)
+            return sums, classifier.logits(head, features).argmax(-1), labels, readable
 
         replicated = jax.sharding.NamedSharding(setup.mesh, jax.sharding.PartitionSpec())
         self._measure = jax.jit(measure, out_shardings=replicated)
@@ -209,13 +235,18 @@ class _Scorer:
         """Loads a batch, so that an unusable source raises UserError before the training."""
         next(self._loader.batches(source))
 
-    def __call__(self, state: TrainState, source: ImageSet) -> HeadScores:
-        totals, images = np.zeros(()), 0
+    def __call__(self, state: TrainState, source: ImageSet) -> tuple[HeadScores, list[Answers]]:
+        """Returns the scores, and the answers of each head."""
+        totals, predicted, labels = np.zeros(()), [], []
         for batch in self._loader.batches(source):
-            sums, count = jax.device_get(self._measure(state, *batch))
-            totals, images = totals + sums.astype(np.float64), images + int(count)
-        top1, top5, loss = totals / images
-        return HeadScores(top1, top5, loss, images)
+            sums, ranked, given, readable = jax.device_get(self._measure(state, *batch))
+            totals = totals + sums.astype(np.float64)
+            predicted.append(ranked[:, readable])
+            labels.append(given[readable])
+        truth = np.concatenate(labels)
+        top1, top5, loss = totals / len(truth)
+        answers = [Answers(head, truth) for head in np.concatenate(predicted, 1)]
+        return HeadScores(top1, top5, loss, len(truth)), answers
 
 
 def _check_unchanged(before: dict[str, Any], state: TrainState) -> None:
