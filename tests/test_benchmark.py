@@ -1,5 +1,6 @@
-"""Tests of tools/benchmark/: cost_model.py, hardware.py, workload.py, speed.py, aot.py."""
+"""Tests of tools/benchmark/: cost_model.py, hardware.py, workload.py, speed.py, aot.py, input_speed.py."""
 
+import functools
 import re
 
 import jax
@@ -10,7 +11,7 @@ from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.methods import METHODS
 from simsiam_jax.models import resnet
-from simsiam_jax.tools.benchmark import aot, cost_model, hardware, hlo, speed, workload
+from simsiam_jax.tools.benchmark import aot, cost_model, hardware, hlo, input_speed, speed, workload
 from simsiam_jax.training import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('_compiled_quickly')
@@ -177,3 +178,14 @@ def test_augmentation_adds_few_bytes_to_step_on_h100(h100: aot.Compiled) -> None
     assert alone is not None
     assert whole is not None
     assert whole.bytes < 1.03 * alone.bytes
+
+
+def test_input_advice_prefers_least_work_for_device_that_keeps_up() -> None:
+    delivered = {'none': 90.0, 'color': 300.0, 'all': 900.0}
+    advice = functools.partial(input_speed.advice, delivered, accelerator=True)
+    assert advice(80.0).startswith('data.on_device=none suits:')
+    assert advice(100.0).startswith('data.on_device=color suits:')
+    assert advice(800.0).startswith('data.on_device=all suits:')
+    assert 'the training waits for input: 900 of 1,000 images/s' in advice(1000.0)
+    on_cpu = input_speed.advice(delivered, 800.0, accelerator=False)
+    assert on_cpu.startswith('data.on_device=none suits: without an accelerator')

@@ -1,7 +1,7 @@
 """Measures the input pipeline of this host."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ def rates(batches: Iterator[Any], batch_size: int, count: int) -> tuple[float, f
 
 
 def measure_input(config: ConfigDict, count: int, with_step: bool) -> None:
-    """Prints the rates of decoding, of the input for each on_device, and of the step.
+    """Prints the rates of decoding, of the input for each on_device, of the step, and advice.
 
     Args:
       config: Configuration of a pre-training.
@@ -36,7 +36,7 @@ def measure_input(config: ConfigDict, count: int, with_step: bool) -> None:
     Raises:
       UserError: The images stay on the device, so the host has no input to prepare.
     """
-    config.data.backend = 'host'
+    given, config.data.backend = config.data.on_device, 'host'
     parts = pretrain_setup.build(config)
     if not isinstance(parts.source, Reader):
         raise errors.UserError(
@@ -44,6 +44,7 @@ def measure_input(config: ConfigDict, count: int, with_step: bool) -> None:
             'expected a source that is read during training'
         )
     rows: list[tuple[str, float | None, float | None, float | None]] = []
+    delivered: dict[str, float] = {}
     begin, decoded = time.process_time(), min(config.batch_size, 256)
     for index in parts.sampler.indices(0)[:decoded]:
         parts.source.example(int(index))
@@ -56,15 +57,45 @@ def measure_input(config: ConfigDict, count: int, with_step: bool) -> None:
         wall, cpu, batch = rates(batches, config.batch_size, count)
         sent = sum(x.nbytes for x in jax.tree.leaves(batch)) / config.batch_size
         rows.append((on_device, wall, cpu, sent))
+        delivered[on_device] = wall
     print(f'{"on_device":14}{"images/s":>10}{"per CPU-second":>16}{"bytes/image":>13}')
     for name, *figures in rows:
         print(
             f'{name:14}{_number(figures[0]):>10}{_number(figures[1]):>16}{_number(figures[2]):>13}'
         )
+    config.data.on_device = given
     if with_step:
         work = workload.build(config, parts.mesh, images=len(parts.source))
         rate = speed.measure_step(work, rounds=3).images_per_second
         print(f'the step can consume {rate:,.0f} images/s on {speed.describe_devices()}')
+        print(advice(delivered, rate, accelerator=jax.default_backend() != 'cpu'))
+
+
+def advice(delivered: Mapping[str, float], consumed: float, *, accelerator: bool) -> str:
+    """Returns which value of data.on_device suits, and why.
+
+    Args:
+      delivered: Value -> images per second of the input, from least to most work for the device.
+      consumed: Images per second of the training step.
+      accelerator: Whether the device is more than a CPU, so that work on it relieves the host.
+    """
+    if not accelerator:
+        return (
+            'data.on_device=none suits: without an accelerator, step and input share the cores, '
+            'whichever does the work'
+        )
+    enough = [name for name, rate in delivered.items() if rate > 1.1 * consumed]
+    if enough:
+        return (
+            f'data.on_device={enough[0]} suits: its input is faster than the step and leaves the '
+            'device the least work'
+        )
+    best = max(delivered, key=lambda name: delivered[name])
+    return (
+        f'data.on_device={best} suits best, and the training waits for input: '
+        f'{delivered[best]:,.0f} of {consumed:,.0f} images/s. Store smaller images, or use a host '
+        'with more cores'
+    )
 
 
 def _number(value: float | None) -> str:
