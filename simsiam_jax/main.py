@@ -30,7 +30,7 @@ def run(arguments: command_line.Arguments) -> None:
     Other failures may be transient and exit with os.EX_TEMPFAIL (75): launchers restart the run.
     """
     config, workdir = arguments.config, flags.FLAGS.workdir
-    if flags.FLAGS['verbosity'].using_default_value:
+    if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.FATAL)  # our own messages report a failed save in one line
     sys.unraisablehook = _ignore_closed_loop
     mesh.use_compilation_cache()

@@ -1,4 +1,4 @@
-"""Tests of tools/benchmark/: cost_model.py, hardware.py, workload.py, speed.py, aot.py, input_speed.py."""
+"""Tests of tools/benchmark/: cost_model.py, hardware.py, workload.py, speed.py, aot.py, input."""
 
 import functools
 import re

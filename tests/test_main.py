@@ -244,6 +244,17 @@ def test_folder_of_images_trains_without_labels(finish, tmp_path: pathlib.Path) 
     assert '1 unreadable images' in output
 
 
+def test_run_without_labels_ends_with_comparison(finish, tmp_path: pathlib.Path) -> None:
+    flags = ('--config.eval.train=', '--config.eval.test=', '--config.epochs=2')
+    code, output = finish(tmp_path, *flags)
+    assert code == 0, output
+    assert 'without labels (before training in parentheses): rankme' in output
+    verdict = json.loads((tmp_path / 'verdict.json').read_text())
+    assert verdict['title'] == 'without labels'
+    assert verdict['now'] != verdict['before']
+    assert verdict['sentence'] in (tmp_path / 'verdict.txt').read_text()
+
+
 @pytest.mark.long
 def test_input_benchmark_prints_its_table(tmp_path: pathlib.Path) -> None:
     for i in range(8):

@@ -1,9 +1,11 @@
 """Tests of tasks/verdict.py and data/overlap.py."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
 import pytest
+from guard_table import BEFORE, HEALTHY
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
@@ -113,3 +115,16 @@ def test_different_splits_of_digits_share_nothing() -> None:
     train, test = (sources.open_source(f'digits/{split}') for split in ('train', 'test'))
     assert overlap.shared_images(train, test) == []
     assert len(overlap.shared_images(train, train)) == len(train)
+
+
+def test_without_labels_compares_distances_of_views_and_of_images() -> None:
+    trained = verdict.without_labels(BEFORE, HEALTHY)
+    assert 'rankme 26 (40), alignment 0.2 (1.8), uniformity -2 ' in trained.table
+    # 0.2 and 1.8 over twice 0.98^2
+    assert trained.sentence.startswith('two views of an image are 0.1 (0.94) times as far apart')
+    assert 'closer than before training, as it should be' in trained.sentence
+    # In a collapse both distances vanish.
+    collapsed = dataclasses.replace(BEFORE, alignment=0.02, z_std=0.1)
+    worse = verdict.without_labels(BEFORE, collapsed)
+    assert 'no closer than before training. Likely causes: too few epochs' in worse.sentence
+    assert (trained.result['closer'], worse.result['closer']) == (True, False)

@@ -107,6 +107,11 @@ class CollapseCallback:
                 '--config.guard=warn to continue'
             )
 
+    @property
+    def first_and_last(self) -> tuple[RepresentationMetrics, RepresentationMetrics] | None:
+        """The measurements before training and the latest since this start; None without one."""
+        return (self._history[0], self._history[-1]) if len(self._history) > 1 else None
+
     def _write(self, step: int, measured: RepresentationMetrics) -> None:
         values = dataclasses.asdict(measured)
         self._log.scalars(step, {f'guard/{name}': value for name, value in values.items()})

@@ -76,6 +76,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             block=pretrain_setup.block_of(config, setup),
             callback=callback,
         )
+        result = None
         if setup.knn and evaluate:
             result = verdict.judge(
                 baselines | {'after training': evaluate(state)},
@@ -84,6 +85,9 @@ def run(config: ConfigDict, workdir: str) -> None:
                 trained='after training',
                 baseline=origin if baselines else '',
             )
+        elif callback and callback.first_and_last:
+            result = verdict.without_labels(*callback.first_and_last)
+        if result:
             say(str(result))
             log.text('verdict.txt', str(result))
             log.text('verdict.json', json.dumps(result.result, indent=2))

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 from scipy import stats
 
+from simsiam_jax.training.monitor import RepresentationMetrics
+
 # Half width of a 95% interval, in standard errors.
 _Z = float(stats.norm.ppf(0.975))
 # Ratio of the largest to the smallest class from which balanced accuracy is shown.
@@ -121,6 +123,33 @@ def judge(
             'sentence': sentence,
         },
     )
+
+
+def without_labels(before: RepresentationMetrics, now: RepresentationMetrics) -> Verdict:
+    """Compares a trained network with itself before training, for images without labels.
+
+    Args:
+      before: Measurement before training.
+      now: Measurement at the end.
+    """
+    names = ('rankme', 'alignment', 'uniformity')
+    values = ', '.join(
+        f'{name} {getattr(now, name):.3g} ({getattr(before, name):.3g})' for name in names
+    )
+    # z_std^2 is half the mean squared distance between different images' z.
+    distance, first = (m.alignment / max(2 * m.z_std**2, 1e-12) for m in (now, before))
+    closer = distance < first
+    learned = 'closer than before training, as it should be'
+    sentence = (
+        f'two views of an image are {distance:.2g} ({first:.2g}) times as far apart as different '
+        f'images: {learned if closer else "no closer than before training. " + _TRY}\n'
+        'This shows whether the training worked, not whether the features separate what matters '
+        'to you: look at the neighbors in report.html, or label some images '
+        '(--config.eval.train=folder:DIR --config.eval.split=0.2)'
+    )
+    result = {'title': 'without labels', 'sentence': sentence, 'closer': bool(closer)}
+    result |= {'before': dataclasses.asdict(before), 'now': dataclasses.asdict(now)}
+    return Verdict(f'without labels (before training in parentheses): {values}', sentence, result)
 
 
 def _compare(trained: Answers, baseline: Answers, name: str) -> tuple[str, dict[str, Any]]:
