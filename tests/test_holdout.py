@@ -9,7 +9,7 @@ from configurations import load
 from PIL import Image
 
 from simsiam_jax import errors
-from simsiam_jax.checkpoints import weight_files
+from simsiam_jax.checkpoints import encoder, weight_files
 from simsiam_jax.data import holdout, sources
 from simsiam_jax.models import resnet
 from simsiam_jax.tasks import eval_setup, pretrain_setup
@@ -84,7 +84,12 @@ def test_split_holds_images_out_of_pretraining(folder: str) -> None:
         pretrain_setup.build(config)
 
 
-def test_evaluation_takes_split_of_one_folder(folder: str, tmp_path: pathlib.Path) -> None:
+def test_evaluation_takes_split_of_one_folder(
+    folder: str,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     backbone = resnet.make('resnet18', stages=(1,), width_multiplier=0.0625)
     init = backbone.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     weight_files.write(str(tmp_path / 'x.msgpack'), jax.tree.map(np.asarray, init))
@@ -93,3 +98,13 @@ def test_evaluation_takes_split_of_one_folder(folder: str, tmp_path: pathlib.Pat
     setup = eval_setup.prepare(config)
     assert len(setup.train) + len(setup.test) == 80
     assert setup.config.eval.test == f'split:0.3/test:{folder}'
+    assert 'unlabeled' not in capsys.readouterr().out
+    # A run on the whole folder has seen the test images.
+    opened = encoder.open_encoder(tmp_path / 'x.msgpack')
+    opened.config['data']['source'] = folder
+    opened.config['eval'].update(train='', test='')
+    monkeypatch.setattr(encoder, 'open_encoder', lambda path: opened)
+    config = load('knn', init_from=str(tmp_path / 'x.msgpack'))
+    config.eval.split = 0.3
+    assert len(eval_setup.prepare(config).test) == len(setup.test)
+    assert f'a part of {folder}, which pre-training saw unlabeled' in capsys.readouterr().out

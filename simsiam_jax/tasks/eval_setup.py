@@ -98,6 +98,10 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None) -> EvalSetup:
             value = trained[section][name]  # see config.inherited
             config[section][name] = tuple(value) if name in ('mean', 'std') else value
     inputs.resolve(config, trained.data.source)
+    if config.eval.test and config.eval.test.endswith(f'/test:{trained.data.source}'):
+        say(
+            f'the test images are a part of {trained.data.source}, which pre-training saw unlabeled'
+        )
     for key in ('train', 'test'):
         if not config.eval[key]:
             raise errors.UserError(

@@ -144,6 +144,11 @@ def _probe(
             f'skipping L-BFGS: {train.x.size} feature values exceed config.logistic.limit='
             f'{config.logistic.limit}'
         )
+    if not probed:
+        raise errors.UserError(
+            'there is no classifier to train. Set config.optim.learning_rates or '
+            'config.logistic.strengths, or raise config.logistic.limit'
+        )
     for kind, (_, _, result) in probed.items():
         say(
             f'{name}: {kind}, {result["chosen"]}: top-1 {result["top1"]:.4f}  '
