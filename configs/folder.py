@@ -30,7 +30,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.epochs = words.epochs or 200
     method_defaults.set_method(config, words.method)
 
-    config.data.source = words.folder or 'folder:'
+    config.data.source = words.source or 'folder:'
     config.data.normalize = 'auto'
 
     config.eval.train = ''

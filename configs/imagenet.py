@@ -35,9 +35,9 @@ def get_config(variant: str = '') -> ConfigDict:
     config = config_lib.default()  # the baseline itself
     words = variants.parse(variant, 'configs/imagenet.py')
     config.epochs = words.epochs or config.epochs
-    if words.folder:
-        config.data.source = config.eval.train = f'{words.folder}/train'
-        config.eval.test = f'{words.folder}/val'
+    if words.source:
+        config.data.source = config.eval.train = f'{words.source}/train'
+        config.eval.test = f'{words.source}/val'
     method_defaults.set_method(config, words.method)
     METHODS[words.method](config)
     return config

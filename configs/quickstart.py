@@ -19,10 +19,10 @@ from simsiam_jax import errors, method_defaults, variants
 def get_config(variant: str = '') -> ConfigDict:
     words = variants.parse(variant, 'configs/quickstart.py')
     method = words.method
-    if words.folder:
+    if words.source:
         raise errors.UserError(
-            f'configs/quickstart.py trains on digits only; got {words.folder}. '
-            f'Use configs/folder.py:{words.folder}'
+            f'configs/quickstart.py trains on digits only; got {words.source}. '
+            f'Use configs/folder.py:{words.source}'
         )
     config = config_lib.default()
     config.batch_size = 128

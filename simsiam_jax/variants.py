@@ -17,12 +17,12 @@ class Variant:
     Attributes:
       method: Name of the method.
       epochs: Number of epochs; 0 keeps the file's.
-      folder: Source folder:DIR; '' keeps the file's.
+      source: Source folder:DIR or npz:FILE; '' keeps the file's.
     """
 
     method: str = 'simsiam'
     epochs: int = 0
-    folder: str = ''
+    source: str = ''
 
 
 def apply(config: ConfigDict, text: str, file: str) -> None:
@@ -42,12 +42,12 @@ def apply(config: ConfigDict, text: str, file: str) -> None:
             f"{file} has the settings of {config.method.name}; word 'simsiam' needs a file for it"
         )
     config.epochs = variant.epochs or config.epochs
-    config.data.source = variant.folder or config.data.source
+    config.data.source = variant.source or config.data.source
     method_defaults.set_method(config, variant.method)
 
 
 def parse(text: str, file: str) -> Variant:
-    """Returns what comma-separated words select: a method, 200ep (any number), folder:DIR.
+    """Returns what words select, separated by commas: a method, 200ep, folder:DIR, npz:FILE.
 
     Args:
       text: The words; '' selects nothing.
@@ -62,11 +62,11 @@ def parse(text: str, file: str) -> Variant:
             variant = dataclasses.replace(variant, method=word)
         elif (match := re.fullmatch(r'(\d+)ep', word)) and int(match[1]):
             variant = dataclasses.replace(variant, epochs=int(match[1]))
-        elif word.startswith('folder:') and word != 'folder:':
-            variant = dataclasses.replace(variant, folder=word)
+        elif re.fullmatch('(folder|npz):.+', word):
+            variant = dataclasses.replace(variant, source=word)
         else:
             raise errors.UserError(
-                f'{file} has no variant {word!r}; known: 200ep (any number), folder:DIR, '
+                f'{file} has no variant {word!r}; known: 200ep (any number), folder:DIR, npz:FILE, '
                 f'{", ".join(METHODS)}'
             )
     return variant

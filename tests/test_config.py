@@ -227,6 +227,13 @@ def test_variant_folder_sets_the_images() -> None:
     assert (config.data.source, config.eval.train) == ('folder:/data/c/train',) * 2
     assert (config.eval.test, config.method.name) == ('folder:/data/c/test', 'simsiam')
     assert load('folder:folder:/data/c').data.source == 'folder:/data/c'
+    config = load('cifar10:npz:/data/c.npz,lightly')
+    assert (config.data.source, config.eval.test) == (
+        'npz:/data/c.npz/train',
+        'npz:/data/c.npz/test',
+    )
+    assert (config.eval.k, config.optim.predictor_schedule) == (200, 'decayed')
+    assert config.augment.mean != load('cifar10').augment.mean
     with pytest.raises(errors.UserError, match=r'Use configs/folder\.py:folder:/data/c'):
         load('quickstart:folder:/data/c')
 

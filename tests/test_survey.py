@@ -167,7 +167,8 @@ def test_recommend_gives_cifar_settings_to_cifar_images() -> None:
         # Few images limit the batch and make epochs short.
         (700, (300, 300, 3), {'batch_size': 64, 'checkpoint.every_epochs': 10.0}),
         (40, (300, 300, 3), {'batch_size': 16}),
-        (60_000, (10, 10, 3), {'augment.crop_scale': (0.4, 1.0), 'model.stages': (1, 1, 1)}),
+        (60_000, (10, 10, 3), {'augment.crop_scale': (0.5, 1.0), 'model.stages': (1, 1, 1)}),
+        (60_000, (8, 8, 3), {'augment.crop_scale': (0.6, 1.0)}),
     ],
 )
 def test_recommend_follows_images_and_is_idempotent(
@@ -190,6 +191,7 @@ def test_recommend_shrinks_network_on_cpu_and_keeps_other_methods() -> None:
         (1, 1, 1),
         'float32',
     )
+    assert config.augment.crop_scale == (0.5, 1.0)
     byol = load('folder')
     byol.method.name = 'byol'
     assert not {k for k in advised(seen, byol)[1] if k.startswith(('model', 'method', 'optim'))}

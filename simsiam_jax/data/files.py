@@ -38,8 +38,7 @@ class FileSource:
     @property
     def identity(self) -> str:
         """Returns the paths, relative to the root."""
-        root = os.path.join(self._root, '')
-        return '\0'.join(path.removeprefix(root) for path in self.paths)
+        return '\0'.join(self.names())
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -49,6 +48,11 @@ class FileSource:
 
     def name(self, index: int) -> str:
         return self.paths[index]
+
+    def names(self) -> list[str]:
+        """Returns the paths, relative to the root."""
+        root = os.path.join(self._root, '')
+        return [path.removeprefix(root) for path in self.paths]
 
     def take(self, indices: Int[np.ndarray, 'n']) -> 'FileSource':
         """Returns the images at some indices, with all classes."""

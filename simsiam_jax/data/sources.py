@@ -1,4 +1,4 @@
-"""Sources of images by index: tfds:NAME/SPLIT, folder:DIR, files:LIST, digits, parts of these."""
+"""Sources of images by index: TFDS, folders, lists, arrays, digits, and parts of these."""
 
 import difflib
 import hashlib
@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from simsiam_jax import errors
-from simsiam_jax.data import files, holdout, tfds_source
+from simsiam_jax.data import array_files, files, holdout, tfds_source
 
 FORMS = {
     'tfds': 'tfds:NAME/SPLIT',
     'folder': 'folder:DIR',
     'files': 'files:LIST',
+    'npz': 'npz:FILE.npz/SPLIT',
+    'npy': 'npy:IMAGES.npy[,LABELS.npy]',
     'digits': 'digits',
     'digits/train': 'digits/train',
     'digits/test': 'digits/test',
@@ -87,9 +89,11 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
       spec: One of 'tfds:NAME/SPLIT' (SPLIT in TFDS syntax, such as 'train[:90%]');
         'folder:DIR' (searched to any depth without hidden files; if all images are in two or
         more subfolders of DIR, these are the classes); 'files:LIST' (a text file with a path per
-        line, relative to the folder of LIST, or a .csv file of path[,label]); 'digits',
+        line, relative to the folder of LIST, or a .csv file of path[,label]);
+        'npz:FILE.npz/SPLIT' (arrays SPLIT_images and SPLIT_labels, as MedMNIST has them, or
+        'npz:FILE.npz' with images and labels); 'npy:IMAGES.npy[,LABELS.npy]'; 'digits',
         'digits/train' or 'digits/test' (scikit-learn's handwritten digits, 8x8);
-        'split:0.2/test:SOURCE' (a fifth of the images of a folder, a list or digits, held out by
+        'split:0.2/test:SOURCE' (a fifth of the images of a folder, list or array, held out by
         their names) or 'split:0.2/train:SOURCE' (the others).
       data_dir: Folder of TFDS data; '' uses the default of TFDS.
 
@@ -103,6 +107,10 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
         return files.open_folder(rest)
     if kind == 'files' and rest:
         return files.open_list(rest)
+    if kind == 'npz' and '.npz' in rest:
+        return array_files.open_npz(rest)
+    if kind == 'npy' and rest:
+        return array_files.open_npy(rest)
     if match := re.fullmatch(r'split:(0?\.\d+)/(train|test):(.+)', spec):
         return _part(open_source(match[3], data_dir), float(match[1]), match[2], match[3])
     if spec in ('digits', 'digits/train', 'digits/test'):
@@ -124,16 +132,14 @@ def fingerprint(source: Identified) -> dict[str, Any]:
     return {'count': len(source), 'digest': digest}
 
 
-def _part(
-    source: Source | ArraySource, share: float, part: str, spec: str
-) -> files.FileSource | ArraySource:
+def _part(source: Source | ArraySource, share: float, part: str, spec: str) -> Source | ArraySource:
     if isinstance(source, ArraySource):
         names = [str(i) for i in range(len(source))]
-    elif isinstance(source, files.FileSource):
-        names = source.identity.split('\0')
+    elif isinstance(source, files.FileSource | array_files.ArrayFileSource):
+        names = source.names()
     else:
         raise errors.UserError(
-            f'{spec} cannot be split by names; expected a folder, a list or digits. Use the splits '
+            f'{spec} cannot be split by names; expected a folder, list or array. Use the splits '
             'of TFDS: tfds:NAME/train[:80%] and tfds:NAME/train[80%:]'
         )
     labels = np.asarray(source.labels)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from simsiam_jax import errors, terminal
+from simsiam_jax.data.array_files import ArrayFileSource
 from simsiam_jax.data.files import FileSource
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.sources import ArraySource, Source
@@ -53,7 +54,7 @@ def labels(source: ArraySource | Reader) -> Int[np.ndarray, 'N']:
     if isinstance(source, ArraySource):
         return source.labels
     records = source.source
-    if isinstance(records, FileSource):
+    if isinstance(records, FileSource | ArrayFileSource):
         return np.array(records.labels)
     if isinstance(records, Subset):
         inner = Reader(records.source, source.channels, source.max_bad_fraction)

@@ -3,6 +3,7 @@
 import numpy as np
 from ml_collections import ConfigDict
 
+from simsiam_jax.data.array_files import ArrayFileSource
 from simsiam_jax.data.files import FileSource
 from simsiam_jax.data.sources import ArraySource, Source
 from simsiam_jax.data.survey import DatasetSurvey
@@ -120,7 +121,8 @@ def _odd_sizes(survey: DatasetSurvey) -> list[Finding]:
 
 def _classes(source: Source | ArraySource | None) -> list[Finding]:
     """Returns findings on the number of images of each class; none without classes."""
-    if not isinstance(source, FileSource | ArraySource) or not source.classes:
+    kinds = FileSource | ArrayFileSource | ArraySource
+    if not isinstance(source, kinds) or not source.classes:
         return []
     counts = np.bincount(source.labels, minlength=len(source.classes))
     least, most = int(counts.argmin()), int(counts.argmax())

@@ -25,6 +25,7 @@ _CPU_SIZE = 32
 _SMALL_SET, _LARGE_SET = 50_000, 1_000_000
 _BATCHES = 8  # minimum per epoch
 _CROP = 6  # pixels on a side of the smallest crop
+_TINY_CROP = 0.5  # smallest crop's share of the image, for the tiny network
 _SMALL_NETWORKS = ('resnet18', 'resnet34')
 
 _MEASURED = 'measured on digits of 8x8 pixels on a CPU (configs/quickstart.py)'
@@ -118,7 +119,7 @@ def recommend(
     wanted: Settings = {
         **_data(survey, config),
         'augment.size': advised_size,
-        **_augment(size, side, channels_of(survey), config),
+        **_augment(size, side, channels_of(survey), config, tiny=name == 'tiny'),
         'batch_size': advised_batch,
         **profile,
     }
@@ -234,7 +235,7 @@ def _size(side: int, accelerator: bool) -> tuple[int, str]:
     return LARGE, _IMAGENET
 
 
-def _augment(size: int, side: int, channels: int, config: ConfigDict) -> Settings:
+def _augment(size: int, side: int, channels: int, config: ConfigDict, *, tiny: bool) -> Settings:
     """Returns settings for views of a size; the scale of crops assumes images of that size."""
     settings: Settings = {}
     if channels != 3:
@@ -242,8 +243,10 @@ def _augment(size: int, side: int, channels: int, config: ConfigDict) -> Setting
             settings[f'augment.{key}'] = (0.0, 'only RGB images have colors to change')
     low, high = config.augment.crop_scale
     least = min(1.0, math.ceil(10 * (_CROP / size) ** 2) / 10)
+    reason = f'the smallest crops would have under {_CROP} pixels on a side'
+    if tiny and least < _TINY_CROP:
+        least, reason = _TINY_CROP, 'a small network, measured (benchmarks/OWN_IMAGES.md)'
     if low < least:
-        reason = f'the smallest crops would have under {_CROP} pixels on a side'
         settings['augment.crop_scale'] = ((least, high), reason)
     if config.eval.resize or size != config.augment.size:
         images = 'images' if side == size else f'images reduced to {size} pixels'
