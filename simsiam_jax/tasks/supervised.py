@@ -35,7 +35,7 @@ _FREE = (
     *(key for key in same_run.FREE if key != 'eval'),
     *('eval.test', 'eval.batch_size', 'eval.every_epochs'),
 )
-_FEW_STEPS = 500  # of fine-tuning, below which it is told what to set
+_FEW_STEPS = 500  # steps of a fine-tuning, below which there is a warning
 
 
 def run(config: ConfigDict, workdir: str) -> None:
