@@ -207,6 +207,8 @@ def test_convert_without_torch_writes_readable_formats(format_, target, small_fi
     same_bits(opened.variables, variables)
     assert opened.module == resnet.make('resnet18', **SMALL)
     assert opened.config['augment']['size'] == 224
+    if format_ != 'workdir':  # what was assumed is not stated as if it were known
+        assert weights.from_file(tmp_path / target).assumed == 'size, mean, std'
     assert tuple(opened.config['augment']['mean']) == (0.485, 0.456, 0.406)
     same_bits(weights.open_weights(tmp_path / target).params['backbone'], variables['params'])
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +79,16 @@ def check_standard(weights: Weights, library: str) -> None:
         )
 
 
-def write_state_dict(weights: Weights, parts: Parts, target: str) -> None:
+def _stated_images(weights: Weights) -> dict[str, Any]:
+    """Returns the description of the images, without what was assumed."""
     images = weight_files.describe_images(weights.config)
+    assumed = weights.assumed.split(', ')
+    assumed += ['resize'] * ('size' in assumed)
+    return {key: value for key, value in images.items() if key not in assumed}
+
+
+def write_state_dict(weights: Weights, parts: Parts, target: str) -> None:
+    images = _stated_images(weights)
     weight_files.write(target, parts['backbone'], images)
 
 
@@ -124,13 +133,13 @@ def write_simsiam(weights: Weights, parts: Parts, target: str) -> None:
         prefixes[name] + key: array for name, part in parts.items() for key, array in part.items()
     }
     arch = weights.config['model']['name']
-    images = weight_files.describe_images(weights.config)
+    images = _stated_images(weights)
     weight_files.write(target, {'epoch': 0, 'arch': arch, 'state_dict': arrays}, images)
 
 
 def write_flax(weights: Weights, parts: Parts, target: str) -> None:
     variables = part(weights, 'backbone')
-    images = weight_files.describe_images(weights.config)
+    images = _stated_images(weights)
     if target.endswith('.msgpack'):
         weight_files.write(target, variables, images)
         return
@@ -140,7 +149,8 @@ def write_flax(weights: Weights, parts: Parts, target: str) -> None:
             checkpointer.save(pathlib.Path(target).absolute(), variables)
         sums = json.dumps(checkpoint_reader.describe(variables))
         (pathlib.Path(target) / weight_files.SUMS).write_text(sums)
-        weight_files.beside(target).write_text(json.dumps(images))
+        if images:
+            weight_files.beside(target).write_text(json.dumps(images))
     except OSError as error:
         raise errors.UserError(f'{target} cannot be written: {error.strerror}') from error
 
