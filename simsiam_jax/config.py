@@ -61,6 +61,7 @@ def default() -> ConfigDict:
     config.data.resident_limit = 2**28  # most bytes of all images, equal in size, for resident
     config.data.normalize = 'given'  # given (augment.mean and std) | auto (measured on a sample)
     config.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
+    config.data.accept_changed = False  # resume although the images are others than before
 
     config.augment = ConfigDict()  # augmentation of the views; data/recipe.py
     config.augment.size = 224  # side of a view, pixels
@@ -135,7 +136,7 @@ def default() -> ConfigDict:
     config.eval.train = 'tfds:imagenet2012/train'  # labeled images of the bank; '' disables both
     config.eval.test = 'tfds:imagenet2012/validation'  # labeled images to classify
     config.eval.split = 0.0  # share of train (or else of data.source) held out as test; 0 disables
-    config.eval.every_epochs = 10  # epochs between evaluations
+    config.eval.every_epochs = 10  # epochs between evaluations; 0 disables
     config.eval.batch_size = 512  # images, over all devices
     config.eval.resize = inherited(int)  # shorter side before the center crop, pixels; 0 disables
     # both; None follows augment.size, see resize_of
@@ -144,7 +145,7 @@ def default() -> ConfigDict:
     config.eval.baselines = False  # evaluate raw pixels and the random initialization too
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every_epochs = 1.0  # epochs between checkpoints; fractions are allowed
+    config.checkpoint.every_epochs = 1.0  # epochs between checkpoints, or fractions; 0: at the end
     config.checkpoint.max_to_keep = 2  # latest checkpoints to keep
     config.checkpoint.keep_period = 0.0  # epochs between checkpoints kept for good; 0 disables
 
@@ -223,8 +224,9 @@ def supervised() -> ConfigDict:
     config.epochs = 90  # passes through the training images
     config.data.on_device = 'color'  # augmentations on the accelerator: none | color | all
     config.data.canvas = 512  # side of the images sent with on_device=all, pixels
+    config.data.accept_changed = False  # resume although the images are others than before
     config.eval.holdout = 0.0  # share of the training set held out to choose the head; 0 disables
-    config.eval.every_epochs = 10  # epochs between evaluations on the held-out images
+    config.eval.every_epochs = 10  # epochs between evaluations on the held-out images; 0 disables
 
     ours = default()
     ours.augment.update({'size': None, 'mean': None, 'std': None})

@@ -246,8 +246,10 @@ def test_folder_of_images_trains_without_labels(finish, tmp_path: pathlib.Path) 
 
 def test_run_without_labels_ends_with_comparison(finish, tmp_path: pathlib.Path) -> None:
     flags = ('--config.eval.train=', '--config.eval.test=', '--config.epochs=2')
-    code, output = finish(tmp_path, *flags)
+    code, output = finish(tmp_path, *flags, '--config.checkpoint.every_epochs=0')
     assert code == 0, output
+    steps = [path.name for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit()]
+    assert steps == ['22']
     assert 'without labels (before training in parentheses): rankme' in output
     verdict = json.loads((tmp_path / 'verdict.json').read_text())
     assert verdict['title'] == 'without labels'

@@ -85,6 +85,25 @@ def test_source_may_not_move_to_other_images(images: dict, reason: str) -> None:
     assert reason in text
 
 
+@pytest.mark.parametrize(
+    ('now', 'what'),
+    [
+        ({'count': 1438, 'digest': 'cd'}, '1,437 images, now there are 1,438: '),
+        ({'count': 1437, 'digest': 'cd'}, '1,437 images, of which some have other names now: '),
+    ],
+)
+def test_changed_images_are_refused_unless_accepted(now: dict, what: str) -> None:
+    text = same_run.refusal(WORKDIR, identity(now), identity())
+    assert text.startswith(f'/runs/old was trained on {what}')
+    assert '--config.data.accept_changed=True' in text
+    accepted = identity(now, data__accept_changed=True)
+    assert same_run.refusal(WORKDIR, accepted, identity()) == ''
+    (note,) = same_run.notes(accepted, identity())
+    assert note.startswith(f'the images have changed (1,437 -> {now["count"]:,})')
+    # Runs of versions without a digest resume as before.
+    assert same_run.refusal(WORKDIR, identity(now), identity({})) == ''
+
+
 def test_change_of_rounding_is_noted() -> None:
     (note,) = same_run.notes(identity(data__on_device='all'), identity())
     assert 'rounded differently' in note

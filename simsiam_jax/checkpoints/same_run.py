@@ -11,7 +11,7 @@ from etils import epath
 FREE = (
     *('dry_run', 'guard', 'eval', 'checkpoint', 'log', 'profile', 'debug_nans'),
     *('model.remat', 'model.kernels'),
-    *('data.max_bad_fraction', 'data.on_device', 'data.canvas'),
+    *('data.accept_changed', 'data.max_bad_fraction', 'data.on_device', 'data.canvas'),
     *('data.backend', 'data.resident_limit'),
 )
 
@@ -56,7 +56,9 @@ def refusal(
     allowed = (*free, *(place if same_images else ()))
     changed = changed_keys(given.config, stored.config, allowed)
     if not changed:
-        return ''
+        if given.config['data'].get('accept_changed') or not _images_changed(given, stored):
+            return ''
+        return _changed_images(folder, given, stored)
     text = f'{folder} contains a run with a different configuration: {", ".join(changed)}'
     if changed_keys(given.config, stored.config, within=place) and not same_images:
         text += '. Its images differ' if stored.images else '. It has no digest of its images'
@@ -74,7 +76,12 @@ def notes(given: RunIdentity, stored: RunIdentity, *, place: Sequence[str] = PLA
       place: Keys that may differ if the images do not.
     """
     lines = []
-    if moved := changed_keys(given.config, stored.config, within=place):
+    if _images_changed(given, stored):
+        lines.append(
+            f'the images have changed ({stored.images["count"]:,} -> {given.images["count"]:,}): '
+            'their order and the schedule are others from here on'
+        )
+    elif moved := changed_keys(given.config, stored.config, within=place):
         count = given.images['count']
         lines.append(f'{", ".join(moved)}: the {count:,} images have the same names, resuming')
     if rounding := changed_keys(given.config, stored.config, within=_ROUNDING):
@@ -83,6 +90,23 @@ def notes(given: RunIdentity, stored: RunIdentity, *, place: Sequence[str] = PLA
             'bit-exact'
         )
     return lines
+
+
+def _images_changed(given: RunIdentity, stored: RunIdentity) -> bool:
+    """Returns whether both digests are known and differ."""
+    return bool(given.images and stored.images) and given.images != stored.images
+
+
+def _changed_images(folder: epath.Path, given: RunIdentity, stored: RunIdentity) -> str:
+    before, now = stored.images['count'], given.images['count']
+    what = f'{before:,} images, now there are {now:,}'
+    if before == now:
+        what = f'{before:,} images, of which some have other names now'
+    return (
+        f'{folder} was trained on {what}: their order, the epochs and the schedule would change. '
+        'Restore the images, use a new --workdir, or continue with '
+        '--config.data.accept_changed=True'
+    )
 
 
 def changed_keys(

@@ -102,6 +102,9 @@ def train(
     def due(every: int) -> bool:
         return number % max(every, 1) == 0 or number == last
 
+    def due_after(epochs: float) -> bool:
+        return due(sampler.steps(epochs) if epochs else last)
+
     program = train_step
     if config.debug_nans:
         train_step = _raise_at_nan(train_step)
@@ -130,7 +133,7 @@ def train(
             if callback:
                 callback(number, state, batch, metrics)
             stopping = preemption.should_stop(number)
-            waiting = waiting or stopping or due(sampler.steps(config.checkpoint.every_epochs))
+            waiting = waiting or stopping or due_after(config.checkpoint.every_epochs)
             if waiting and (number % block == 0 or number == last):
                 waiting = False
                 with throughput.pause(state):
@@ -142,7 +145,7 @@ def train(
                 saved = checkpoints.last_saved() or 0
                 say(f'stop requested: saved step {saved}; rerun the same command to resume')
                 raise SystemExit(143)
-            if evaluate and number < last and due(sampler.steps(config.eval.every_epochs)):
+            if evaluate and number < last and due_after(config.eval.every_epochs):
                 with throughput.pause(state):
                     evaluate(state)
     return state
