@@ -16,7 +16,7 @@ import pytest
 
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint_reader
-from simsiam_jax.data import files, sources
+from simsiam_jax.data import files, overlap, sources
 from simsiam_jax.methods import losses, moving_average, simsiam
 from simsiam_jax.models import resnet
 from simsiam_jax.models.network import Outputs
@@ -59,6 +59,7 @@ def _imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces the source by 1,281,167 images that are never read."""
     source = files.FileSource(['none.png'] * 1281167, [0] * 1281167, ('a', 'b'))
     monkeypatch.setattr(sources, 'open_source', lambda spec, data_dir='': source)
+    monkeypatch.setattr(overlap, 'shared_images', lambda train, test: [])
 
 
 def imagenet(name: str):

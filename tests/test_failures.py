@@ -88,7 +88,7 @@ def test_non_finite_loss_stops_run_and_keeps_last_good_step(
         pretrain.run(config, str(tmp_path))
     text = str(caught.value)
     # The weights are not finite after step 6, and the loss from step 7. A save or log line notices.
-    where = 'weights are not finite at step 6' if last else 'the loss is nan at step 8'
+    where = 'weights are not finite at step 6' if last else 'the loss is nan at step 7'
     assert where in text
     assert '(lr 0.009375, lr_predictor 0.0125, precision float32)' in text
     assert '\n' not in text

@@ -25,9 +25,9 @@ def shared_images(train: ArraySource | Reader, test: ArraySource | Reader) -> li
         digests = [_digest(image.tobytes()) for image in test.images]
         return [f'image {i}' for i, digest in enumerate(digests) if digest in known]
     paths, tested = _paths(train), _paths(test)
-    real = {os.path.realpath(path) for path in paths}
-    shared = {path for path in tested if os.path.realpath(path) in real}
+    shared = _same_paths(paths, tested)
     if len(paths) + len(tested) <= _LIMIT:
+        paths, tested = ([p for p in some if os.path.isfile(p)] for some in (paths, tested))
         by_size: dict[int, list[str]] = {}
         for path in paths:
             by_size.setdefault(_size(path), []).append(path)
@@ -44,7 +44,22 @@ def _paths(source: ArraySource | Reader) -> Sequence[str]:
         paths = [records.source.paths[i] for i in records.indices]
     else:
         paths = records.paths if isinstance(records, FileSource) else []
-    return [path for path in paths if '://' not in path and os.path.isfile(path)]
+    return [path for path in paths if '://' not in path]
+
+
+def _same_paths(paths: Sequence[str], tested: Sequence[str]) -> set[str]:
+    """Returns the tested paths that are among the others, with links in their folders resolved.
+
+    No file is looked at, because a set may have millions on a slow disk.
+    """
+    folders = {path.rpartition(os.sep)[0] for some in (paths, tested) for path in some}
+    real = {folder: os.path.realpath(folder) for folder in folders}
+    known = {(real[path.rpartition(os.sep)[0]], path.rpartition(os.sep)[2]) for path in paths}
+    return {
+        path
+        for path in tested
+        if (real[path.rpartition(os.sep)[0]], path.rpartition(os.sep)[2]) in known
+    }
 
 
 def _size(path: str) -> int:

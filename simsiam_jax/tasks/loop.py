@@ -102,7 +102,7 @@ def train(
     def due(every: int) -> bool:
         return number % max(every, 1) == 0 or number == last
 
-    def due_after(epochs: float) -> bool:
+    def due_after(epochs: int | float) -> bool:
         return due(sampler.steps(epochs) if epochs else last)
 
     program = train_step
