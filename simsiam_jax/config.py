@@ -150,7 +150,7 @@ def default() -> ConfigDict:
     config.checkpoint.keep_period = 0.0  # epochs between checkpoints kept for good; 0 disables
 
     config.log = ConfigDict()
-    config.log.every_steps = 50  # steps between points of the curves
+    config.log.every_steps = 50  # steps between points of the curves; a short run has ten points
     config.log.tensorboard = True  # write TensorBoard events
     config.log.report = True  # write WORKDIR/report.html at the end
     config.log.wandb = ''  # project of Weights & Biases; '' disables

@@ -108,3 +108,13 @@ def test_evaluation_takes_split_of_one_folder(
     config.eval.split = 0.3
     assert len(eval_setup.prepare(config).test) == len(setup.test)
     assert f'a part of {folder}, which pre-training saw unlabeled' in capsys.readouterr().out
+    # A run that held images out decides which.
+    parts = {part: f'split:0.3/{part}:{folder}' for part in ('train', 'test')}
+    opened.config['eval'].update(parts, split=0.3)
+    config = load('knn', init_from=str(tmp_path / 'x.msgpack'))
+    config.eval.split = 0.3
+    assert eval_setup.prepare(config).config.eval.test == parts['test']
+    config = load('knn', init_from=str(tmp_path / 'x.msgpack'))
+    config.eval.split = 0.2
+    with pytest.raises(errors.UserError, match=r'split is 0\.2, but .* was trained with 0\.3'):
+        eval_setup.prepare(config)

@@ -27,9 +27,9 @@ class Weights:
       params: Part -> tree of NumPy arrays.
       batch_stats: Part -> tree of NumPy arrays.
       config: Configuration of the run; for a file that of file_config().
+      parts: Part -> arrays of the file under PyTorch's names; {} for a run.
       assumed: What the file does not state about its images and is therefore ImageNet's; '' if it
         states all.
-      parts: Part -> arrays of the file under PyTorch's names; {} for a run.
     """
 
     origin: str
@@ -117,7 +117,6 @@ def file_config(
     model: dict[str, Any], channels: int, method: dict[str, Any], images: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns a configuration for the weights of a file, based on the default configuration.
-
 
     Args:
       model: Section of the configuration: the keys that the file determines.

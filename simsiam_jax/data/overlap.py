@@ -54,12 +54,13 @@ def _same_paths(paths: Sequence[str], tested: Sequence[str]) -> set[str]:
     """
     folders = {path.rpartition(os.sep)[0] for some in (paths, tested) for path in some}
     real = {folder: os.path.realpath(folder) for folder in folders}
-    known = {(real[path.rpartition(os.sep)[0]], path.rpartition(os.sep)[2]) for path in paths}
-    return {
-        path
-        for path in tested
-        if (real[path.rpartition(os.sep)[0]], path.rpartition(os.sep)[2]) in known
-    }
+
+    def resolved(path: str) -> tuple[str, str]:
+        folder, _, name = path.rpartition(os.sep)
+        return real[folder], name
+
+    known = set(map(resolved, paths))
+    return {path for path in tested if resolved(path) in known}
 
 
 def _size(path: str) -> int:

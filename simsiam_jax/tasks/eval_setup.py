@@ -91,7 +91,14 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None) -> EvalSetup:
             f'config.data.channels is {config.data.channels}, but {config.init_from} was trained '
             f'with {trained.data.channels}. Remove the key'
         )
-    if config.eval.split:
+    if config.eval.split and config.eval.train is None and trained.eval.split:
+        if config.eval.split != trained.eval.split:
+            raise errors.UserError(
+                f'config.eval.split is {config.eval.split}, but {config.init_from} was trained '
+                f'with {trained.eval.split}: another would test on its training images. Remove '
+                'the key'
+            )
+    elif config.eval.split:
         config.eval.test = config.eval.test or ''
     for section in ('data', 'augment', 'eval'):
         for name in [name for name, value in config[section].items() if value is None]:

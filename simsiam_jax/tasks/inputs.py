@@ -28,7 +28,7 @@ def resolve(config: ConfigDict, source: str) -> None:
       source: Images of pre-training, which are split if config.eval.train is not set.
 
     Raises:
-      UserError: config.eval.test is set, too, or there is nothing to split.
+      UserError: config.eval.test is set, too.
     """
     if config.eval.resize is None:
         config.eval.resize = config_lib.resize_of(config.augment.size)

@@ -23,7 +23,7 @@ from simsiam_jax.tasks.verdict import Answers
 from simsiam_jax.terminal import say
 from simsiam_jax.training import classifier, logistic, sgd_heads
 
-RAW_PIXELS = 'raw pixels'
+_RAW_PIXELS = 'raw pixels'
 
 _COMPONENTS = 512  # most values of an image of raw pixels
 _SAMPLE = 10_000  # images whose principal components are computed
@@ -84,13 +84,13 @@ def run(config: ConfigDict, workdir: str) -> None:
     }
     if config.eval.baselines:
         random = setup.encode, setup.random_variables()
-        encoders = {RAW_PIXELS: (_pixels, {}), 'random initialization': random} | encoders
+        encoders = {_RAW_PIXELS: (_pixels, {}), 'random initialization': random} | encoders
     loader = setup.loader()
     train, test = (extract_together(encoders, s, loader) for s in (setup.train, setup.test))
     results, answers = {}, {}
     for name in encoders:
         features = train[name], test[name]
-        if name == RAW_PIXELS:
+        if name == _RAW_PIXELS:
             features = reduce_pixels(*features, config.seed)
         probed = _probe(name, *features, len(setup.train.classes), config)
         results[name] = {kind: p.result for kind, p in probed.items()}

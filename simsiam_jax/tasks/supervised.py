@@ -131,8 +131,9 @@ def _warn_of_few_steps(config: ConfigDict, sampler: IndexSampler) -> None:
     batch = min(config.batch_size, 64)
     epochs = -(-_FEW_STEPS // max(1, sampler.size // batch))
     errors.warn_once(
-        f'{sampler.size} images give {steps} steps of fine-tuning, too few for the rates given '
-        f'unless they are higher. Set --config.batch_size={batch} --config.epochs={epochs} '
+        f'{sampler.size} images give {steps} steps of fine-tuning, too few for the rates of '
+        f'ImageNet. If they are not raised yet, set --config.batch_size={batch} '
+        f'--config.epochs={epochs} '
         '--config.optim.backbone_learning_rate=0.1 --config.optim.learning_rates=1.0, as measured '
         'on few labels (benchmarks/OWN_IMAGES.md)'
     )
