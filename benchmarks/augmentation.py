@@ -5,7 +5,8 @@
 Measures the same step on normalized views, on uint8 crops (data.on_device=color), on whole images
 (all) and on images gathered from a resident dataset. Pixels are random, which costs the same as
 photographs. Variants are interleaved, with batches already on the device. Then trains CIFAR's
-ResNet-18 on 50,000 images of 32 pixels for an epoch, with parameters sampled on the host.
+ResNet-18 on 50,000 images of 32 pixels for an epoch, with parameters drawn on the host, and does
+the same with a step that only makes the views: if even that does not wait, no network will.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -25,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 from simsiam_jax.data import device_cache, host
 from simsiam_jax.data.recipe import Recipe, sample_batch_params
 from simsiam_jax.data.sampler import IndexSampler
+from simsiam_jax.logs import progress
 from simsiam_jax.methods import simsiam
 from simsiam_jax.models import resnet
 from simsiam_jax.training import mesh as mesh_lib
@@ -49,7 +52,7 @@ SETTINGS = {
 }
 SMOKE = {
     'imagenet': Setting('resnet18', (1, 1), 24, 8, 32, 32),
-    'cifar': Setting('resnet18', (1, 1), 16, 8, 16, 64),
+    'cifar': Setting('resnet18', (1, 1), 16, 16, 16, 512),
 }
 
 
@@ -75,8 +78,8 @@ def recipes(setting: Setting) -> tuple[Recipe, ...]:
     return (Recipe(size=setting.size, blur=blur),) * 2
 
 
-def gatherer(setting: Setting) -> Callable[[Any], Any]:
-    """Returns a resident dataset of random pixels."""
+def gatherer(setting: Setting) -> Callable[[Any, np.ndarray], Any]:
+    """Returns a resident dataset of random pixels: data.device_cache.gatherer."""
     side = setting.canvas
     pixels = np.random.default_rng(0).integers(0, 256, (setting.images, side, side, 3), np.uint8)
     images, labels = mesh_lib.replicate((pixels, np.zeros(setting.images, np.int64)), MESH)
@@ -97,7 +100,12 @@ def variants(setting: Setting) -> Iterator[tuple[str, Callable[[Any], Any], Any]
     yield 'color', dict, {'crops': crops, 'views': views}
     sizes = np.full((setting.batch, 2), setting.canvas, np.float32)
     yield 'all', dict, {'image': pixels(setting.canvas), 'size': sizes, 'views': views}
-    yield 'resident', gatherer(setting), {'index': index, 'views': views}
+    select = gatherer(setting)
+
+    def resident(batch: Any) -> Any:
+        return select(jax.tree.map(lambda x: x[None], batch), np.asarray(0, np.int32))
+
+    yield 'resident', resident, {'index': index, 'views': views}
 
 
 def augmentation(setting: Setting, rounds: int, steps: int) -> list[dict[str, Any]]:
@@ -127,27 +135,46 @@ def augmentation(setting: Setting, rounds: int, steps: int) -> list[dict[str, An
     ]
 
 
-def resident_epoch(setting: Setting) -> dict[str, Any]:
-    """Returns images/s of training over an epoch of a resident dataset."""
-    order = IndexSampler(0, setting.images, setting.batch)
-    gather = gatherer(setting)
-    train_step, state = make_step(setting)
+def resident_epoch(setting: Setting, *, network: bool) -> dict[str, Any]:
+    """Returns images/s of training on a resident dataset, and the share of waiting for the host.
 
-    def train(start: int, stop: int) -> float:
-        nonlocal state
-        begin = time.perf_counter()
-        parameters = device_cache.train_batches(
-            order, recipes(setting), start=start, stop=stop, local=slice(0, setting.batch)
+    Args:
+      setting: The data and the network.
+      network: Train; False only makes the views.
+    """
+    order = IndexSampler(0, setting.images, setting.batch)
+    select = gatherer(setting)
+    if network:
+        train_step, state = make_step(setting)
+    else:
+        to_views = functools.partial(host.to_views, recipes=recipes(setting))
+        train_step = jax.jit(
+            lambda state, batch: (state, {'loss': sum(map(jnp.sum, to_views(batch)))})
         )
-        for batch in map(gather, mesh_lib.prefetch(parameters, MESH)):
+        state = 0
+
+    def train(start: int, stop: int) -> progress.Throughput:
+        nonlocal state
+        throughput = progress.Throughput(start, stop, setting.batch)
+        throughput.start(start)
+        batches = device_cache.train_batches(
+            order,
+            recipes(setting),
+            start=start,
+            stop=stop,
+            local=slice(0, setting.batch),
+            send=lambda block: mesh_lib.shard(block, MESH, P(None, mesh_lib.DATA)),
+            select=select,
+        )
+        for batch in throughput.timed(batches):
             state, metrics = train_step(state, batch)
         float(metrics['loss'])
-        return time.perf_counter() - begin
+        return throughput
 
-    train(0, 3)
-    steps = order.steps_per_epoch
-    took = train(steps, 2 * steps)
-    return {'seconds': took, 'images_per_second': steps * setting.batch / took}
+    steps = order.steps_per_epoch * (1 if network else 8)  # many blocks of parameters
+    train(0, steps)  # compiles
+    rate, wait = train(steps, 2 * steps).lap(2 * steps)
+    return {'images_per_second': rate, 'data_wait': wait}
 
 
 def main() -> None:
@@ -164,11 +191,14 @@ def main() -> None:
         results[name] = augmentation(setting, rounds, steps)
         for row in results[name]:
             print(f'| {name} | {row["name"]} | {row["milliseconds"]:.2f} | {row["share"]:+.1%} |')
-    results['resident epoch'] = epoch = resident_epoch(settings['cifar'])
-    print(
-        f'\nresident, {settings["cifar"].images} images of {settings["cifar"].size} pixels: '
-        f'{epoch["seconds"]:.2f} s, {epoch["images_per_second"]:,.0f} images/s'
-    )
+    setting = settings['cifar']
+    print(f'\nresident, {setting.images:,} images of {setting.size} pixels:')
+    for name, network in (('training', True), ('views alone', False)):
+        results[f'resident, {name}'] = epoch = resident_epoch(setting, network=network)
+        print(
+            f'{name}: {epoch["images_per_second"]:,.0f} images/s, '
+            f'waits for the host {epoch["data_wait"]:.1%} of the time'
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + '\n')
 

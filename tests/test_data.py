@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import pytest
 from simsiam_jax import errors, lazy_tf
 from simsiam_jax.data import device_cache, files, host, sources
 from simsiam_jax.data.reader import Reader
-from simsiam_jax.data.recipe import Recipe
+from simsiam_jax.data.recipe import Recipe, sample_batch_params
 from simsiam_jax.data.sampler import IndexSampler
 
 N = 14  # images
@@ -165,9 +166,14 @@ def test_train_batches_of_two_hosts_make_the_batch(source, on_device, run) -> No
         assert_equal(train(source, on_device, 0, 2, local), expected)
 
 
-def cached_batches(start: int, stop: int, local: slice = WHOLE) -> list:
-    sampler = IndexSampler(0, N, BATCH)
-    return list(device_cache.train_batches(sampler, RECIPES, start=start, stop=stop, local=local))
+def at(block: Any, position: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: x[position], block)
+
+
+def cached_batches(start: int, stop: int, local: slice = WHOLE, **devices) -> list:
+    sampler, devices = IndexSampler(0, N, BATCH), {'send': dict, 'select': at} | devices
+    steps = {'start': start, 'stop': stop, 'local': local}
+    return list(device_cache.train_batches(sampler, RECIPES, **steps, **devices))
 
 
 def test_device_cache_repeats_resumes_and_splits() -> None:
@@ -178,12 +184,31 @@ def test_device_cache_repeats_resumes_and_splits() -> None:
     assert_equal(jax.tree.map(lambda a, b: np.concatenate([a, b]), *parts), run)
 
 
+def test_device_cache_draws_in_blocks_what_the_host_draws(monkeypatch) -> None:
+    monkeypatch.setattr(device_cache, '_BLOCK_STEPS', 3)
+    sent = []
+    batches = cached_batches(1, 9, send=lambda block: sent.append(block) or block)
+    sampler = IndexSampler(0, N, BATCH)
+    for step, batch in enumerate(batches, 1):
+        index, views = sample_batch_params(sampler, RECIPES, step, WHOLE)
+        assert_equal(batch, {'index': index, 'views': views})
+    assert [len(block['index']) for block in sent] == [3, 3, 3]
+
+
+def test_device_cache_raises_what_fails_in_the_background() -> None:
+    def fail(block):
+        raise OSError('no space on the device')
+
+    with pytest.raises(OSError, match='no space on the device'):
+        cached_batches(0, 2, send=fail)
+
+
 def test_gatherer_returns_images_of_the_indices(photographs) -> None:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     labels = jnp.arange(len(photographs))
-    with_images = device_cache.gatherer(jnp.asarray(photographs), labels, sharding)
+    select = device_cache.gatherer(jnp.asarray(photographs), labels, sharding)
     (batch,) = cached_batches(1, 2)
-    gathered = with_images(jax.device_put(batch, sharding))
+    (gathered,) = cached_batches(1, 2, send=jax.device_put, select=select)
     np.testing.assert_array_equal(gathered['image'], photographs[batch['index']])
     np.testing.assert_array_equal(gathered['label'], batch['index'])
     assert_equal(gathered['views'], batch['views'])

@@ -1,6 +1,9 @@
 """A small dataset cached on the devices: the host only samples parameters, without TensorFlow."""
 
+import collections
 import concurrent.futures
+import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,14 +19,63 @@ from simsiam_jax.data.recipe import Recipe, check_resize, sample_batch_params
 from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.data.sources import ArraySource
 
+# A thread draws the parameters of this many images (of two or more views) at a time, in at most so
+# many steps: a fast step cannot wait for NumPy, nor for a transfer of a batch's many small arrays.
+_BLOCK_IMAGES, _BLOCK_STEPS = 2**15, 64
+
 
 def train_batches(
-    sampler: IndexSampler, recipes: Sequence[Recipe], *, start: int, stop: int, local: slice
-) -> Iterator[dict[str, Any]]:
-    """Yields this process's part of the batches of steps [start, stop): indices and parameters."""
-    for step in range(start, stop):
-        indices, views = sample_batch_params(sampler, recipes, step, local)
-        yield {'index': indices, 'views': views}
+    sampler: IndexSampler,
+    recipes: Sequence[Recipe],
+    *,
+    start: int,
+    stop: int,
+    local: slice,
+    send: Callable[[Any], Any],
+    select: Callable[[Any, np.ndarray], Any],
+) -> Iterator[Any]:
+    """Yields the batches of steps [start, stop), whose parameters are drawn in the background.
+
+    Args:
+      sampler: Order of the images.
+      recipes: Recipe of each view.
+      start: First step.
+      stop: Step after the last.
+      local: Part of each global batch that this process draws.
+      send: Moves a block to the devices: 'index' and 'views' of several steps, [steps, B, ...].
+      select: Makes the batch at a position, int32 [], of a block.
+    """
+    length = max(1, min(_BLOCK_IMAGES // sampler.batch_size, _BLOCK_STEPS, stop - start))
+
+    def block(first: int) -> Any:
+        steps = range(first, first + length)
+        drawn = [sample_batch_params(sampler, recipes, step, local) for step in steps]
+        indices, views = zip(*drawn, strict=True)
+        return send(
+            {'index': np.stack(indices), 'views': jax.tree.map(lambda *x: np.stack(x), *views)}
+        )
+
+    # The last block repeats steps of the one before: programs are compiled for one length.
+    firsts = [min(first, stop - length) for first in range(start, stop, length)]
+    step = start
+    for first, arrays in zip(firsts, _ahead(block, firsts), strict=True):
+        for position in range(step - first, length):
+            yield select(arrays, np.asarray(position, np.int32))
+        step = first + length
+
+
+def _ahead(function: Callable[[int], Any], items: Sequence[int], depth: int = 2) -> Iterator[Any]:
+    """Yields function(item) in order, while a thread computes the next `depth`."""
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        later = iter(items)
+        queue = collections.deque(pool.submit(function, x) for x in itertools.islice(later, depth))
+        while queue:
+            result = queue.popleft().result()
+            queue.extend(pool.submit(function, x) for x in itertools.islice(later, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def eval_batches(
@@ -86,14 +138,18 @@ def check_images(source: ArraySource, channels: int, size: int = 0) -> None:
 
 def gatherer(
     images: UInt8[Array, 'N H W C'], labels: Int[Array, 'N'], sharding: jax.sharding.Sharding
-) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Returns a function that adds images and labels to a device batch, sharded by `sharding`."""
-    gather = jax.jit(
-        lambda images, labels, index: {'image': images[index], 'label': labels[index]},
-        out_shardings=sharding,
-    )
+) -> Callable[[dict[str, Any], np.ndarray], dict[str, Any]]:
+    """Returns the `select` of train_batches that adds images and labels.
 
-    def with_images(batch: dict[str, Any]) -> dict[str, Any]:
-        return batch | gather(images, labels, batch['index'])
+    Args:
+      images: All images, on every device.
+      labels: Label of each image.
+      sharding: Sharding of the batch.
+    """
 
-    return with_images
+    def gather(images: Array, labels: Array, block: dict[str, Any], position: Array) -> Any:
+        batch = jax.tree.map(lambda x: x[position], block)
+        index = batch['index']
+        return batch | {'image': images[index], 'label': labels[index]}
+
+    return functools.partial(jax.jit(gather, out_shardings=sharding), images, labels)

@@ -119,15 +119,17 @@ def device_batches(
     if isinstance(source, sources.ArraySource):
         device_cache.check_images(source, data.channels)
         images, labels = mesh_lib.replicate((source.images, source.labels), mesh)
-        with_images = device_cache.gatherer(images, labels, NamedSharding(mesh, P(mesh_lib.DATA)))
+        select = device_cache.gatherer(images, labels, NamedSharding(mesh, P(mesh_lib.DATA)))
 
-        def from_device(start: int, stop: int) -> Iterator[Any]:
-            batches = device_cache.train_batches(
-                sampler, recipes, start=start, stop=stop, local=local
-            )
-            return map(with_images, mesh_lib.prefetch(batches, mesh))
-
-        return from_device
+        return lambda start, stop: device_cache.train_batches(
+            sampler,
+            recipes,
+            start=start,
+            stop=stop,
+            local=local,
+            send=lambda block: mesh_lib.shard(block, mesh, P(None, mesh_lib.DATA)),
+            select=select,
+        )
 
     def from_host(start: int, stop: int) -> Iterator[Any]:
         batches = host.train_batches(

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from simsiam_jax import errors
 
 DATA = 'data'
+_BATCH = P(DATA)
 
 
 def use_compilation_cache() -> None:
@@ -68,9 +69,15 @@ def process_slice(batch_size: int) -> slice:
     return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
 
 
-def shard(batch: Any, mesh: Mesh) -> Any:
-    """Returns global arrays over DATA from this process's slices [B / processes, ...]."""
-    sharding = NamedSharding(mesh, P(DATA))
+def shard(batch: Any, mesh: Mesh, spec: P = _BATCH) -> Any:
+    """Returns global arrays over DATA from this process's slices [B / processes, ...].
+
+    Args:
+      batch: Arrays of this process.
+      mesh: The devices.
+      spec: Place of DATA in each array's shape.
+    """
+    sharding = NamedSharding(mesh, spec)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)  # all leaves in one call
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
