@@ -4,12 +4,15 @@
     python -m simsiam_jax.main --config=configs/ablations.py:alternate_10,digits --workdir=DIR
 
 ROWS lists their names, with the paper's table and result (ImageNet, 100 epochs, linear top-1).
-`ROW,digits` and `ROW,cifar10` apply the same change to small data. Widths shrink by the ratio of
-the bases (128 on digits instead of 2048), and batch sizes by a share of ImageNet's.
+`ROW,digits` and `ROW,cifar10` apply the same change to small data, and `ROW,cifar10_small` to the
+part of CIFAR-10 and the small network that a CPU trains in minutes. Widths shrink by the ratio of
+the bases (128 on digits instead of 2048), and batch sizes by a share of ImageNet's. More words go
+to the configuration of the data: `ROW,cifar10,npz:FILE` reads CIFAR-10 from a file.
 
     python -m simsiam_jax.tools.ledger --config=configs/ablations.py --data=digits --workdir=DIR
 
-runs all rows in turn and writes the table.
+runs all rows in turn and writes the table; `--rows=core` runs only those of CORE, the paper's
+collapses and their baseline.
 """
 
 import dataclasses
@@ -82,6 +85,8 @@ ROWS: dict[str, Row] = {
     'no_moving_average': Row(
         'Sec. 5.2', 'collapse', {'method.average': 0.0}, method='moving_average'
     ),
+    'moco_v2': Row('Table 4', '67.4', method='moco_v2'),
+    'byol': Row('Table 4', '66.5', method='byol'),
     'simclr': Row('Sec. 6.2', '66.5', method='simclr'),
     'simclr_predictor': Row('Sec. 6.2', '66.4', {'method.predictor': True}, method='simclr'),
     'simclr_predictor_stop_gradient': Row(
@@ -95,22 +100,36 @@ ROWS: dict[str, Row] = {
     'swav_no_stop_gradient': Row('Sec. 6.2', 'NaN', {'method.stop_gradient': False}, method='swav'),
 }
 
-# Data -> base configuration, number of images, and the factors on ImageNet's widths and batches.
+CORE = (
+    'baseline',
+    'no_stop_gradient',
+    'predictor_none',
+    'predictor_fixed',
+    'bn_none',
+    'bn_hidden',
+    'asymmetric',
+)
+
+# Data -> base configuration with its word, number of images, and the factors on ImageNet's widths
+# and batches.
 BASES = {
-    'imagenet': ('imagenet.py', 1281167, 1.0, 1.0),
-    'cifar10': ('cifar10.py', 50000, 1.0, 1.0),
-    'digits': ('quickstart.py', 1437, 1 / 16, 1 / 4),
+    'imagenet': ('imagenet.py', '', 1281167, 1.0, 1.0),
+    'cifar10': ('cifar10.py', '', 50000, 1.0, 1.0),
+    'cifar10_small': ('cifar10.py', 'small', 5000, 1 / 16, 1 / 4),
+    'digits': ('quickstart.py', '', 1437, 1 / 16, 1 / 4),
 }
 
 
 def get_config(variant: str = 'baseline') -> ConfigDict:
-    name, _, data = variant.partition(',')
+    name, _, rest = variant.partition(',')
+    data, _, words = rest.partition(',')
     errors.check_choice('the row of configs/ablations.py', name, ROWS)
     errors.check_choice('the data of configs/ablations.py', data or 'imagenet', BASES)
-    row, (file, images, width, share) = ROWS[name], BASES[data or 'imagenet']
+    row, (file, word, images, width, share) = ROWS[name], BASES[data or 'imagenet']
     base = runpy.run_path(str(pathlib.Path(__file__).parent / file))
     averaged = row.method == 'moving_average'
-    config = base['get_config']('simsiam' if averaged else row.method)
+    method = 'simsiam' if averaged else row.method
+    config = base['get_config'](','.join(filter(None, (method, word, words))))
     if row.batch != 512:
         config.batch_size = round(row.batch * share)
         if row.batch >= 1024:

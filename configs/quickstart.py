@@ -18,14 +18,12 @@ from simsiam_jax import errors, method_defaults, variants
 
 def get_config(variant: str = '') -> ConfigDict:
     words = variants.parse(variant, 'configs/quickstart.py')
-    method = words.method
     if words.source:
         raise errors.UserError(
             f'configs/quickstart.py trains on digits only; got {words.source}. '
             f'Use configs/folder.py:{words.source}'
         )
     config = config_lib.default()
-    config.batch_size = 128
     config.epochs = words.epochs or 200
 
     config.data.source = 'digits/train'
@@ -36,43 +34,12 @@ def get_config(variant: str = '') -> ConfigDict:
     config.augment.crop_ratio = (0.9, 1.1)
     config.augment.rotation = 15.0
     config.augment.saturation = config.augment.hue = config.augment.gray = 0.0
-    config.augment.blur = 0.0
     config.augment.flip = 0.0  # a mirrored digit is a different sign
     config.augment.mean = (0.0,)  # the background stays 0, like the padding
     config.augment.std = (0.38,)
 
-    config.model.name = 'resnet18'
-    config.model.stem = 'cifar'
-    config.model.width_multiplier = 0.25
-    config.model.stages = (1, 1, 1)
-    config.model.zero_init_residual = False  # a net this small learns better with active blocks
-    config.model.dtype = 'float32'
-
-    config.optim.learning_rate = 0.8
-    config.optim.weight_decay = 5e-4
-
-    method_defaults.set_method(config, method)
-    config.method.dim = 128
-    if method == 'simsiam':
-        config.method.predictor_hidden_dim = 32
-    else:
-        config.method.projector_hidden_dim = 128
-        config.optim.learning_rate = 0.2
-    if method == 'simclr':
-        config.method.temperature = 0.2
-        config.optim.learning_rate = 0.4
-    elif method == 'moco_v2':
-        config.method.temperature = 0.1
-        config.method.momentum = 0.99
-        config.method.queue_size = 1024  # of 1,437 images
-        config.method.bn_group = 16
-    elif method == 'byol':
-        config.method.predictor_hidden_dim = 128
-        config.method.momentum = 0.97
-        config.optim.learning_rate = 0.4
-    elif method == 'swav':
-        config.method.prototypes = 64
-        config.method.temperature = 0.2
+    method_defaults.set_small(config, words.method)
+    if words.method == 'swav':
         config.method.frozen_steps = 11  # an epoch
 
     config.eval.train = 'digits/train'

@@ -67,3 +67,45 @@ def set_method(config: ConfigDict, name: str) -> None:
         )
     config.method = ConfigDict({'name': name, **METHODS[name]})
     config.optim.predictor_schedule = 'decayed'  # only SimSiam keeps it constant
+
+
+def set_small(config: ConfigDict, name: str) -> None:
+    """Sets a network of three blocks, a method with narrow heads, and their rates.
+
+    For small images on a CPU; tuned on scikit-learn's digits (benchmarks/RESULTS.md). Not from the
+    paper.
+
+    Args:
+      config: Configuration of task pretrain, changed in place.
+      name: 'simsiam' or one of METHODS.
+
+    Raises:
+      UserError: The method is unknown.
+    """
+    set_method(config, name)
+    config.batch_size = 128
+    config.augment.blur = 0.0
+    config.model.name = 'resnet18'
+    config.model.stem = 'cifar'
+    config.model.width_multiplier = 0.25
+    config.model.stages = (1, 1, 1)
+    config.model.zero_init_residual = False  # a net this small learns better with active blocks
+    config.model.dtype = 'float32'
+    config.optim.learning_rate = {'simsiam': 0.8, 'simclr': 0.4, 'byol': 0.4}.get(name, 0.2)
+    config.optim.weight_decay = 5e-4
+    config.method.dim = 128
+    config.method.update(
+        {
+            'simsiam': {'predictor_hidden_dim': 32},
+            'simclr': {'projector_hidden_dim': 128, 'temperature': 0.2},
+            'moco_v2': {
+                'projector_hidden_dim': 128,
+                'temperature': 0.1,
+                'momentum': 0.99,
+                'queue_size': 1024,
+                'bn_group': 16,
+            },
+            'byol': {'projector_hidden_dim': 128, 'predictor_hidden_dim': 128, 'momentum': 0.97},
+            'swav': {'projector_hidden_dim': 128, 'prototypes': 64, 'temperature': 0.2},
+        }[name]
+    )

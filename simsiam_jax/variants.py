@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -46,12 +47,13 @@ def apply(config: ConfigDict, text: str, file: str) -> None:
     method_defaults.set_method(config, variant.method)
 
 
-def parse(text: str, file: str) -> Variant:
+def parse(text: str, file: str, others: Sequence[str] = ()) -> Variant:
     """Returns what words select, separated by commas: a method, 200ep, folder:DIR, npz:FILE.
 
     Args:
       text: The words; '' selects nothing.
       file: Name of the configuration, for the message.
+      others: Words that the configuration handles itself, for the message.
 
     Raises:
       UserError: A word is unknown, or the number of epochs is 0.
@@ -67,6 +69,6 @@ def parse(text: str, file: str) -> Variant:
         else:
             raise errors.UserError(
                 f'{file} has no variant {word!r}; known: 200ep (any number), folder:DIR, npz:FILE, '
-                f'{", ".join(METHODS)}'
+                f'{", ".join((*METHODS, *others))}'
             )
     return variant

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import zipfile
 from typing import Any
 
@@ -73,11 +74,20 @@ def open_npz(spec: str) -> ArrayFileSource:
 
     The file may name the classes in an array `classes`. All images are read into memory.
 
+    Args:
+      spec: File and split. 'FILE.npz/train[:5000]' has only the first 5,000 images; both ends of
+        the range count images as Python does.
+
     Raises:
       UserError: The file is missing or damaged, or its arrays are no images and labels.
     """
-    path, dot, split = spec.partition('.npz')
-    path, split = os.path.expanduser(path) + dot, split.removeprefix('/')
+    path, dot, rest = spec.partition('.npz')
+    match = re.fullmatch(r'/?([^\[\]]*)(?:\[(-?\d*):(-?\d*)\])?', rest)
+    if not match:
+        raise errors.UserError(
+            f'source is npz:{spec}; expected npz:FILE.npz/SPLIT or npz:FILE.npz/SPLIT[:5000]'
+        )
+    path, split = os.path.expanduser(path) + dot, match[1]
     prefix = f'{split}_' if split else ''
     try:
         with open(path, 'rb') as opened, np.load(opened, allow_pickle=False) as file:
@@ -95,7 +105,14 @@ def open_npz(spec: str) -> ArrayFileSource:
         )
     classes = tuple(map(str, arrays.get('classes', ())))
     origin = f'{path}[{prefix}images]'
-    return _checked(arrays[f'{prefix}images'], arrays.get(f'{prefix}labels'), classes, origin)
+    whole = _checked(arrays[f'{prefix}images'], arrays.get(f'{prefix}labels'), classes, origin)
+    if not rest.endswith(']'):
+        return whole
+    start, stop = (int(end) if end else None for end in (match[2], match[3]))
+    chosen = np.arange(len(whole))[start:stop]
+    if not len(chosen):
+        raise errors.UserError(f'npz:{spec} has no images: {origin} has {len(whole)}')
+    return whole.take(chosen)
 
 
 def open_npy(spec: str) -> ArrayFileSource:

@@ -3,7 +3,8 @@
 python -m simsiam_jax.tools.ledger --config=configs/ablations.py --workdir=DIR
     [--rows=all] [--data=digits] [--seeds=3] [--epochs=40]
 
-A finished run has DIR/ROW/SEED/result.json and is not repeated: rerun the same command to resume.
+A finished run has DIR/ROW/SEED/result.json with its configuration and is not repeated: rerun the
+same command to resume. Results of another configuration are refused.
 Rows with identical configurations share their runs. The table is DIR/ledger.md; the plots are in
 DIR too.
 """
@@ -31,14 +32,14 @@ def run(_: command_line.Arguments) -> None:
         file = runpy.run_path(str(path))
         if 'ROWS' not in file:
             raise errors.UserError(f'{path} has no ROWS; pass a file like configs/ablations.py')
-        names = run_ablations.select_rows(file['ROWS'], given.rows)
+        names = run_ablations.select_rows(file, given.rows)
         configs = {
             name: functools.partial(file['get_config'], f'{name},{given.data}') for name in names
         }
         workdir = pathlib.Path(given.workdir)
         results = run_ablations.run_all(configs, workdir, given.seeds, given.epochs)
         rows = {name: file['ROWS'][name] for name in names}
-        text = ablation_report.table(rows, results, given.data)
+        text = ablation_report.table(rows, results, given.data.split(',')[0])
         (workdir / 'ledger.md').write_text(text)
         ablation_report.plots(workdir, results)
         print(text)
@@ -52,8 +53,12 @@ def run(_: command_line.Arguments) -> None:
 def main() -> None:
     flags.DEFINE_string('config', 'configs/ablations.py', 'File of ablations.')
     flags.DEFINE_string('workdir', None, 'Folder of the runs, the table and the plots.')
-    flags.DEFINE_string('rows', 'all', "Names of rows, separated by commas, or 'all'.")
-    flags.DEFINE_string('data', 'digits', 'Data of the runs: digits, cifar10 or imagenet.')
+    flags.DEFINE_string('rows', 'all', "Names of rows, separated by commas, 'all' or 'core'.")
+    flags.DEFINE_string(
+        'data',
+        'digits',
+        'Data of the runs: digits, cifar10_small, cifar10 or imagenet, and words: cifar10,npz:FILE.',
+    )
     flags.DEFINE_integer('seeds', 3, 'Number of runs of each row.')
     flags.DEFINE_integer('epochs', 40, 'Epochs of each run.')
     command_line.start(run, 'workdir')
