@@ -1,23 +1,29 @@
 #!/usr/bin/env bash
-# GPU measurements in calls of at most nine minutes: benchmarks/gpu.sh micro|step|torch|data|learn|run
+# GPU measurements in calls of at most nine minutes: benchmarks/gpu.sh PART [--smoke], of these parts:
 #   micro  the parts of the step alone          step   the fused kernels against the plain kernels
 #   torch  the step against PyTorch's           data   augmentation on the device, a resident dataset
 #   learn  parity and step tests on the GPU, then training on digits
 #   run    whether runs repeat and resume bit for bit, move to the CPU and back, and report out of memory
+#   cifar            SimSiam on CIFAR-10: EPOCHS (200), kNN every 20 epochs, probe
+#   cifar-ablations  the paper's collapses on CIFAR-10, EPOCHS (30) each
+#   cifar-methods    SimCLR, MoCo v2, BYOL and SwAV on CIFAR-10, EPOCHS (100) each
 # Writes tables to the terminal and, with a JSON file of each part, to $OUT (default: runs/gpu). A second
-# call of torch reuses the compilers' caches. SMOKE=1 or --smoke runs small networks, on a CPU too.
+# call of torch reuses the compilers' caches; a second call of a cifar part resumes in $RUNS (default:
+# $OUT). CIFAR-10 is in the file $CIFAR10 (default: runs/cifar10.npz), see benchmarks/cifar10.py.
+# SMOKE=1 or --smoke runs small networks, on a CPU too.
 # Needs jax, flax, optax, jaxtyping, numpy; torch and torchvision for torch; for learn and run orbax,
-# ml_collections, pytest, clu, scikit-learn, safetensors, tqdm and pillow.
+# ml_collections, pytest, clu, scikit-learn, safetensors, tqdm and pillow; for cifar* the same without
+# pytest and clu. TensorFlow is not needed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 usage() {
-  echo 'usage: benchmarks/gpu.sh micro|step|torch|data|learn|run [--smoke]' >&2
+  echo 'usage: benchmarks/gpu.sh micro|step|torch|data|learn|run|cifar|cifar-ablations|cifar-methods [--smoke]' >&2
   exit 1
 }
 
 part=${1:-}
-[[ $part =~ ^(micro|step|torch|data|learn|run)$ ]] || usage
+[[ $part =~ ^(micro|step|torch|data|learn|run|cifar|cifar-ablations|cifar-methods)$ ]] || usage
 [[ ${2:-} == --smoke ]] && SMOKE=1
 python=${PYTHON:-python3}
 out=${OUT:-runs/gpu}
@@ -25,6 +31,16 @@ small=()
 if [[ ${SMOKE:-0} == 1 ]]; then small=(--smoke); fi
 mkdir -p "$out"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+
+# CIFAR-10 with the word of its size; the smoke test has 200 images and a small network.
+cifar10=${CIFAR10:-runs/cifar10.npz} size='' stored=${RUNS:-$out}
+if [[ ${SMOKE:-0} == 1 ]]; then
+  cifar10=tests/figures/cifar10.npz size=small, EPOCHS=${EPOCHS:-1}
+fi
+if [[ $part == cifar* && ! -f $cifar10 ]]; then
+  echo "there is no $cifar10; set CIFAR10=FILE.npz with train_images, train_labels, test_images, test_labels" >&2
+  exit 1
+fi
 
 # Runs a command of this part, stops it after nine minutes in all, and keeps its output.
 limited() {
@@ -64,5 +80,22 @@ case $part in
     platform=cuda
     if [[ ${SMOKE:-0} == 1 ]]; then platform=cpu; fi
     limited "$python" tests/faults/gpu.py "$platform"
+    ;;
+  cifar)
+    limited "$python" benchmarks/cifar10.py --words="$size${EPOCHS:-200}ep,npz:$cifar10" \
+      --workdir="$stored/cifar"
+    cp "$stored/cifar/result.json" "$out/cifar.json"
+    ;;
+  cifar-ablations)
+    limited "$python" -m simsiam_jax.tools.ledger --data="cifar10${size:+_small},npz:$cifar10" \
+      --rows=core --epochs="${EPOCHS:-30}" --seeds=1 --workdir="$stored/ablations"
+    cp "$stored"/ablations/*.{md,png} "$out"
+    ;;
+  cifar-methods)
+    for method in simclr moco_v2 byol swav; do
+      limited "$python" benchmarks/cifar10.py --words="$size$method,${EPOCHS:-100}ep,npz:$cifar10" \
+        --workdir="$stored/$method"
+      cp "$stored/$method/result.json" "$out/$method.json"
+    done
     ;;
 esac

@@ -21,6 +21,7 @@ from simsiam_jax.methods import losses, moving_average, simsiam
 from simsiam_jax.models import resnet
 from simsiam_jax.models.network import Outputs
 from simsiam_jax.tasks import pretrain, pretrain_setup
+from simsiam_jax.tools.ledger import ablation_report, run_ablations
 from simsiam_jax.training import alternation, optim, step
 from simsiam_jax.training import mesh as mesh_lib
 
@@ -410,6 +411,51 @@ def test_ledger_runs_rows_once_and_resumes(command, tmp_path) -> None:
     first.unlink()  # as if the run had been killed
     assert start('baseline').count('left') == 1
     assert json.loads(first.read_text())['loss'] == result['loss']
+
+
+def test_ledger_never_reuses_results_of_other_settings(tmp_path, monkeypatch) -> None:
+    ran = []
+
+    def run_once(config, folder):
+        folder.mkdir(parents=True)
+        ran.append(config.data.source)
+        config.augment.mean = (0.0,)  # a run fills in what it measures
+        return dict.fromkeys(ablation_report.COLUMNS, float(config.epochs))
+
+    def start(data: str, epochs: int) -> list:
+        configs = {'baseline': lambda: get_config(f'baseline,{data}')}
+        return run_ablations.run_all(configs, tmp_path, 1, epochs)['baseline']
+
+    monkeypatch.setattr(run_ablations, 'run_once', run_once)
+    assert start('digits', 4)[0]['knn'] == 4.0
+    assert start('digits', 4)[0]['knn'] == 4.0
+    assert ran == ['digits/train']
+    with pytest.raises(errors.UserError, match=r'another configuration: .*epochs \(4 -> 5\)'):
+        start('digits', 5)
+    other = r"data\.source \('digits/train' -> 'npz:a\.npz/train\[:5000\]'\)"
+    with pytest.raises(errors.UserError, match=other):
+        start('cifar10_small,npz:a.npz', 4)
+    path = tmp_path / 'baseline' / '0' / 'result.json'
+    path.write_text(json.dumps({'knn': 1.0}))
+    with pytest.raises(errors.UserError, match='does not say what it was measured with'):
+        start('digits', 4)
+    assert ran == ['digits/train']
+
+
+def test_ledger_selects_core_rows_and_shortens_warmup() -> None:
+    assert run_ablations.select_rows(FILE, 'core') == list(FILE['CORE'])
+    assert set(FILE['CORE']) < set(ROWS)
+    bn_none = get_config('bn_none,cifar10_small')
+    assert run_ablations.prepare(bn_none, 0, 8).optim.warmup_epochs == 2
+    assert run_ablations.prepare(get_config('bn_none'), 0, 100).optim.warmup_epochs == 10
+
+
+def test_words_after_the_data_go_to_its_configuration() -> None:
+    config = get_config('width_512,cifar10_small,npz:c.npz')
+    assert config.data.source == config.eval.train == 'npz:c.npz/train[:5000]'
+    assert (config.eval.test, config.method.dim) == ('npz:c.npz/test[:2000]', 32)
+    assert get_config('batch_4096,cifar10_small').batch_size == 1024
+    assert get_config('baseline,cifar10,npz:c.npz').data.source == 'npz:c.npz/train'
 
 
 def test_ledger_refuses_unknown_rows(command, tmp_path) -> None:

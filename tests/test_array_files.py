@@ -17,6 +17,7 @@ from simsiam_jax.tasks import inputs, pretrain_setup
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 9, 10, 3), dtype=np.uint8)
 LABELS = np.arange(12) % 3
+CIFAR10 = pathlib.Path(__file__).parent / 'figures' / 'cifar10.npz'  # 150 + 50 images
 
 
 def write(path: pathlib.Path, **arrays: np.ndarray) -> str:
@@ -81,6 +82,44 @@ def test_batches_equal_those_of_image_files(tmp_path: pathlib.Path) -> None:
         (image, label), (expected, _) = (reader.example(i) for reader in readers)
         np.testing.assert_array_equal(image, expected)
         assert label == LABELS[i]
+
+
+def test_range_selects_images_of_a_split(tmp_path: pathlib.Path) -> None:
+    spec = write(tmp_path / 'a.npz', train_images=IMAGES, train_labels=LABELS, images=IMAGES)
+    first = sources.open_source(f'{spec}/train[:4]')
+    assert [first.read(i)[1] for i in range(len(first))] == LABELS[:4].tolist()
+    assert (first.classes, first.name(3)) == (
+        ('0', '1', '2'),
+        f'{tmp_path}/a.npz[train_images][3]',
+    )
+    last = sources.open_source(f'{spec}[-2:]')
+    np.testing.assert_array_equal(decode(last.read(0)[0], 3), IMAGES[10])
+    with pytest.raises(errors.UserError, match=r'train\[20:\] has no images: .* has 12'):
+        sources.open_source(f'{spec}/train[20:]')
+    with pytest.raises(errors.UserError, match=r'expected npz:FILE\.npz/SPLIT or .*\[:5000\]'):
+        sources.open_source(f'{spec}/train[:10%]')
+
+
+def test_photographs_of_cifar_equal_those_in_a_folder(tmp_path: pathlib.Path) -> None:
+    with np.load(CIFAR10) as file:
+        order = np.argsort(file['test_labels'], kind='stable')  # as folders are listed
+        images, labels = file['test_images'][order], file['test_labels'][order]
+        classes = file['classes']
+    spec = write(tmp_path / 'a.npz', images=images, labels=labels, classes=classes)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = tmp_path / 'folder' / classes[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f'{i:02}.png')
+    batches, names = [], []
+    for source in (spec, f'folder:{tmp_path}/folder'):
+        config = load('cifar10:small', data__source=source, eval__train='', eval__test='')
+        config.batch_size = 16
+        setup = pretrain_setup.build(config)
+        (batch,) = setup.batches(2, 3)
+        batches.append(jax.device_get([*setup.to_views(batch), batch['label']]))
+        names.append(setup.source.classes)
+    assert names[0] == names[1] == tuple(classes)
+    jax.tree.map(np.testing.assert_array_equal, *batches)
 
 
 def test_large_array_is_read_by_index(tmp_path: pathlib.Path) -> None:

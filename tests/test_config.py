@@ -234,6 +234,13 @@ def test_variant_folder_sets_the_images() -> None:
     )
     assert (config.eval.k, config.optim.predictor_schedule) == (200, 'decayed')
     assert config.augment.mean != load('cifar10').augment.mean
+    small = load('cifar10:small,swav')
+    assert (small.data.source, small.method.frozen_steps) == ('tfds:cifar10/train[:5000]', 39)
+    assert load('cifar10:small,folder:/data/c').data.source == 'folder:/data/c/train'
+    with pytest.raises(errors.UserError, match='has lightly or small; got both'):
+        load('cifar10:small,lightly')
+    with pytest.raises(errors.UserError, match=r"no variant 'lightl'; .*, lightly, small$"):
+        load('cifar10:lightl')
     with pytest.raises(errors.UserError, match=r'Use configs/folder\.py:folder:/data/c'):
         load('quickstart:folder:/data/c')
 

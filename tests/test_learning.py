@@ -1,13 +1,21 @@
 """Tests that SimSiam learns on real images, and collapses without stop-gradient as in the paper."""
 
+import json
+import pathlib
+
 import jax
+import numpy as np
 import pytest
 from configurations import load
+from sklearn.neighbors import KNeighborsClassifier
 
 from simsiam_jax.checkpoints import checkpoint
-from simsiam_jax.tasks import pretrain_setup
+from simsiam_jax.pages import runs
+from simsiam_jax.tasks import pretrain, pretrain_setup
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training import step
+
+CIFAR10 = pathlib.Path(__file__).parent / 'figures' / 'cifar10.npz'  # 150 + 50 images
 
 
 def learn(*, stop_gradient: bool, epochs: int) -> dict[str, float]:
@@ -51,3 +59,32 @@ def test_training_collapses_without_stop_gradient(healthy: dict[str, float]) -> 
     assert collapsed['z_std'] < healthy['z_std'] - 0.1
     assert collapsed['knn'] < healthy['knn'] - 0.02
     assert collapsed['knn'] < collapsed['random']
+
+
+@pytest.mark.usefixtures('_compiled_quickly')
+def test_photographs_in_arrays_train_and_are_judged(tmp_path) -> None:
+    config = load(f'cifar10:small,npz:{CIFAR10}', batch_size=48, epochs=6, guard='off')
+    config.update_from_flattened_dict(
+        {
+            'model.stem': 'imagenet',
+            'model.stages': (1, 1),
+            'model.width_multiplier': 0.125,
+            'eval.every_epochs': 0,
+            'log.tensorboard': False,
+            'log.report': False,
+        }
+    )
+    pretrain.run(config, str(tmp_path))
+    losses = [loss for _, loss in runs.read_curves(tmp_path)['train/loss']]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.1
+    verdict = json.loads((tmp_path / 'verdict.json').read_text())
+    assert (verdict['classes'], verdict['images']) == (10, 50)
+    # The kNN of scikit-learn on the same pixels, with the same votes.
+    with np.load(CIFAR10) as file:
+        pixels = [file[f'{split}_images'].reshape(-1, 3072) / 255.0 for split in ('train', 'test')]
+        labels = [file[f'{split}_labels'] for split in ('train', 'test')]
+    classifier = KNeighborsClassifier(
+        config.eval.k, metric='cosine', weights=lambda d: np.exp((1 - d) / config.eval.temperature)
+    )
+    expected = classifier.fit(pixels[0], labels[0]).score(pixels[1], labels[1])
+    assert verdict['accuracy']['raw pixels']['top1'] == pytest.approx(expected)

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from clu import parameter_overview
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
@@ -18,13 +17,18 @@ from simsiam_jax.training.step import TrainState
 
 
 def overview(params: dict[str, Any]) -> str:
-    """Returns a table of the parameters and their shapes."""
+    """Returns a table of the parameters and their shapes; a plain list without clu."""
+    try:
+        from clu import parameter_overview
+    except ImportError:
+        flat = checkpoint_reader.flatten(params)
+        return '\n'.join(f'{name} {list(x.shape)}' for name, x in flat.items())
     return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 def parameters(params: dict[str, Any]) -> str:
     """Returns one line with the number of parameters, in total and by part."""
-    counts = {part: parameter_overview.count_parameters(tree) for part, tree in params.items()}
+    counts = {part: sum(x.size for x in jax.tree.leaves(tree)) for part, tree in params.items()}
     parts = ', '.join(f'{part} {count:,}' for part, count in counts.items())
     return f'{sum(counts.values()):,} parameters: {parts}'
 

@@ -57,7 +57,7 @@ def main() -> None:
     flags.DEFINE_string(
         'data',
         'digits',
-        'Data of the runs: digits, cifar10_small, cifar10 or imagenet, and words: cifar10,npz:FILE.',
+        'Data: digits, cifar10_small, cifar10 or imagenet, and words: cifar10,npz:FILE.',
     )
     flags.DEFINE_integer('seeds', 3, 'Number of runs of each row.')
     flags.DEFINE_integer('epochs', 40, 'Epochs of each run.')
