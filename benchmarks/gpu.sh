@@ -35,7 +35,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 # CIFAR-10 with the word of its size; the smoke test has 200 images and a small network.
 cifar10=${CIFAR10:-runs/cifar10.npz} size='' stored=${RUNS:-$out}
 if [[ ${SMOKE:-0} == 1 ]]; then
-  cifar10=tests/figures/cifar10.npz size=small, EPOCHS=${EPOCHS:-1}
+  cifar10=tests/figures/cifar10.npz size=small, EPOCHS=${EPOCHS:-3}
 fi
 if [[ $part == cifar* && ! -f $cifar10 ]]; then
   echo "there is no $cifar10; set CIFAR10=FILE.npz with train_images, train_labels, test_images, test_labels" >&2

@@ -61,6 +61,7 @@ def default() -> ConfigDict:
     config.data.resident_limit = 2**28  # most bytes of all images, equal in size, for resident
     config.data.normalize = 'given'  # given (augment.mean and std) | auto (measured on a sample)
     config.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
+    config.data.retry_seconds = 300.0  # longest time to wait for storage that fails; 0 disables
     config.data.accept_changed = False  # resume although the images are others than before
 
     config.augment = ConfigDict()  # augmentation of the views; data/recipe.py
@@ -172,6 +173,7 @@ def _evaluation(task: str) -> ConfigDict:
     config.data.backend = 'auto'  # host (tf.data) | resident (on the device) | auto (if it fits)
     config.data.resident_limit = 2**28  # most bytes of all images, equal in size, for resident
     config.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
+    config.data.retry_seconds = 300.0  # longest time to wait for storage that fails; 0 disables
 
     config.augment = ConfigDict()
     config.augment.size = inherited(int)  # side of an image, pixels; None inherits

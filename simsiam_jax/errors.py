@@ -14,6 +14,10 @@ class UserError(ValueError):
     """An error that states what was given, what was expected and what to do."""
 
 
+class TemporaryError(UserError):
+    """A failure of storage or of another process; the same command may succeed later."""
+
+
 @functools.cache
 def warn_once(text: str) -> None:
     """Prints a warning unless it has been printed before."""

@@ -41,7 +41,7 @@ def run(arguments: command_line.Arguments) -> None:
             TASKS[config.task](config, workdir)
         if 'log' in config and config.log.report and not config.get('dry_run'):
             report.write_report(workdir)
-    except distributed.MissingProcessError as error:
+    except errors.TemporaryError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL)
     except errors.UserError as error:

@@ -1,7 +1,10 @@
 """Tests of tasks/loop.py, tasks/memory.py and training/accumulate.py: divergence, memory limits."""
 
 import dataclasses
+import errno
 import functools
+import itertools
+import os
 import pathlib
 
 import flax.linen as nn
@@ -15,7 +18,7 @@ from ml_collections import ConfigDict
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint_reader
-from simsiam_jax.data import sources
+from simsiam_jax.data import array_files, sources
 from simsiam_jax.methods import simsiam
 from simsiam_jax.models import resnet
 from simsiam_jax.tasks import loop, memory, pretrain
@@ -95,6 +98,35 @@ def test_non_finite_loss_stops_run_and_keeps_last_good_step(
     steps = checkpoint_reader.list_steps(tmp_path / checkpoint_reader.FOLDER)
     assert max(steps, default=None) == last
     assert (f'step {last} is the last good checkpoint' if last else 'nothing is saved yet') in text
+
+
+def test_storage_that_stays_away_ends_run_after_a_save(tmp_path, monkeypatch) -> None:
+    with np.load(pathlib.Path(__file__).parent / 'figures' / 'cifar10.npz') as file:
+        np.save(tmp_path / 'x.npy', file['train_images'][..., :1])
+    source = array_files.open_npy(str(tmp_path / 'x.npy'))
+    monkeypatch.setattr(sources, 'open_source', lambda spec, data_dir='': source)
+    config = small(
+        **{
+            'data.backend': 'host',
+            'data.retry_seconds': 0.2,
+            'batch_size': 16,
+            'guard': 'off',
+            'augment.blur': 0.0,
+            'checkpoint.every_epochs': 0.0,
+        }
+    )
+    read, reads = array_files.ArrayFileSource.read, itertools.count()
+
+    def fail(self, index):
+        if next(reads) > 300:  # of 432, some of which are ahead of the training
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(self, index)
+
+    monkeypatch.setattr(array_files.ArrayFileSource, 'read', fail)
+    with pytest.raises(errors.TemporaryError, match=r'Stale file handle.*Step \d+ is saved'):
+        pretrain.run(config, str(tmp_path / 'run'))
+    (step_,) = checkpoint_reader.list_steps(tmp_path / 'run' / checkpoint_reader.FOLDER)
+    assert 0 < step_ < 27
 
 
 def test_debug_nans_raises_at_the_first_nan_operation() -> None:

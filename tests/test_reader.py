@@ -1,7 +1,9 @@
 """Tests of data/decode.py, data/reader.py and data/device_cache.load."""
 
+import errno
 import io
 import itertools
+import os
 import pathlib
 import time
 
@@ -359,3 +361,76 @@ def test_cache_declines_large_uneven_or_bad_source(tmp_path) -> None:
     assert load(tmp_path, [*images, encode(gradient(21, 30))]) is None
     assert load(tmp_path, [*images, b'']) is None
     assert load(tmp_path, [b'', *images]) is None
+
+
+class Flaky:
+    """Source of three images; `fails` raises what reading an image raises now."""
+
+    classes, identity = (), ''
+
+    def __init__(self, fails):
+        self.fails, self.reads = fails, 0
+
+    def __len__(self) -> int:
+        return 3
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        self.reads += 1
+        self.fails(index, self.reads)
+        return encode(gradient(20, 30)), index
+
+    def name(self, index: int) -> str:
+        return f'{index}.png'
+
+
+@pytest.mark.parametrize('number', [errno.ESTALE, errno.ENOENT, errno.EIO])
+def test_reader_waits_while_no_image_can_be_read(number: int, capsys) -> None:
+    away: list[float] = []  # when the storage returns
+
+    def fails(index: int, reads: int) -> None:
+        if reads == 3:
+            away.append(time.monotonic() + 0.5)
+        if away and time.monotonic() < away[0]:
+            raise OSError(number, os.strerror(number))
+
+    reader = Reader(Flaky(fails), 3, 0.0, 60.0)
+    assert [reader.read(i % 3)[1] for i in range(8)] == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert (reader.bad, reader.error) == ({}, None)
+    first, second = capsys.readouterr().err.splitlines()
+    assert f'waiting up to 60 s for the storage of the images: {os.strerror(number)}' in first
+    assert 'the storage of the images can be read again after 0.' in second
+
+
+def test_reader_gives_up_after_retry_seconds() -> None:
+    def fails(index: int, reads: int) -> None:
+        if reads > 1:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    reader = Reader(Flaky(fails), 3, 0.5, 0.3)
+    reader.read(0)
+    with pytest.raises(errors.TemporaryError, match=r'cannot be read for 0 s now: Stale file'):
+        reader.read(1)
+    assert reader.bad == {}
+    assert isinstance(reader.error, errors.TemporaryError)  # raised between batches
+
+
+def test_reader_forgives_an_image_that_reads_later() -> None:
+    broken = True
+
+    def fails(index: int, reads: int) -> None:
+        if index == 1 and broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    reader = Reader(Flaky(fails), 3, 0.5)
+    assert [reader.read(i)[0] is None for i in range(3)] == [False, True, False]
+    assert os.strerror(errno.EIO) in reader.bad['1.png']
+    broken = False
+    assert reader.read(1)[1] == 1
+    assert reader.bad == {}
+
+
+def test_reader_names_wrong_paths_at_once(tmp_path) -> None:
+    paths = [str(tmp_path / name) for name in 'abc']
+    reader = Reader(files.FileSource(paths, [0] * 3, ()), 3, 1.0, 60.0)
+    with pytest.raises(errors.UserError, match='none of the images can be read'):
+        reader.example(0)

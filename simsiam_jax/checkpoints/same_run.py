@@ -11,8 +11,8 @@ from etils import epath
 FREE = (
     *('dry_run', 'guard', 'eval', 'checkpoint', 'log', 'profile', 'debug_nans'),
     *('model.remat', 'model.kernels'),
-    *('data.accept_changed', 'data.max_bad_fraction', 'data.on_device', 'data.canvas'),
-    *('data.backend', 'data.resident_limit'),
+    *('data.accept_changed', 'data.max_bad_fraction', 'data.retry_seconds'),
+    *('data.on_device', 'data.canvas', 'data.backend', 'data.resident_limit'),
 )
 
 # Keys that change the rounding of views.

@@ -1,7 +1,9 @@
 """The input pipeline on the host: tf.data over compiled decoding, cropping and resizing."""
 
 import functools
+import itertools
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -83,7 +85,7 @@ def train_batches(
 
     data = tf.data.Dataset.range(start * batch_size, stop * batch_size)
     data = _batched(tf, data, make, batch_size)
-    for step, (label, *arrays) in enumerate(_checked(data, reader), start):
+    for step, (label, *arrays) in enumerate(_checked(data, reader, stop - start), start):
         indices, views = batch_params(step)
         yield {'index': indices, 'label': label} | stage.assemble(arrays, views)
 
@@ -137,14 +139,22 @@ def eval_batches(
         return np.arange(batches * batch_size).reshape(batches, batch_size)[:, local].ravel()
 
     data = tf.data.Dataset.from_tensor_slices(positions())
-    yield from _checked(_batched(tf, data, make, local.stop - local.start), reader)
+    yield from _checked(_batched(tf, data, make, local.stop - local.start), reader, batches)
 
 
 def _batched(tf: Any, data: Any, function: Callable[..., Any], batch_size: int) -> Any:
     # No Python control flow depends on a tensor, and AutoGraph takes long to find that out.
     function = tf.autograph.experimental.do_not_convert(function)
-    data = data.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return data.batch(batch_size, drop_remainder=True).prefetch(2)
+    data = data.map(function, num_parallel_calls=_cpus(), deterministic=True)
+    options = tf.data.Options()
+    # The thread that tunes the number of calls can hold up the end of the data for seconds.
+    options.autotune.enabled = False
+    return data.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
+
+
+def _cpus() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _unless_error(load: Callable[[Any], Any], blank: Any) -> Callable[[Any], Any]:
@@ -162,8 +172,8 @@ def _unless_error(load: Callable[[Any], Any], blank: Any) -> Callable[[Any], Any
     return load_or_blank
 
 
-def _checked(data: Any, reader: Reader) -> Iterator[Any]:
-    for arrays in data.as_numpy_iterator():
+def _checked(data: Any, reader: Reader, count: int) -> Iterator[Any]:
+    for arrays in itertools.islice(data.as_numpy_iterator(), count):
         if reader.error:
             raise reader.error
         yield arrays

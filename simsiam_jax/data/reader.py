@@ -1,39 +1,59 @@
-"""Decoded images by index; tolerates a small share of unreadable images."""
+"""Decoded images by index; tolerates a small share of unreadable images, and outages of storage."""
 
 import threading
+import time
 
 import numpy as np
 from jaxtyping import UInt8
 
-from simsiam_jax import errors
+from simsiam_jax import errors, patience
 from simsiam_jax.data.decode import decode
 from simsiam_jax.data.sources import Source
 
 Image = UInt8[np.ndarray, 'H W C']
 
+_ATTEMPTS = 4  # to read an image that alone cannot be read
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
 
 class Reader:
     """Reads a source's images; safe to call from many threads.
+
+    While none of the images can be read, reading waits for the storage. An image that alone cannot
+    be read, or not decoded, is unreadable.
 
     Args:
       source: Source of the encoded images.
       channels: Number of channels of the decoded images.
       max_bad_fraction: Largest share of the source's images that may be unreadable.
+      retry_seconds: Longest time to wait for the storage.
 
     Attributes:
-      bad: Name -> reason of the images that could not be read so far.
+      bad: Name -> reason of the images that could not be read at the last attempt.
       error: The error that stopped reading; data.host raises it where TensorFlow cannot hide it.
     """
 
-    def __init__(self, source: Source, channels: int, max_bad_fraction: float = 0.01):
+    def __init__(
+        self,
+        source: Source,
+        channels: int,
+        max_bad_fraction: float = 0.01,
+        retry_seconds: int | float = patience.SECONDS,
+    ):
         self.source, self.channels = source, channels
-        self.max_bad_fraction = max_bad_fraction
+        self.max_bad_fraction, self.retry_seconds = max_bad_fraction, retry_seconds
         self.bad: dict[str, str] = {}
         self.error: errors.UserError | None = None
         self._lock = threading.Lock()
+        self._storage = patience.Patience('the storage of the images', retry_seconds)
+        self._last_read = -1  # an image that could be read
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def over(self, source: Source) -> 'Reader':
+        """Returns a reader of another source with the same settings."""
+        return Reader(source, self.channels, self.max_bad_fraction, self.retry_seconds)
 
     @property
     def identity(self) -> str:
@@ -48,14 +68,54 @@ class Reader:
 
         Raises:
           UserError: Too many images are unreadable.
+          TemporaryError: The storage has failed for longer than retry_seconds.
         """
         try:
-            encoded, label = self.source.read(index)
-            return decode(encoded, self.channels), label
-        # No error of a damaged file or a lost disk may stop a run of days.
-        except Exception as error:
+            encoded, label = self._encoded(index)
+            image = decode(encoded, self.channels)
+        except errors.TemporaryError as error:
+            self.error = error
+            raise
+        except Exception as error:  # no damaged file may stop a run of days
             self._record(self.source.name(index), errors.reason(error))
             return None, -1
+        if self.bad:
+            with self._lock:
+                self.bad.pop(self.source.name(index), None)
+        return image, label
+
+    def _encoded(self, index: int) -> tuple[bytes, int]:
+        """Returns the encoded image and its label; waits while no image can be read."""
+        known = self.bad and self.source.name(index) in self.bad
+        attempts = 1 if known else _ATTEMPTS
+        while True:
+            try:
+                result = self.source.read(index)
+            except Exception as error:
+                if self._answers(index):
+                    # An outage that ends here may still look like a missing file: try once more.
+                    attempts = min(attempts, 2 if isinstance(error, _ABSENT) else attempts) - 1
+                    if not attempts:
+                        raise
+                    time.sleep(0.1)
+                elif isinstance(error, _ABSENT) and self._last_read < 0:
+                    raise  # the list of images may be wrong
+                else:
+                    self._storage.wait(error)
+            else:
+                self._last_read = index
+                self._storage.succeeded()
+                return result
+
+    def _answers(self, index: int) -> bool:
+        """Returns whether another image can be read now."""
+        for other in {self._last_read, 0, len(self) // 2, len(self) - 1} - {-1, index}:
+            try:
+                self.source.read(other)
+            except Exception:
+                continue
+            return True
+        return False
 
     def example(self, index: int) -> tuple[Image, int]:
         """Returns image and label; an unreadable image is replaced by the next readable one.

@@ -39,7 +39,7 @@ def take(source: ArraySource | Reader, indices: Int[np.ndarray, 'n']) -> ArraySo
     if isinstance(source, ArraySource):
         identity = _identity(source, indices)
         return ArraySource(source.images[indices], source.labels[indices], source.classes, identity)
-    return Reader(Subset(source.source, indices), source.channels, source.max_bad_fraction)
+    return source.over(Subset(source.source, indices))
 
 
 def _identity(source: ArraySource | Source, indices: Int[np.ndarray, 'n']) -> str:
@@ -57,8 +57,7 @@ def labels(source: ArraySource | Reader) -> Int[np.ndarray, 'N']:
     if isinstance(records, FileSource | ArrayFileSource):
         return np.array(records.labels)
     if isinstance(records, Subset):
-        inner = Reader(records.source, source.channels, source.max_bad_fraction)
-        return labels(inner)[records.indices]
+        return labels(source.over(records.source))[records.indices]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
         read = threads.map(lambda index: records.read(index)[1], range(len(records)))
         progress = terminal.progress(read, 'reading labels', total=len(records), unit=' images')

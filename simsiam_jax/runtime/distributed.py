@@ -25,7 +25,7 @@ from simsiam_jax.runtime.launchers import ClusterSpec
 _COMPLETE = 'all processes are connected'
 
 
-class MissingProcessError(errors.UserError):
+class MissingProcessError(errors.TemporaryError):
     """Processes of the run did not connect; a restart may succeed."""
 
 
@@ -172,7 +172,8 @@ def all_processes(value: bool) -> bool:
 def exit_together() -> Iterator[None]:
     """Stops all processes of a run when one of them fails within this context.
 
-    The failed process exits at once, with 1 after a UserError and os.EX_TEMPFAIL otherwise. A
+    The failed process exits at once: with 1 after a UserError that is not temporary, with
+    os.EX_TEMPFAIL otherwise. A
     regular exit would wait for the other processes, which wait for the failed one.
     """
     try:
@@ -181,14 +182,15 @@ def exit_together() -> Iterator[None]:
         if jax.process_count() == 1 or isinstance(error, SystemExit):
             _disconnect()
             raise
-        permanent = isinstance(error, errors.UserError)
-        if permanent:
+        code = os.EX_TEMPFAIL
+        if isinstance(error, errors.UserError):
+            code = code if isinstance(error, errors.TemporaryError) else 1
             print(f'error: {error}', file=sys.stderr)
         else:
             report(error, f' in process {jax.process_index()} of {jax.process_count()}')
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1 if permanent else os.EX_TEMPFAIL)
+        os._exit(code)
     _disconnect()
 
 

@@ -60,7 +60,7 @@ def open_source(spec: str, data: ConfigDict) -> ImageSet:
     source = sources.open_source(spec, data.tfds_data_dir)
     if isinstance(source, sources.ArraySource):
         return source
-    reader = Reader(source, data.channels, data.max_bad_fraction)
+    reader = Reader(source, data.channels, data.max_bad_fraction, data.retry_seconds)
     if data.backend == 'host':
         return reader
     images = device_cache.load(reader, data.resident_limit)

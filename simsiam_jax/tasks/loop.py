@@ -94,6 +94,7 @@ def train(
 
     Raises:
       UserError: The loss is not finite, or the last state could not be saved.
+      TemporaryError: The images cannot be read for too long; the state was saved if possible.
       SystemExit: With 143, after the state was saved on SIGTERM or Ctrl-C.
     """
     start, last = int(state.step), config.epochs * sampler.steps_per_epoch
@@ -109,45 +110,55 @@ def train(
     if config.debug_nans:
         train_step = _raise_at_nan(train_step)
     throughput, waiting = progress.Throughput(start, last, config.batch_size), False
+    number = start
     with (
         throughput.line(),
         distributed.PreemptionHandler() as preemption,
         profile.StepProfiler(config.profile, log.workdir) as profiler,
     ):
-        for number, batch in enumerate(throughput.timed(batches(start, last)), start + 1):
-            profiler.before_step(number, state)
-            if number == start + 1:
-                memory.announce(config, program, state, batch)
-                state, metrics = jax.block_until_ready(train_step(state, batch))
-                throughput.start(number)  # the step is compiled from here on
-            else:
-                state, metrics = train_step(state, batch)
-                if due(log_every):
-                    _check_finite(config, number, metrics, rates, checkpoints)
-                    now = {name: rate(number - 1) for name, rate in rates.items()}
-                    log.training(number, metrics | now, throughput)
-                    if isinstance(source, Reader):
-                        log.bad_images(source.bad)
-                    if failure := checkpoints.failure():
-                        say(f'warning: {failure}; training continues and tries the next save')
-            if callback:
-                callback(number, state, batch, metrics)
-            stopping = preemption.should_stop(number)
-            waiting = waiting or stopping or due_after(config.checkpoint.every_epochs)
-            if waiting and (number % block == 0 or number == last):
-                waiting = False
-                with throughput.pause(state):
-                    _check_finite(config, number, metrics, rates, checkpoints, state)
-                    checkpoints.save(state)
-            if stopping or number == last:
-                _wait_for_save(checkpoints, number)
-            if stopping:
-                saved = checkpoints.last_saved() or 0
-                say(f'stop requested: saved step {saved}; rerun the same command to resume')
-                raise SystemExit(143)
-            if evaluate and number < last and due_after(config.eval.every_epochs):
-                with throughput.pause(state):
-                    evaluate(state)
+        try:
+            for number, batch in enumerate(throughput.timed(batches(start, last)), start + 1):
+                profiler.before_step(number, state)
+                if number == start + 1:
+                    memory.announce(config, program, state, batch)
+                    state, metrics = jax.block_until_ready(train_step(state, batch))
+                    throughput.start(number)  # the step is compiled from here on
+                else:
+                    state, metrics = train_step(state, batch)
+                    if due(log_every):
+                        _check_finite(config, number, metrics, rates, checkpoints)
+                        now = {name: rate(number - 1) for name, rate in rates.items()}
+                        log.training(number, metrics | now, throughput)
+                        if isinstance(source, Reader):
+                            log.bad_images(source.bad)
+                        if failure := checkpoints.failure():
+                            say(f'warning: {failure}; training continues and tries the next save')
+                if callback:
+                    callback(number, state, batch, metrics)
+                stopping = preemption.should_stop(number)
+                waiting = waiting or stopping or due_after(config.checkpoint.every_epochs)
+                if waiting and (number % block == 0 or number == last):
+                    waiting = False
+                    with throughput.pause(state):
+                        _check_finite(config, number, metrics, rates, checkpoints, state)
+                        checkpoints.save(state)
+                if stopping or number == last:
+                    _wait_for_save(checkpoints, number)
+                if stopping:
+                    saved = checkpoints.last_saved() or 0
+                    say(f'stop requested: saved step {saved}; rerun the same command to resume')
+                    raise SystemExit(143)
+                if evaluate and number < last and due_after(config.eval.every_epochs):
+                    with throughput.pause(state):
+                        evaluate(state)
+        except errors.TemporaryError as error:
+            if number > start and number % block == 0:
+                _check_finite(config, number, metrics, rates, checkpoints, state)
+                checkpoints.save(state)
+            if failure := checkpoints.failure(wait=True):
+                say(f'warning: {failure}')
+            saved = checkpoints.last_saved() or 0
+            raise errors.TemporaryError(f'{error}. Step {saved} is saved') from error
     return state
 
 
