@@ -63,20 +63,18 @@ def call(
     function: Callable[[], T],
     what: str,
     is_temporary: Callable[[Exception], bool],
-    seconds: float = SECONDS,
 ) -> T:
-    """Returns function(), which is called again while it raises a temporary error.
+    """Returns function(), called again while it raises a temporary error.
 
     Args:
       function: Function to call; it can be repeated.
       what: What it reads, for the messages.
       is_temporary: Whether an error may pass; others are raised.
-      seconds: Longest time to wait.
 
     Raises:
-      TemporaryError: The error did not pass.
+      TemporaryError: The error did not pass within SECONDS.
     """
-    patience = Patience(what, seconds)
+    patience = Patience(what, SECONDS)
     while True:
         try:
             result = function()

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import corruptions
 import jax
@@ -17,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from simsiam_jax import errors
+from simsiam_jax import errors, patience
 from simsiam_jax.checkpoints import checkpoint, checkpoint_reader
 from simsiam_jax.runtime import lock
 
@@ -44,6 +46,40 @@ def test_open_never_restores_wrong_state_after_corruption(tmp_path: pathlib.Path
     counts = corruptions.run(12, tmp_path, seed=1)
     assert counts['restored 22'] > 0
     assert counts.total() == 12
+
+
+def passing_errors() -> list[Exception]:
+    numbers = (errno.ESTALE, errno.EIO, errno.EMFILE, errno.ETIMEDOUT)
+    names = ('INTERNAL', 'RESOURCE_EXHAUSTED', 'ABORTED', 'UNAVAILABLE')
+    system = [OSError(number, os.strerror(number)) for number in numbers]
+    return [*system, MemoryError(), *[ValueError(f'{name}: try again') for name in names]]
+
+
+@pytest.mark.parametrize('error', passing_errors(), ids=lambda e: errors.reason(e))
+def test_error_that_passes_is_not_damage(error, workdir, monkeypatch, capsys) -> None:
+    read, failures = checkpoint_reader._read, iter([error])
+
+    def fail_once(*args):
+        for failure in failures:
+            raise failure
+        return read(*args)
+
+    monkeypatch.setattr(checkpoint_reader, '_read', fail_once)
+    with reopen(workdir) as checkpoints:
+        assert checkpoints.start_step == 33
+    assert not (workdir / checkpoint.DAMAGED).exists()
+    assert f'checkpoint {workdir}/checkpoints/33 can be read again' in capsys.readouterr().err
+
+
+def test_error_that_stays_leaves_checkpoint_in_place(workdir, monkeypatch) -> None:
+    def fail(*args):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(checkpoint_reader, '_read', fail)
+    monkeypatch.setattr(patience, 'SECONDS', 0.2)
+    with pytest.raises(errors.TemporaryError, match='33 cannot be read for 0 s now: Stale'):
+        checkpoint_reader.load(workdir, 'state')
+    assert checkpoint_reader.list_steps(workdir / 'checkpoints') == list(STEPS)
 
 
 def test_load_detects_16_flipped_bytes_by_checksum(workdir, capsys) -> None:
@@ -163,6 +199,22 @@ def test_lock_of_active_run_names_its_process(workdir, monkeypatch) -> None:
     assert not (workdir / lock.NAME).exists()
     with reopen(workdir):
         pass
+
+
+def test_run_whose_lock_was_taken_over_stops(workdir, monkeypatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(lock, 'HEARTBEAT', 0.05)
+    monkeypatch.setattr(lock, '_exit', ended.append)
+    other = {'host': 'elsewhere', 'pid': 7, 'run': 'b', 'beats': 0}
+    with reopen(workdir):
+        (workdir / lock.NAME).write_text('{"ho')  # being written
+        time.sleep(0.2)
+        assert not ended
+        (workdir / lock.NAME).write_text(json.dumps(other))
+        deadline = time.monotonic() + 10
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert 'process 7 on host elsewhere took over' in ended[0]
 
 
 def test_lock_taken_over_from_dead_process(workdir, monkeypatch) -> None:

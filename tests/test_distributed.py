@@ -10,15 +10,17 @@ import sys
 import threading
 import time
 
+import jax
 import kills
 import numpy as np
 import pytest
 from commands import environment
 
-from simsiam_jax import errors
+from simsiam_jax import config, errors
 from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.runtime import distributed, launchers
 from simsiam_jax.runtime.launchers import ClusterSpec
+from simsiam_jax.tasks import inputs
 
 ROOT = pathlib.Path(__file__).parent.parent
 METHODS = ('simsiam', 'moco_v2')
@@ -150,6 +152,69 @@ def test_two_processes_stop_together_and_one_resumes(tmp_path) -> None:
     started[0].send_signal(signal.SIGTERM)
     assert kills.end(started) == [143]
     assert f'resuming from step {step} in' in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ('other', 'message'),
+    [
+        ({'count': 65}, r'process 0 on a, process 1 on b: 67; process 2 on c: 65'),
+        ({'digest': 'y'}, r'process 1 on b: 67 of other names; process 2 on c: 67 of other names'),
+    ],
+)
+def test_processes_that_see_other_images_are_named(other, message, monkeypatch) -> None:
+    same = {'count': 67, 'digest': 'x'}
+    gathered = [same | {'host': 'a'}, same | {'host': 'b'}, same | other | {'host': 'c'}]
+    monkeypatch.setattr(distributed, 'gather', lambda own: gathered)
+    monkeypatch.setattr(jax, 'process_count', lambda: 3)
+    with pytest.raises(errors.UserError, match=f'different images in digits/train .*{message}'):
+        inputs.open_source('digits/train', config.default().data)
+    gathered[2] = same | {'host': 'c'}
+    assert len(inputs.open_source('digits/train', config.default().data)) == 1437
+
+
+@pytest.mark.long
+def test_processes_that_see_other_images_stop_within_seconds(tmp_path) -> None:
+    with np.load(ROOT / 'tests' / 'figures' / 'cifar10.npz') as file:
+        for process, count in enumerate((64, 63)):
+            np.savez(tmp_path / f'{process}.npz', images=file['train_images'][:count])
+    begin, port = time.monotonic(), free_port()
+    started = [
+        subprocess.Popen(
+            [
+                *(sys.executable, '-m', 'simsiam_jax.main', '--config=configs/folder.py'),
+                *(
+                    f'--workdir={tmp_path}/run',
+                    f'--config.data.source=npz:{tmp_path}/{process}.npz',
+                ),
+                *(f'--coordinator=127.0.0.1:{port}', '--num_processes=2', '--timeout=60'),
+                f'--process_id={process}',
+            ],
+            cwd=ROOT,
+            env=environment(1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [1, 1], '\n'.join(outputs)
+    assert all('see different images' in output for output in outputs)
+    assert time.monotonic() - begin < 60
+
+
+def test_closed_terminal_requests_stop_unless_ignored(monkeypatch) -> None:
+    with distributed.PreemptionHandler() as preemption:
+        assert not preemption.should_stop(1)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert preemption.should_stop(2)
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with distributed.PreemptionHandler() as preemption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not preemption.should_stop(1)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 @pytest.mark.long

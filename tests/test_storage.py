@@ -105,7 +105,7 @@ def test_unreachable_checkpoint_is_not_treated_as_damaged(bucket, workdir, monke
     array = checkpoint_reader._open_array(storage.folder(workdir) / 'checkpoints/33/state', 'step')
     with pytest.raises(ValueError, match='PERMISSION_DENIED') as refused:  # TensorStore's
         array.result()
-    assert storage.is_unreachable(refused.value)
+    assert storage.is_forbidden(refused.value)
 
 
 def test_incomplete_save_is_ignored_and_replaced(bucket, workdir) -> None:

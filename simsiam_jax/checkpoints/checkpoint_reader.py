@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from simsiam_jax import errors, migration
+from simsiam_jax import errors, migration, patience
 from simsiam_jax.checkpoints.same_run import RunIdentity
 from simsiam_jax.runtime import distributed, storage
 from simsiam_jax.terminal import say
@@ -61,6 +61,7 @@ def load(
 
     Raises:
       UserError: There is no such checkpoint, it cannot be read, or it is damaged.
+      TemporaryError: The storage has failed for too long.
     """
     folder = storage.folder(workdir) / FOLDER
     with storage.reading(folder):
@@ -78,12 +79,12 @@ def load(
         meta: dict[str, Any] = {}
         tree: dict[str, Any] = {}
         try:
-            meta, tree = _read(folder / str(candidate), item, keys)
+            meta, tree = _read_patiently(folder / str(candidate), item, keys)
         except errors.UserError:  # a newer format is not damage
             raise
         # Damaged files raise nearly anything: Exception, ValueError, OSError, KeyError, ...
         except Exception as error:
-            if storage.is_unreachable(error):
+            if storage.is_forbidden(error):
                 raise storage.read_error(folder / str(candidate), error) from error
             problem = errors.reason(error)
         if distributed.all_processes(not problem):
@@ -130,11 +131,11 @@ def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     item = storage.folder(path)
     try:
-        return _read(item.parent, item.name, ())[1]
+        return _read_patiently(item.parent, item.name, ())[1]
     except errors.UserError:
         raise
     except Exception as error:  # as in load()
-        if storage.is_unreachable(error):
+        if storage.is_forbidden(error):
             raise storage.read_error(item, error) from error
         raise errors.UserError(
             f'{item} is damaged: {errors.reason(error)}. Use another step'
@@ -161,6 +162,19 @@ def _read_meta(folder: epath.Path) -> dict[str, Any]:
         raise _DamagedError('the checksum of its metadata is wrong')
     migration.check_format(meta, str(folder))
     return meta
+
+
+def _read_patiently(
+    folder: epath.Path, item: str, keys: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the result of _read, which is repeated after errors that may pass.
+
+    Raises:
+      TemporaryError: The errors did not pass.
+      Exception: As _read.
+    """
+    what = f'the checkpoint {folder}'
+    return patience.call(lambda: _read(folder, item, keys), what, storage.is_temporary)
 
 
 def _read(

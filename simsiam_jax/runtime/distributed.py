@@ -161,6 +161,16 @@ def broadcast_from_process_0(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
 
 
+def gather(value: Any) -> list[Any]:
+    """Returns every process's value, which JSON must be able to hold, in the order of processes."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(data)))
+    rows = multihost_utils.process_allgather(np.resize(data, sizes.max()))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
 def all_processes(value: bool) -> bool:
     """Returns whether the value is true in every process."""
     if jax.process_count() == 1:
@@ -212,10 +222,10 @@ def _disconnect() -> None:
 
 
 class PreemptionHandler:
-    """Turns SIGTERM to any process of a run, and a first Ctrl-C, into a request to stop.
+    """Turns SIGTERM, the end of the terminal (SIGHUP) and a first Ctrl-C into a request to stop.
 
-    Within this context neither ends the process. should_stop(step) becomes true at the same step in
-    every process.
+    Any process of a run may receive them. Within this context none of them ends the process.
+    should_stop(step) becomes true at the same step in every process.
     """
 
     _received = False
@@ -225,6 +235,9 @@ class PreemptionHandler:
         if jax.process_count() == 1:
             self._previous = signal.signal(signal.SIGTERM, self._receive)
         self._interrupt = signal.signal(signal.SIGINT, self._pass_on)
+        self._hangup = signal.getsignal(signal.SIGHUP)
+        if self._hangup != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(signal.SIGHUP, self._leave_terminal)
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -232,6 +245,12 @@ class PreemptionHandler:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, self._interrupt)  # a second Ctrl-C stops the run at once
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _leave_terminal(self, number: int, frame: FrameType | None) -> None:
+        for stream in (1, 2):  # writing to a closed terminal would fail
+            if os.isatty(stream):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         os.kill(os.getpid(), signal.SIGTERM)
 
     def should_stop(self, step: int) -> bool:
@@ -242,5 +261,6 @@ class PreemptionHandler:
 
     def __exit__(self, *error: object) -> None:
         signal.signal(signal.SIGINT, self._interrupt)
+        signal.signal(signal.SIGHUP, self._hangup)
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._previous)

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -22,7 +23,9 @@ class Lock:
     """Locks a workdir with a file that names host and process, until release() or death.
 
     The file is rewritten every HEARTBEAT seconds. A lock is taken over if its process is gone, or
-    if its process is on another host and the file no longer changes.
+    if its process is on another host and the file no longer changes. A process that was silent for
+    so long, because it or its disk stood still, then finds another run's name in the file, and
+    exits at once: two runs must not write into one workdir.
 
     Args:
       workdir: Workdir of the run; created if missing.
@@ -94,6 +97,13 @@ class Lock:
         while not self._released.wait(HEARTBEAT):
             self._heartbeats += 1
             try:
+                holder = _read(self._path)
+                if holder.get('run', self._owner['run']) != self._owner['run']:
+                    _exit(
+                        f'error: process {holder.get("pid")} on host {holder.get("host")} took '
+                        f'over {self._path.parent} while this process stood still; this process '
+                        'stops without a save. Follow the other run, or stop it first'
+                    )
                 self._write(self._path)
             except storage.io_errors():
                 continue  # the disk is full; the next write may succeed
@@ -107,6 +117,12 @@ class Lock:
                 self._path.unlink(missing_ok=True)
         except storage.io_errors():
             return  # the next run takes the stale lock over
+
+
+def _exit(message: str) -> None:
+    """Ends the process from any thread, without the saves of a regular exit."""
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _read(path: epath.Path) -> dict[str, Any]:

@@ -18,11 +18,14 @@ _ERROR_CLASSES = {
 
 # Errors after which the data may still be intact, because nothing was read. TensorStore's messages
 # start with these names, and TensorFlow's errors have these codes.
-_UNREACHABLE = {
+_FORBIDDEN = {'PERMISSION_DENIED': 7, 'UNAUTHENTICATED': 16}
+_TEMPORARY = {
+    'CANCELLED': 1,
     'DEADLINE_EXCEEDED': 4,
-    'PERMISSION_DENIED': 7,
+    'RESOURCE_EXHAUSTED': 8,
+    'ABORTED': 10,
+    'INTERNAL': 13,
     'UNAVAILABLE': 14,
-    'UNAUTHENTICATED': 16,
 }
 
 
@@ -99,12 +102,27 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise read_error(path, error) from error
 
 
-def is_unreachable(error: Exception) -> bool:
-    """Returns whether the error means that a path is out of reach rather than damaged."""
+def is_forbidden(error: Exception) -> bool:
+    """Returns whether the error means that a path may not be read."""
     return (
         isinstance(error, PermissionError)
-        or getattr(error, 'error_code', None) in _UNREACHABLE.values()
-        or str(error).startswith(tuple(_UNREACHABLE))
+        or getattr(error, 'error_code', None) in _FORBIDDEN.values()
+        or str(error).startswith(tuple(_FORBIDDEN))
+    )
+
+
+def is_temporary(error: Exception) -> bool:
+    """Returns whether a read failed for a reason that may pass and is no damage.
+
+    A missing file, a wrong checksum or text that cannot be parsed is damage.
+    """
+    absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    if isinstance(error, absent) or is_forbidden(error):
+        return False
+    return (
+        isinstance(error, (OSError, MemoryError))
+        or getattr(error, 'error_code', None) in _TEMPORARY.values()
+        or str(error).startswith(tuple(_TEMPORARY))
     )
 
 

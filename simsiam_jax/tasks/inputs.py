@@ -1,8 +1,10 @@
 """Opens image sets as a configuration's data section describes them, and loads batches."""
 
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -14,6 +16,7 @@ from simsiam_jax.data import device_cache, host, sources
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sampler import IndexSampler
+from simsiam_jax.runtime import distributed
 from simsiam_jax.training import mesh as mesh_lib
 
 ImageSet = sources.ArraySource | Reader
@@ -54,10 +57,13 @@ def open_source(spec: str, data: ConfigDict) -> ImageSet:
       data: The data section of the configuration.
 
     Raises:
-      UserError: The set does not exist, or data.backend is 'resident' and it cannot be.
+      UserError: The set does not exist, data.backend is 'resident' and it cannot be, or the
+        processes of the run see different images.
     """
     errors.check_choice('data.backend', data.backend, ('auto', 'resident', 'host'))
     source = sources.open_source(spec, data.tfds_data_dir)
+    if jax.process_count() > 1:
+        _check_same_images(spec, source)
     if isinstance(source, sources.ArraySource):
         return source
     reader = Reader(source, data.channels, data.max_bad_fraction, data.retry_seconds)
@@ -70,6 +76,23 @@ def open_source(spec: str, data: ConfigDict) -> ImageSet:
             f'readable or exceed data.resident_limit = {data.resident_limit} bytes. Use auto'
         )
     return images or reader
+
+
+def _check_same_images(spec: str, source: sources.Identified) -> None:
+    """Raises UserError, in all processes, if they would draw different batches from the source."""
+    own = sources.fingerprint(source) | {'host': socket.gethostname()}
+    seen: dict[tuple[int, str], list[str]] = {}
+    for process, found in enumerate(distributed.gather(own)):
+        place = f'process {process} on {found["host"]}'
+        seen.setdefault((found['count'], found['digest']), []).append(place)
+    if len(seen) > 1:
+        counts = {count for count, _ in seen}
+        what = '' if len(counts) > 1 else ' of other names'
+        parts = [f'{", ".join(places)}: {count}{what}' for (count, _), places in seen.items()]
+        raise errors.UserError(
+            f'the processes see different images in {spec} ({"; ".join(parts)}). Give all of them '
+            'the same images'
+        )
 
 
 def measure_normalization(source: ImageSet, sample: int = 1000) -> dict[str, tuple[float, ...]]:
