@@ -18,6 +18,7 @@ from commands import environment
 
 from simsiam_jax import config, errors
 from simsiam_jax.checkpoints import checkpoint_reader
+from simsiam_jax.logs import writers
 from simsiam_jax.runtime import distributed, launchers
 from simsiam_jax.runtime.launchers import ClusterSpec
 from simsiam_jax.tasks import inputs
@@ -34,6 +35,7 @@ from jax.experimental import multihost_utils
 sys.path.insert(0, 'configs')
 import quickstart
 from simsiam_jax.checkpoints import checkpoint
+from simsiam_jax.logs import writers
 from simsiam_jax.runtime import distributed, launchers
 from simsiam_jax.tasks import pretrain_setup
 from simsiam_jax.tasks.features import extract_features
@@ -182,10 +184,8 @@ def test_processes_that_see_other_images_stop_within_seconds(tmp_path) -> None:
         subprocess.Popen(
             [
                 *(sys.executable, '-m', 'simsiam_jax.main', '--config=configs/folder.py'),
-                *(
-                    f'--workdir={tmp_path}/run',
-                    f'--config.data.source=npz:{tmp_path}/{process}.npz',
-                ),
+                f'--workdir={tmp_path}/run',
+                f'--config.data.source=npz:{tmp_path}/{process}.npz',
                 *(f'--coordinator=127.0.0.1:{port}', '--num_processes=2', '--timeout=60'),
                 f'--process_id={process}',
             ],
@@ -201,6 +201,17 @@ def test_processes_that_see_other_images_stop_within_seconds(tmp_path) -> None:
     assert [process.returncode for process in started] == [1, 1], '\n'.join(outputs)
     assert all('see different images' in output for output in outputs)
     assert time.monotonic() - begin < 60
+
+
+def test_unreadable_images_of_all_processes_are_written_once_each(tmp_path, monkeypatch) -> None:
+    others = {'b.png': 'empty', 'c.png': 'truncated'}
+    monkeypatch.setattr(
+        distributed, 'gather', lambda own: [own, 2 if isinstance(own, int) else others]
+    )
+    with writers.MetricWriter(str(tmp_path), tensorboard=False, step=0) as log:
+        log.bad_images({'a.png': 'empty', 'c.png': 'truncated'})
+    names = [line.split('\t')[0] for line in (tmp_path / 'bad_images.txt').read_text().splitlines()]
+    assert names == ['a.png', 'b.png', 'c.png']
 
 
 def test_closed_terminal_requests_stop_unless_ignored(monkeypatch) -> None:

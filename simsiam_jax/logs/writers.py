@@ -15,7 +15,7 @@ from jaxtyping import Float
 from simsiam_jax import errors, lazy_tf
 from simsiam_jax.logs import loggers as loggers_lib
 from simsiam_jax.logs.progress import Throughput
-from simsiam_jax.runtime import storage, versions
+from simsiam_jax.runtime import distributed, storage, versions
 from simsiam_jax.terminal import say
 
 # Metrics that progress lines show, if measured, with their formats.
@@ -162,9 +162,15 @@ class MetricWriter:
                 (self._folder / name).write_text(text + '\n')
 
     def bad_images(self, bad: dict[str, str]) -> None:
-        """Writes unreadable images and the reasons to bad_images.txt, and prints their number."""
-        if len(bad) > self._num_bad_images:
-            self._num_bad_images = len(bad)
+        """Writes unreadable images and the reasons to bad_images.txt, and prints their number.
+
+        Every process must call it, with the images that it could not read.
+        """
+        bad = dict(bad)  # threads add more
+        if sum(distributed.gather(len(bad))) != self._num_bad_images:
+            parts = distributed.gather(bad)
+            self._num_bad_images = sum(map(len, parts))
+            bad = {name: reason for part in parts for name, reason in part.items()}
             rows = [f'{name}\t{reason}' for name, reason in sorted(bad.items())]
             self.text('bad_images.txt', '\n'.join(rows))
             say(f'{len(bad)} unreadable images are replaced by others; see bad_images.txt')
