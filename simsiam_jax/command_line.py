@@ -13,7 +13,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from simsiam_jax import config_keys, errors, migration
+from simsiam_jax import config_keys, errors, migration, paths
 from simsiam_jax.runtime.launchers import ClusterSpec
 
 
@@ -132,7 +132,7 @@ def load_config(spec: str) -> ConfigDict:
     Raises:
       UserError: The file does not exist, fails, or returns no valid configuration.
     """
-    path, _, variant = spec.partition(':')
+    path, _, variant = paths.expand(spec).partition(':')
     if not pathlib.Path(path).is_file():
         raise errors.UserError(f'config file {path} does not exist; pass --config=FILE.py')
     try:
@@ -187,6 +187,23 @@ def rename_override(token: str, config: ConfigDict) -> str:
     if key not in known and key not in config:
         raise config_keys.unknown_key(key, known)
     return f'{flag}{key}{value}'
+
+
+class _PathParser(flags.ArgumentParser[str]):
+    """Parses a path, in which ~ is the home folder."""
+
+    syntactic_help = 'a path'
+
+    def flag_type(self) -> str:
+        return 'path'
+
+    def parse(self, argument: str) -> str:
+        return paths.expand(argument)
+
+
+def define_path(name: str, default: str | None, help: str) -> None:
+    """Defines a flag that takes the path of a file or folder."""
+    flags.DEFINE(_PathParser(), name, default, help)
 
 
 def define_cluster_flags() -> None:

@@ -37,6 +37,39 @@ def test_open_list_reads_labels_from_csv(tmp_path: pathlib.Path) -> None:
         open_source(f'files:{tmp_path}/uneven.csv')
 
 
+@pytest.mark.parametrize(
+    ('spec', 'name'),
+    [
+        ('folder:~/images', 'images/0.png'),
+        ('split:0.5/train:folder:~/images', 'images/'),
+        ('files:~/list.txt', 'images/1.png'),
+        ('npz:~/a.npz', 'a.npz[images][0]'),
+        ('npy:~/a.npy,~/labels.npy', 'a.npy[0]'),
+    ],
+)
+def test_sources_begin_in_the_home_folder(
+    spec: str, name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(4):
+        save(tmp_path / 'images' / f'{i}.png', i)
+    (tmp_path / 'list.txt').write_text('images/1.png\n')
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / 'a.npz', images=images, labels=np.zeros(2, int))
+    np.save(tmp_path / 'a.npy', images)
+    np.save(tmp_path / 'labels.npy', np.zeros(2, int))
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert open_source(spec).name(0).startswith(f'{tmp_path}/{name}')
+
+
+def test_source_without_a_kind_suggests_the_folder_in_the_home(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'images').mkdir()
+    with pytest.raises(errors.UserError, match=r'did you mean folder:~/images\?'):
+        open_source('~/images')
+
+
 def test_open_folder_caches_listing_until_a_change(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

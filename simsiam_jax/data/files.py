@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from simsiam_jax import errors, lazy_tf, terminal
+from simsiam_jax import paths as paths_lib
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.npy')
 
@@ -69,7 +70,7 @@ def open_folder(root: str) -> FileSource:
       UserError: The folder is missing, unreadable or contains no images.
     """
     if not _remote(root):
-        root = os.path.expanduser(root)
+        root = paths_lib.expand(root)
         if not os.path.isdir(root):
             raise errors.UserError(f'image folder {root} does not exist or is not a folder')
     try:
@@ -97,7 +98,7 @@ def open_list(path: str) -> FileSource:
     Raises:
       UserError: The list is missing, empty or malformed.
     """
-    path = path if _remote(path) else os.path.expanduser(path)
+    path = paths_lib.expand(path)
     if not _remote(path) and not os.path.isfile(path):
         raise errors.UserError(f'list of images {path} does not exist or is not a file')
     try:

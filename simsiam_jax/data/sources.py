@@ -2,7 +2,7 @@
 
 import difflib
 import hashlib
-import pathlib
+import os
 import re
 from typing import Any, Protocol, runtime_checkable
 
@@ -117,7 +117,7 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
         return _digits(spec.removeprefix('digits').lstrip('/'))
     if kind in FORMS:
         hint = f'expected {FORMS[kind]}'
-    elif spec and pathlib.Path(spec).is_dir():
+    elif spec and os.path.isdir(os.path.expanduser(spec)):
         hint = f'did you mean folder:{spec}?'
     elif close := difflib.get_close_matches(kind, FORMS, n=1):
         hint = f'did you mean {FORMS[close[0]]}?'

@@ -51,8 +51,8 @@ def run(_: command_line.Arguments) -> None:
 
 
 def main() -> None:
-    flags.DEFINE_string('config', 'configs/ablations.py', 'File of ablations.')
-    flags.DEFINE_string('workdir', None, 'Folder of the runs, the table and the plots.')
+    command_line.define_path('config', 'configs/ablations.py', 'File of ablations.')
+    command_line.define_path('workdir', None, 'Folder of the runs, the table and the plots.')
     flags.DEFINE_string('rows', 'all', "Names of rows, separated by commas, 'all' or 'core'.")
     flags.DEFINE_string(
         'data',
