@@ -10,8 +10,9 @@ import sys
 import pytest
 from commands import environment
 
+from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint_reader
-from simsiam_jax.runtime import launchers
+from simsiam_jax.runtime import host_list, launchers
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ['--config=configs/quickstart.py', '--workdir=gs://bucket/run']
@@ -129,6 +130,46 @@ def test_slurm_requeues_all_runs_but_user_errors(tmp_path, codes, count, code, r
     done = launch('slurm.sbatch', *RUN, MAX_RESTARTS='2', SLURM_RESTART_COUNT=str(count), **env)
     assert done.returncode == code, done.stderr
     assert (log.exists() and log.read_text()) == (requeued and 'requeue 7\n')
+
+
+@pytest.mark.parametrize(
+    ('given', 'hosts'),
+    [
+        ('tux', 'tux'),
+        ('tux7.example.org,login', 'tux7.example.org login'),
+        ('lx[15,18,32-33]', 'lx15 lx18 lx32 lx33'),
+        ('linux[08-11]', 'linux08 linux09 linux10 linux11'),
+        ('n[99-101]', 'n99 n100 n101'),
+        ('n[007]', 'n007'),
+        ('[1-2]', '1 2'),
+        ('gpu-r[1-2]-n[01-02]', 'gpu-r1-n01 gpu-r1-n02 gpu-r2-n01 gpu-r2-n02'),
+        ('rack[0-1]_blade[4,6]', 'rack0_blade4 rack0_blade6 rack1_blade4 rack1_blade6'),
+        ('c[1-2]-ib.example.org', 'c1-ib.example.org c2-ib.example.org'),
+        ('a,b[1-2],c-[3]d', 'a b1 b2 c-3d'),
+        ('node1 node[2-3]', 'node1 node2 node3'),
+        ('bgl[010x111]', 'bgl010 bgl011 bgl110 bgl111'),
+        ('n[00008-00009]x[1]', 'n00008x1 n00009x1'),
+    ],
+)
+def test_host_lists_of_slurm_are_expanded(given: str, hosts: str) -> None:
+    assert list(host_list.expand(given)) == hosts.split()
+    assert host_list.first_host(given, {}) == hosts.split()[0]
+
+
+@pytest.mark.parametrize('given', ['', 'n[1-2', 'n[a-b]', 'n[]', 'n[1-2]]', 'n[1-]', 'n[00x111]'])
+def test_malformed_host_list_is_refused(given: str) -> None:
+    with pytest.raises(errors.UserError, match=r'the list of hosts is .* expected a list of SLURM'):
+        list(host_list.expand(given))
+
+
+def test_first_host_is_asked_of_scontrol_if_it_works(tmp_path: pathlib.Path) -> None:
+    log = tmp_path / 'log'
+    put(tmp_path / 'scontrol', f'echo "$@" >> {log}; echo first; echo second\n')
+    env = {'PATH': path(tmp_path)}
+    assert host_list.first_host('n[1-2]', env) == 'first'
+    assert log.read_text() == 'show hostnames n[1-2]\n'
+    put(tmp_path / 'scontrol', 'exit 1\n')
+    assert host_list.first_host('n[1-2]', env) == 'n1'
 
 
 # Simulates a slice. `state` holds its state, `full` makes one creation fail, and each run reads a

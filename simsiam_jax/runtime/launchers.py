@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from simsiam_jax import errors
+from simsiam_jax.runtime import host_list
 
 # If a scheduler names no port, the job's number selects one of the upper 4096.
 _FIRST_PORT = 61440
@@ -34,7 +35,7 @@ def from_environment(env: Mapping[str, str]) -> ClusterSpec | None:
     Returns None for a single process, and if the launcher that set the variables no longer runs.
 
     Raises:
-      UserError: Some of the variables are missing.
+      UserError: Some of the variables are missing or malformed.
     """
     if 'JAX_COORDINATOR_ADDRESS' in env:
         process_id = env.get('JAX_PROCESS_ID', env.get('JOB_COMPLETION_INDEX'))
@@ -61,9 +62,7 @@ def from_environment(env: Mapping[str, str]) -> ClusterSpec | None:
     # Only srun sets the variables of a step. A shell that outlived its job still has these
     # variables, but its task's process is gone.
     if int(env.get('SLURM_STEP_NUM_TASKS', 1)) > 1 and _alive(int(env['SLURM_TASK_PID'])):
-        first = re.match(r'([^,\[]+)(?:\[(\d+))?', env['SLURM_STEP_NODELIST'])
-        assert first
-        host = first[1] + (first[2] or '')
+        host = host_list.first_host(env['SLURM_STEP_NODELIST'], env)
         port = _FIRST_PORT + int(env['SLURM_JOB_ID']) % 4096
         num_processes, process_id = env['SLURM_STEP_NUM_TASKS'], env['SLURM_PROCID']
         return ClusterSpec(f'{host}:{port}', int(num_processes), int(process_id))
