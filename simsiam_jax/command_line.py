@@ -66,6 +66,8 @@ def start(
 
     def parse(argv: list[str]) -> list[str]:
         nonlocal arguments
+        if argv[1:2] == ['--']:  # other launchers put it before the flags of the program
+            argv = [argv[0], *argv[2:]]
         try:
             flags.mark_flags_as_required(required)
             file = ''

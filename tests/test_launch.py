@@ -52,6 +52,25 @@ def test_dry_run_prints_the_command_of_the_run(script, args, env, expected) -> N
     assert len(runs) == (2 if script == 'local.sh' else 1)
 
 
+@pytest.mark.parametrize(
+    ('script', 'args', 'env'),
+    [
+        ('local.sh', ['-n', '2'], {}),
+        ('gpu_host.sh', [], {}),
+        ('slurm.sbatch', [], {}),
+        ('tpu_pod.sh', [], {'NAME': 'n', 'ZONE': 'z', 'TYPE': 'v4-32'}),
+    ],
+)
+def test_launchers_pass_on_dashes_before_the_flags(
+    script: str, args: list[str], env: dict[str, str]
+) -> None:
+    done = launch(script, *args, '--', *RUN, DRY_RUN='1', **env)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if 'simsiam_jax.main' in line)
+    passed = line.replace("'", '').partition('simsiam_jax.main ')[2]
+    assert passed.startswith(f'-- {RUN[0]}')  # test_command_line.py has how the program takes them
+
+
 def test_launchers_print_what_is_missing() -> None:
     assert 'usage' in launch('local.sh', *RUN).stderr
     assert 'usage' in launch('slurm.sbatch').stderr
