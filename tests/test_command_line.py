@@ -154,7 +154,7 @@ def test_missing_config_file_is_named() -> None:
     ('flags', 'message'),
     [
         (['--workdir=x'], '--config is missing'),
-        (['--', '--config=none.py', '--workdir=x'], 'config file none.py does not exist'),
+        (['--', f'--config={QUICKSTART}', '--workdir=x', 'y'], "unexpected argument 'y'"),
         ([f'--config={QUICKSTART}'], 'Flag --workdir must have a value'),
         ([f'--config={QUICKSTART}', '--workdir=x', 'y'], "unexpected argument 'y'"),
         ([f'--config={QUICKSTART}', '--workdir=x', '--nonsense'], 'Unknown command line flag'),
