@@ -1,4 +1,4 @@
-"""Paths as users write them."""
+"""Paths as users write them, and names of files for messages."""
 
 import os
 
@@ -21,3 +21,11 @@ def expand(path: str | os.PathLike[str]) -> str:
             f'path in full, or ./{name} for a folder of this name'
         )
     return expanded
+
+
+def printable(name: str) -> str:
+    """Returns the name for messages and files: bytes that are not UTF-8 become \\xNN.
+
+    Python reads such bytes of file names as lone surrogates, which cannot be written.
+    """
+    return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')

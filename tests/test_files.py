@@ -1,4 +1,4 @@
-"""Tests of data/files.py, and of TFRecord files in data/tfds_source.py."""
+"""Tests of data/files.py and listing.py, and of TFRecord files in data/tfds_source.py."""
 
 import os
 import pathlib
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from simsiam_jax import errors, lazy_tf
-from simsiam_jax.data import files, tfds_source
+from simsiam_jax.data import files, listing, tfds_source
 from simsiam_jax.data.decode import decode
 from simsiam_jax.data.sources import open_source
 
@@ -74,7 +74,7 @@ def test_open_folder_caches_listing_until_a_change(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(files, '_LARGE', 3)
+    monkeypatch.setattr(listing, '_LARGE', 3)
     root = tmp_path / 'images'
     for i in range(4):
         save(root / 'a' / f'{i}\n.png', i)  # names may contain newlines
@@ -85,11 +85,61 @@ def test_open_folder_caches_listing_until_a_change(
         raise AssertionError('listed again')
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, '_walk', unexpected)
+        patched.setattr(listing, '_walk', unexpected)
         assert files.open_folder(str(root)).paths == first
     os.utime(root / 'a', ns=(0, 0))  # clocks are too coarse to show an immediate change
     save(root / 'a' / 'new.png', 9)
     assert len(files.open_folder(str(root)).paths) == 5
+
+
+def test_folders_of_systems_are_skipped_and_counted(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    kept = ['a/0.png', 'a/trash/1.png', 'b/2.png']
+    system = ['@eaDir', '.Trash-1000', '__MACOSX', '$RECYCLE.BIN', 'System Volume Information']
+    system += ['lost+found', 'Thumbnails', 'a/@eaDir']
+    for name in [*kept, *(f'{folder}/x/3.png' for folder in system), 'a/._0.png', 'b/._2.png']:
+        save(tmp_path / name, 1)
+    source = files.open_folder(str(tmp_path))
+    assert source.names() == kept
+    assert source.classes == ('a', 'b')
+    warning = capsys.readouterr().err
+    assert f'image folder {tmp_path}: skipped hidden or of the system: $RECYCLE.BIN (1)' in warning
+    assert '@eaDir (2)' in warning
+    assert 'hidden images (2)' in warning
+    assert all(name in warning for name in system[:7])
+    assert warning.count('\n') == 1
+    assert len(files.open_folder(str(tmp_path / 'Thumbnails'))) == 1  # named by the user
+
+
+def test_folders_that_may_not_be_entered_are_skipped_with_a_warning(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(listing, '_LARGE', 1)
+    root = tmp_path / 'images'
+    for folder in ('a', 'b', 'private'):
+        save(root / folder / '0.png', 1)
+    (root / 'circle').symlink_to(root / 'circle')
+    scandir, refused = os.scandir, {str(root / 'private')}
+
+    def refusing(folder: str):
+        if folder in refused:
+            raise PermissionError(13, 'Permission denied', folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, 'scandir', refusing)
+    assert files.open_folder(str(root)).names() == ['a/0.png', 'b/0.png']
+    warning = capsys.readouterr().err
+    assert 'skipped 2 that may not be entered' in warning
+    assert f'{root}/private' in warning
+    assert f'{root}/circle' in warning
+    refused.clear()  # access does not change a folder's time, so that the listing is not cached
+    assert len(files.open_folder(str(root))) == 3
+    refused.add(str(root))
+    (root / 'new').mkdir()
+    with pytest.raises(errors.UserError, match='Permission denied'):
+        files.open_folder(str(root))
 
 
 def test_open_source_reads_remote_folders_and_lists() -> None:
@@ -98,6 +148,9 @@ def test_open_source_reads_remote_folders_and_lists() -> None:
         tf.io.gfile.makedirs(f'ram://bucket/{i}')
         with tf.io.gfile.GFile(f'ram://bucket/{i}/x.npy', 'wb') as file:
             np.save(file, np.full((2, 2, 1), i, np.uint8))
+    for hidden in ('@eaDir/0', '0/.x/y'):
+        tf.io.gfile.makedirs(f'ram://bucket/{hidden}')
+        tf.io.gfile.GFile(f'ram://bucket/{hidden}/x.npy', 'wb').close()
     source = open_source('folder:ram://bucket')
     assert source.classes == ('0', '1', '2')
     assert [decode(source.read(i)[0], 1)[0, 0, 0] for i in range(3)] == [0, 1, 2]
