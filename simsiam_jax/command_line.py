@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import io
 import pathlib
 import re
 import runpy
@@ -83,6 +84,8 @@ def start(
         arguments = Arguments(rest[1:], flags.FLAGS.config if config else None, file, keys)
         return rest
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # any name can be printed, as on stderr
+        sys.stdout.reconfigure(errors='backslashreplace')
     app.run(lambda _: run(arguments), flags_parser=parse)
 
 

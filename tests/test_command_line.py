@@ -1,5 +1,6 @@
 """Tests of command_line.py and config_keys.py: flags, overrides, errors in one line."""
 
+import io
 import json
 import os
 import pathlib
@@ -202,6 +203,15 @@ def test_path_of_an_unknown_user_is_refused() -> None:
     with pytest.raises(errors.UserError, match=r'begins with ~nobody-here; expected'):
         paths.expand('~nobody-here/a')
     assert paths.expand('./~nobody-here') == './~nobody-here'
+
+
+def test_any_name_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with io.TextIOWrapper(io.BytesIO(), encoding='ascii') as stdout:
+        monkeypatch.setattr(sys, 'stdout', stdout)
+        monkeypatch.setattr(command_line.app, 'run', lambda main, flags_parser: None)
+        command_line.start(lambda arguments: None)
+        print('\udce9 \xe9', flush=True)
+        assert stdout.buffer.getvalue() == b'\\udce9 \\xe9\n'
 
 
 def test_config_file_is_found_in_the_home_folder(

@@ -10,7 +10,8 @@ from PIL import Image
 from simsiam_jax import errors, lazy_tf
 from simsiam_jax.data import files, listing, tfds_source
 from simsiam_jax.data.decode import decode
-from simsiam_jax.data.sources import open_source
+from simsiam_jax.data.sources import fingerprint, open_source
+from simsiam_jax.pages import page
 
 
 def save(path: pathlib.Path, value: int) -> None:
@@ -90,6 +91,26 @@ def test_open_folder_caches_listing_until_a_change(
     os.utime(root / 'a', ns=(0, 0))  # clocks are too coarse to show an immediate change
     save(root / 'a' / 'new.png', 9)
     assert len(files.open_folder(str(root)).paths) == 5
+
+
+def test_names_that_are_not_utf8_are_escaped_for_messages_but_read(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / os.fsdecode(b'm\xfcnchen')
+    for folder in (b'caf\xe9', b'th\xe9'):
+        save(root / os.fsdecode(folder) / os.fsdecode(b'\xe9t\xe9.png'), 5)
+    (root / 'list.csv').write_bytes(b'caf\xe9/\xe9t\xe9.png,\xe9\n')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(listing, '_LARGE', 1)
+    for source in (files.open_folder(str(root)), files.open_list(str(root / 'list.csv'))):
+        assert source.name(0) == f'{tmp_path}/m\\xfcnchen/caf\\xe9/\\xe9t\\xe9.png'
+        assert decode(source.read(0)[0], 3)[0, 0, 0] == 5
+        assert fingerprint(source)['count'] == len(source)
+    assert source.classes == ('\\xe9',)
+    assert files.open_folder(str(root)).classes == ('caf\\xe9', 'th\\xe9')  # from the cache
+    assert len(open_source(f'split:0.5/train:folder:{root}').name(0).encode()) > 0
+    text = page.page(str(root), {'a': str(root)})
+    assert text.encode().count(b'm\\xfcnchen') == 3  # title, heading, text
 
 
 def test_folders_of_systems_are_skipped_and_counted(

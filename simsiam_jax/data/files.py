@@ -41,7 +41,7 @@ class FileSource:
         return _read(self.paths[index]), self.labels[index]
 
     def name(self, index: int) -> str:
-        return self.paths[index]
+        return paths_lib.printable(self.paths[index])
 
     def names(self) -> list[str]:
         """Returns the paths, relative to the root."""
@@ -96,13 +96,11 @@ def open_list(path: str) -> FileSource:
     if not _remote(path) and not os.path.isfile(path):
         raise errors.UserError(f'list of images {path} does not exist or is not a file')
     try:
-        text = _read(path).decode()
-    except UnicodeDecodeError as error:
-        raise errors.UserError(
-            f'list of images {path} is not text; expected one path per line'
-        ) from error
+        text = _read(path).decode('utf-8', 'surrogateescape')  # as Python reads names of files
     except OSError as error:
         raise errors.UserError(f'list of images {path} cannot be read: {error}') from error
+    if '\0' in text:
+        raise errors.UserError(f'list of images {path} is not text; expected one path per line')
     rows = [[line.strip()] for line in text.splitlines()]
     if path.endswith('.csv'):
         rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text))]
@@ -131,8 +129,9 @@ def _has_header(rows: list[list[str]]) -> bool:
 def _labeled(paths: list[str], names: list[str] | None, root: str) -> FileSource:
     if names is None:
         return FileSource(paths, [-1] * len(paths), (), root)
-    classes = tuple(sorted(set(names)))
-    number = {name: i for i, name in enumerate(classes)}
+    found = sorted(set(names))
+    number = {name: i for i, name in enumerate(found)}
+    classes = tuple(map(paths_lib.printable, found))
     return FileSource(paths, [number[name] for name in names], classes, root)
 
 

@@ -105,7 +105,7 @@ def list_remote(root: str) -> list[str]:
 def list_cached(root: str) -> list[str]:
     """Returns the images below `root`, sorted; caches large listings until a folder changes."""
     home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
-    key = hashlib.sha256(os.path.realpath(root).encode()).hexdigest()[:32]
+    key = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
     cache = home / 'simsiam_jax' / 'listings' / key
     if cache.is_file():
         header, *names = cache.read_text('utf-8', 'surrogateescape').split('\0')
