@@ -3,15 +3,17 @@
 import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from simsiam_jax import errors, lazy_tf
+from simsiam_jax import errors, lazy_tf, paths
 from simsiam_jax.data import files, listing, tfds_source
 from simsiam_jax.data.decode import decode
 from simsiam_jax.data.sources import fingerprint, open_source
 from simsiam_jax.pages import page
+from simsiam_jax.training import mesh
 
 
 def save(path: pathlib.Path, value: int) -> None:
@@ -161,6 +163,51 @@ def test_folders_that_may_not_be_entered_are_skipped_with_a_warning(
     (root / 'new').mkdir()
     with pytest.raises(errors.UserError, match='Permission denied'):
         files.open_folder(str(root))
+
+
+def test_listing_needs_no_cache(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(listing, '_LARGE', 1)
+    for i in range(2):
+        save(tmp_path / 'images' / f'{i}.png', i)
+    monkeypatch.setenv('XDG_CACHE_HOME', '/dev/null/cache')  # nobody can write there
+    assert len(files.open_folder(str(tmp_path / 'images'))) == 2
+    assert len(files.open_folder(str(tmp_path / 'images'))) == 2
+    warning = capsys.readouterr().err
+    assert (
+        'continuing without caches, because /dev/null/cache/simsiam_jax cannot be used' in warning
+    )
+    assert warning.count('\n') == 1
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, 'replace', full)
+        assert len(files.open_folder(str(tmp_path / 'images'))) == 2
+    assert 'No space left on device' in capsys.readouterr().err
+    listings = tmp_path / 'cache' / 'simsiam_jax' / 'listings'
+    assert list(listings.iterdir()) == []
+    files.open_folder(str(tmp_path / 'images'))
+    (cache,) = listings.iterdir()
+    cache.write_text('damaged')
+    assert len(files.open_folder(str(tmp_path / 'images'))) == 2
+    (cache,) = listings.iterdir()
+    assert cache.read_text() != 'damaged'
+
+
+def test_cache_folder_is_none_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setattr(os.path, 'expanduser', lambda path: path)  # as for a user without an entry
+    assert paths.cache_folder() is None
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+    changed: dict[str, object] = {}
+    monkeypatch.setattr(jax.config, 'update', changed.__setitem__)
+    mesh.use_compilation_cache()
+    assert 'jax_compilation_cache_dir' not in changed
+    monkeypatch.undo()
 
 
 def test_open_source_reads_remote_folders_and_lists() -> None:

@@ -104,25 +104,52 @@ def list_remote(root: str) -> list[str]:
 
 def list_cached(root: str) -> list[str]:
     """Returns the images below `root`, sorted; caches large listings until a folder changes."""
-    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
-    key = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
-    cache = home / 'simsiam_jax' / 'listings' / key
-    if cache.is_file():
-        header, *names = cache.read_text('utf-8', 'surrogateescape').split('\0')
-        # Adding or removing a file changes the modification time of its folder.
-        if all(_time(os.path.join(root, f)) == t for f, t in json.loads(header).items()):
-            return [os.path.join(root, name) for name in names]
+    home = paths_lib.cache_folder()
+    cache = home / 'listings' / _key(root) if home else None
+    if cache and (names := _cached(cache, root)):
+        return [os.path.join(root, name) for name in names]
     walk = _Walk()
     paths = sorted(terminal.progress(_walk(root, walk), 'listing images', unit=' images'))
     walk.warn(root)
-    if len(paths) >= _LARGE and not walk.closed:  # access may be given without a change in time
+    # Access may be given to a closed folder without a change in its time.
+    if cache and len(paths) >= _LARGE and not walk.closed:
         names = [os.path.relpath(path, root) for path in paths]
         header = json.dumps({os.path.relpath(f, root): t for f, t in walk.times.items()})
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile('wb', dir=cache.parent, delete=False) as file:
-            file.write('\0'.join([header, *names]).encode('utf-8', 'surrogateescape'))
-        os.replace(file.name, cache)  # atomic: readers never see half a file
+        try:
+            _replace(cache, '\0'.join([header, *names]).encode('utf-8', 'surrogateescape'))
+        except OSError as error:
+            paths_lib.warn_without_cache(cache, error)
     return paths
+
+
+def _key(root: str) -> str:
+    return hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
+
+
+def _cached(cache: pathlib.Path, root: str) -> list[str]:
+    """Returns the names in a listing; none if it is missing, damaged or older than a change."""
+    try:
+        header, *names = cache.read_text('utf-8', 'surrogateescape').split('\0')
+        times = json.loads(header)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        paths_lib.warn_without_cache(cache, error)
+        return []
+    # Adding or removing a file changes the modification time of its folder.
+    return names if all(_time(os.path.join(root, f)) == t for f, t in times.items()) else []
+
+
+def _replace(file: pathlib.Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile('wb', dir=file.parent, delete=False) as partial:
+        try:
+            partial.write(content)
+            partial.flush()
+            os.replace(partial.name, file)  # atomic: readers never see half a file
+        except OSError:
+            os.unlink(partial.name)
+            raise
 
 
 def _time(folder: str) -> int | None:
