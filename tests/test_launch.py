@@ -1,5 +1,7 @@
 """Tests of launch/: what the launchers run, restart and requeue."""
 
+import glob
+import importlib.util
 import os
 import pathlib
 import shlex
@@ -7,12 +9,13 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 from commands import environment
 
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint_reader
-from simsiam_jax.runtime import host_list, launchers
+from simsiam_jax.runtime import distributed, host_list, launchers
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ['--config=configs/quickstart.py', '--workdir=gs://bucket/run']
@@ -189,6 +192,39 @@ def test_first_host_is_asked_of_scontrol_if_it_works(tmp_path: pathlib.Path) -> 
     assert log.read_text() == 'show hostnames n[1-2]\n'
     put(tmp_path / 'scontrol', 'exit 1\n')
     assert host_list.first_host('n[1-2]', env) == 'n1'
+
+
+@pytest.mark.parametrize(
+    ('vendor', 'device', 'category', 'found'),
+    [
+        ('0x1ae0', '0x0063', '0xff0000', True),  # v5e
+        ('0x1ae0', '0x0099', '0x120000', True),  # an accelerator of the future
+        ('0x1ae0', '0x0042', '0x020000', False),  # gVNIC, the network card of Google's machines
+        ('0x10de', '0x2330', '0x030200', False),  # H100
+    ],
+)
+def test_tpu_is_found_on_the_bus(
+    vendor: str, device: str, category: str, found: bool, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+    for name, value in (('vendor', vendor), ('device', device), ('class', category)):
+        (tmp_path / '0000:00:05.0').mkdir(exist_ok=True)
+        (tmp_path / '0000:00:05.0' / name).write_text(f'{value}\n')
+    assert launchers.has_tpu(str(tmp_path)) == found
+
+
+def test_start_needs_no_cluster_with_libtpu_but_no_tpu(monkeypatch) -> None:
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+    monkeypatch.setattr(glob, 'glob', lambda pattern: ['/dev/vfio/vfio'])
+    monkeypatch.setattr(launchers, 'from_environment', lambda env: None)
+    started: list[dict] = []
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda **options: started.append(options))
+    monkeypatch.setattr(pathlib.Path, 'glob', lambda folder, pattern: iter([]))
+    distributed.start()
+    assert started == []
+    monkeypatch.setattr(launchers, 'has_tpu', lambda: True)
+    distributed.start(timeout=7)
+    assert started == [{'initialization_timeout': 7, 'heartbeat_timeout_seconds': 7}]
 
 
 # Simulates a slice. `state` holds its state, `full` makes one creation fail, and each run reads a

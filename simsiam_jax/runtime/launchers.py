@@ -1,7 +1,10 @@
-"""Reads launchers' environment variables: the id of this process in its run, and its GPU."""
+"""Finds how a run was launched: the id of this process, its GPU, and whether there is a TPU."""
 
+import contextlib
 import dataclasses
+import importlib.util
 import os
+import pathlib
 import re
 from collections.abc import Mapping
 
@@ -105,3 +108,30 @@ def local_devices(env: Mapping[str, str]) -> list[int] | None:
     if local_size == 1 or (visible and len(visible.split(',')) < gpus_on_host):
         return None
     return [int(local_rank)]
+
+
+# Google's id on the PCI bus, its devices that JAX counts as TPUs, and the class of accelerators for
+# later TPUs. Google's other devices are network cards and disks.
+_GOOGLE = '0x1ae0'
+_ACCELERATOR = '0x12'
+_TPUS = {'0x0027', '0x0056', '0x005e', '0x0062', '0x0063', '0x006f', '0x0076'}
+
+
+def has_tpu(devices: str = '/sys/bus/pci/devices') -> bool:
+    """Returns whether this machine has a TPU that JAX can use.
+
+    Files in /dev do not answer this: every machine that passes devices on to guests has /dev/vfio.
+
+    Args:
+      devices: Folder of the devices on the PCI bus.
+    """
+    if not importlib.util.find_spec('libtpu'):
+        return False
+    for device in pathlib.Path(devices).glob('*'):
+        with contextlib.suppress(OSError):
+            vendor, kind, category = (
+                (device / name).read_text().strip() for name in ('vendor', 'device', 'class')
+            )
+            if vendor == _GOOGLE and (kind in _TPUS or category.startswith(_ACCELERATOR)):
+                return True
+    return False
