@@ -1,5 +1,6 @@
 """Command-line parsing for all commands: flags, configuration overrides, one-line errors."""
 
+import contextlib
 import dataclasses
 import inspect
 import io
@@ -8,7 +9,7 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import app, flags
@@ -138,28 +139,16 @@ def load_config(spec: str) -> ConfigDict:
       UserError: The file does not exist, fails, or returns no valid configuration.
     """
     path, _, variant = paths.expand(spec).partition(':')
-    if not pathlib.Path(path).is_file():
-        raise errors.UserError(f'config file {path} does not exist; pass --config=FILE.py')
-    try:
-        get_config = runpy.run_path(path).get('get_config')
-        if get_config is None:
-            raise errors.UserError(f'config file {path} has no get_config(); add it')
+    get_config = run_file(path).get('get_config')
+    if get_config is None:
+        raise errors.UserError(f'config file {path} has no get_config(); add it')
+    with file_errors(path, spec):
         if variant and not inspect.signature(get_config).parameters:
             raise errors.UserError(
                 f'config file {path} has no variants; got {variant!r}. Remove it, and set keys by '
                 '--config.KEY=VALUE'
             )
         config = get_config(*([variant] if variant else []))
-    except errors.UserError:
-        raise
-    except Exception as error:  # any type: the file is a program of the user
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == path]
-        line = error.lineno if isinstance(error, SyntaxError) else (lines or [0])[-1]
-        raise errors.UserError(
-            f'config file {spec} failed in line {line}: {type(error).__name__}: '
-            + errors.reason(error)
-        ) from error
     if not isinstance(config, ConfigDict):
         raise errors.UserError(
             f'config file {spec} returned {type(config).__name__}; expected a ConfigDict'
@@ -169,11 +158,46 @@ def load_config(spec: str) -> ConfigDict:
     return config
 
 
+def run_file(path: str) -> dict[str, Any]:
+    """Returns what a configuration's file defines, by name.
+
+    Raises:
+      UserError: The file does not exist or fails.
+    """
+    if not pathlib.Path(path).is_file():
+        raise errors.UserError(f'config file {path} does not exist; pass --config=FILE.py')
+    with file_errors(path, path):
+        return runpy.run_path(path)
+
+
+@contextlib.contextmanager
+def file_errors(path: str, spec: str) -> Iterator[None]:
+    """Turns errors of a configuration's file within this context into UserErrors with the line.
+
+    Args:
+      path: The file.
+      spec: The file with its variant, for the message.
+    """
+    try:
+        yield
+    except errors.UserError:
+        raise
+    except (Exception, SystemExit) as error:  # any type: the file is a program of the user
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+        where = f' in line {line}' if line else ''
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        raise errors.UserError(
+            f'config file {spec} failed{where}: {reason}. Fix the file or its arguments'
+        ) from error
+
+
 def rename_override(token: str, config: ConfigDict) -> str:
     """Returns an argument with the current name of its key.
 
     Raises:
-      UserError: The configuration has no such key.
+      UserError: The configuration has no such key, or a word is given for numbers.
     """
     match = re.fullmatch(r'(--?(?:no)?config\.)([^=]+)(=.*)?', token, re.DOTALL)
     if not match:
@@ -191,7 +215,29 @@ def rename_override(token: str, config: ConfigDict) -> str:
     known = config_keys.keys(config)
     if key not in known and key not in config:
         raise config_keys.unknown_key(key, known)
+    _check_numbers(key, value[1:], config)
     return f'{flag}{key}{value}'
+
+
+def _check_numbers(key: str, value: str, config: ConfigDict) -> None:
+    # config_flags accepts words in place of a tuple's numbers.
+    default = config_keys.flat(config).get(key)
+    if not value or not default or not isinstance(default, tuple):
+        return
+    items = [item for item in value.strip('()[] ').split(',') if item.strip()]
+    if all(map(_is_number, default)) and not all(map(_is_number, items)):
+        raise errors.UserError(
+            f'--config.{key} is {value!r}; expected numbers separated by commas, such as '
+            f'{",".join(map(str, default))}'
+        )
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class _PathParser(flags.ArgumentParser[str]):

@@ -133,6 +133,8 @@ def test_second_view_takes_keys_of_augment(command: Commands) -> None:
         ('def get_config(:\n', 'failed in line 1: SyntaxError'),
         ('def get_config():\n    return 3\n', 'returned int; expected a ConfigDict'),
         ('x = 3\n', 'has no get_config()'),
+        ('import sys\nsys.exit(3)\n', 'failed in line 2: SystemExit: 3. Fix the file'),
+        ('\nraise ValueError("a\\nb")', 'failed in line 2: ValueError: a b. Fix the file'),
     ],
 )
 def test_broken_config_file_is_told_in_one_line(
@@ -164,12 +166,16 @@ def test_missing_config_file_is_named() -> None:
             "--config.epochs is 'three'; expected a whole number, such as 256",
         ),
         (
+            [f'--config={QUICKSTART}', '--workdir=x', '--config.augment.crop_ratio=3/4,4/3'],
+            "--config.augment.crop_ratio is '3/4,4/3'; expected numbers separated by commas",
+        ),
+        (
             [f'--config={QUICKSTART}', '--workdir=x', '--config.dry_run=maybe'],
             "--config.dry_run is 'maybe'; expected True or False",
         ),
         (
             [f'--config={QUICKSTART}', '--workdir=x', '--config.model.stages=1,x'],
-            "model.stages is ('1,x',); expected a number of blocks",
+            "--config.model.stages is '1,x'; expected numbers separated by commas, such as 1,1,1",
         ),
     ],
 )
