@@ -1,19 +1,21 @@
 """Command-line parsing for all commands: flags, configuration overrides, one-line errors."""
 
+import contextlib
 import dataclasses
 import inspect
+import io
 import pathlib
 import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from simsiam_jax import config_keys, errors, migration
+from simsiam_jax import config_keys, errors, migration, paths
 from simsiam_jax.runtime.launchers import ClusterSpec
 
 
@@ -66,6 +68,8 @@ def start(
 
     def parse(argv: list[str]) -> list[str]:
         nonlocal arguments
+        if argv[1:2] == ['--']:  # other launchers put it before the flags of the program
+            argv = [argv[0], *argv[2:]]
         try:
             flags.mark_flags_as_required(required)
             file = ''
@@ -81,6 +85,8 @@ def start(
         arguments = Arguments(rest[1:], flags.FLAGS.config if config else None, file, keys)
         return rest
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # any name can be printed, as on stderr
+        sys.stdout.reconfigure(errors='backslashreplace')
     app.run(lambda _: run(arguments), flags_parser=parse)
 
 
@@ -132,29 +138,17 @@ def load_config(spec: str) -> ConfigDict:
     Raises:
       UserError: The file does not exist, fails, or returns no valid configuration.
     """
-    path, _, variant = spec.partition(':')
-    if not pathlib.Path(path).is_file():
-        raise errors.UserError(f'config file {path} does not exist; pass --config=FILE.py')
-    try:
-        get_config = runpy.run_path(path).get('get_config')
-        if get_config is None:
-            raise errors.UserError(f'config file {path} has no get_config(); add it')
+    path, _, variant = paths.expand(spec).partition(':')
+    get_config = run_file(path).get('get_config')
+    if get_config is None:
+        raise errors.UserError(f'config file {path} has no get_config(); add it')
+    with file_errors(path, spec):
         if variant and not inspect.signature(get_config).parameters:
             raise errors.UserError(
                 f'config file {path} has no variants; got {variant!r}. Remove it, and set keys by '
                 '--config.KEY=VALUE'
             )
         config = get_config(*([variant] if variant else []))
-    except errors.UserError:
-        raise
-    except Exception as error:  # any type: the file is a program of the user
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == path]
-        line = error.lineno if isinstance(error, SyntaxError) else (lines or [0])[-1]
-        raise errors.UserError(
-            f'config file {spec} failed in line {line}: {type(error).__name__}: '
-            + errors.reason(error)
-        ) from error
     if not isinstance(config, ConfigDict):
         raise errors.UserError(
             f'config file {spec} returned {type(config).__name__}; expected a ConfigDict'
@@ -164,11 +158,46 @@ def load_config(spec: str) -> ConfigDict:
     return config
 
 
+def run_file(path: str) -> dict[str, Any]:
+    """Returns what a configuration's file defines, by name.
+
+    Raises:
+      UserError: The file does not exist or fails.
+    """
+    if not pathlib.Path(path).is_file():
+        raise errors.UserError(f'config file {path} does not exist; pass --config=FILE.py')
+    with file_errors(path, path):
+        return runpy.run_path(path)
+
+
+@contextlib.contextmanager
+def file_errors(path: str, spec: str) -> Iterator[None]:
+    """Turns errors of a configuration's file within this context into UserErrors with the line.
+
+    Args:
+      path: The file.
+      spec: The file with its variant, for the message.
+    """
+    try:
+        yield
+    except errors.UserError:
+        raise
+    except (Exception, SystemExit) as error:  # any type: the file is a program of the user
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+        where = f' in line {line}' if line else ''
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        raise errors.UserError(
+            f'config file {spec} failed{where}: {reason}. Fix the file or its arguments'
+        ) from error
+
+
 def rename_override(token: str, config: ConfigDict) -> str:
     """Returns an argument with the current name of its key.
 
     Raises:
-      UserError: The configuration has no such key.
+      UserError: The configuration has no such key, or a word is given for numbers.
     """
     match = re.fullmatch(r'(--?(?:no)?config\.)([^=]+)(=.*)?', token, re.DOTALL)
     if not match:
@@ -186,7 +215,46 @@ def rename_override(token: str, config: ConfigDict) -> str:
     known = config_keys.keys(config)
     if key not in known and key not in config:
         raise config_keys.unknown_key(key, known)
+    _check_numbers(key, value[1:], config)
     return f'{flag}{key}{value}'
+
+
+def _check_numbers(key: str, value: str, config: ConfigDict) -> None:
+    # config_flags accepts words in place of a tuple's numbers.
+    default = config_keys.flat(config).get(key)
+    if not value or not default or not isinstance(default, tuple):
+        return
+    items = [item for item in value.strip('()[] ').split(',') if item.strip()]
+    if all(map(_is_number, default)) and not all(map(_is_number, items)):
+        raise errors.UserError(
+            f'--config.{key} is {value!r}; expected numbers separated by commas, such as '
+            f'{",".join(map(str, default))}'
+        )
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+class _PathParser(flags.ArgumentParser[str]):
+    """Parses a path, in which ~ is the home folder."""
+
+    syntactic_help = 'a path'
+
+    def flag_type(self) -> str:
+        return 'path'
+
+    def parse(self, argument: str) -> str:
+        return paths.expand(argument)
+
+
+def define_path(name: str, default: str | None, help: str) -> None:
+    """Defines a flag that takes the path of a file or folder."""
+    flags.DEFINE(_PathParser(), name, default, help)
 
 
 def define_cluster_flags() -> None:

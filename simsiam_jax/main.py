@@ -58,7 +58,9 @@ def _ignore_closed_loop(unraisable: Any) -> None:
 
 
 def main() -> None:
-    flags.DEFINE_string('workdir', None, 'Folder for checkpoints and logs; gs://BUCKET/FOLDER.')
+    command_line.define_path(
+        'workdir', None, 'Folder for checkpoints and logs; gs://BUCKET/FOLDER.'
+    )
     command_line.define_cluster_flags()
     command_line.start(run, 'workdir', config=True)
 

@@ -464,3 +464,24 @@ def test_ledger_refuses_unknown_rows(command, tmp_path) -> None:
     assert "'baselin'" in done.stderr
     assert 'baseline' in done.stderr
     assert done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('ROWS = {}\n1 / 0\n', '.py failed in line 2: ZeroDivisionError: division by zero. Fix'),
+        ('ROWS = {"a": "b"}\n', '.py has no ROWS or no get_config(); pass a file like'),
+        (
+            'ROWS = {"a": "b"}\ndef get_config(words):\n    return words.a\n',
+            ".py:a,digits failed in line 3: AttributeError: 'str' object has no attribute 'a'. Fix",
+        ),
+    ],
+)
+def test_ledger_names_the_line_of_a_broken_file(command, tmp_path, text: str, message: str) -> None:
+    (tmp_path / 'broken.py').write_text(text)
+    flags = [f'--config={tmp_path}/broken.py', f'--workdir={tmp_path}']
+    done = command('simsiam_jax.tools.ledger', *flags)
+    assert done.returncode == 1
+    assert done.stderr.startswith('error: ')
+    assert message in done.stderr
+    assert done.stderr.count('\n') == 1

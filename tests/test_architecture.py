@@ -13,6 +13,7 @@ FLOORS = [
         'errors',
         'terminal',
         'lazy_tf',
+        'paths',
         'config',
         'config_keys',
         'method_defaults',

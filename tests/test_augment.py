@@ -181,6 +181,18 @@ def test_blur_of_sigma_0_changes_nothing(back_end, part) -> None:
     np.testing.assert_array_equal(back_end.blur(part, 0.0), part)
 
 
+def test_geometry_is_compiled_without_a_folder_for_the_cache(monkeypatch) -> None:
+    from numba.core import caching
+
+    def refuse(self) -> None:
+        raise OSError(30, 'Read-only file system')
+
+    monkeypatch.setenv('XDG_CACHE_HOME', '/dev/null/cache')
+    monkeypatch.setattr(caching._CacheLocator, 'ensure_cache_path', refuse)
+    double = geometry._compiled(lambda x: 2 * x)
+    assert double(2) == 4
+
+
 def test_crop_resize_matches_torchvision(back_end, figures, photograph) -> None:
     for box, expected in zip(BOXES, figures['crop'], strict=True):
         close(back_end.crop(photograph, box), expected, back_end.rounding)

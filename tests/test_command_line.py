@@ -1,16 +1,60 @@
 """Tests of command_line.py and config_keys.py: flags, overrides, errors in one line."""
 
+import io
+import json
+import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from commands import ROOT, Commands
 from configurations import load
 
-from simsiam_jax import command_line, config_keys, errors
+from simsiam_jax import command_line, config_keys, errors, paths
 
 QUICKSTART = 'configs/quickstart.py'
+
+# Imports all modules and prints their names, the flags that they define, and which flags of the
+# commands turn ~/runs into a path in the home folder.
+PROGRAM = """
+import importlib, json, pkgutil, sys
+from absl import flags
+import simsiam_jax
+from simsiam_jax import command_line
+names = [m.name for m in pkgutil.walk_packages(simsiam_jax.__path__, 'simsiam_jax.')]
+for name in names:
+    importlib.import_module(name)
+ours = [k for k in flags.FLAGS.flags_by_module_dict() if k.startswith('simsiam_jax')]
+command_line.start = lambda *arguments, **options: None
+paths = {}
+for command in sys.argv[1:]:
+    earlier = set(flags.FLAGS)
+    sys.modules[f'simsiam_jax.{command}'].main()
+    added = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - earlier}
+    texts = {name for name, flag in added.items() if flag.flag_type() in ('string', 'path')}
+    parsed = {name: added[name].parser.parse('~/runs') for name in texts}
+    paths[command] = {name: path for name, path in parsed.items() if path != '~/runs'}
+    for name in added:
+        delattr(flags.FLAGS, name)
+print(json.dumps({'modules': names, 'flags': ours, 'paths': paths}))
+"""
+
+
+@pytest.fixture(scope='module')
+def imported() -> dict[str, Any]:
+    """Returns what PROGRAM prints."""
+    done = subprocess.run(
+        [sys.executable, '-c', PROGRAM, *PATHS],
+        cwd=ROOT,
+        env=os.environ | {'HOME': '/home/ada'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def dry_run(command: Commands, *flags: str) -> subprocess.CompletedProcess:
@@ -89,6 +133,8 @@ def test_second_view_takes_keys_of_augment(command: Commands) -> None:
         ('def get_config(:\n', 'failed in line 1: SyntaxError'),
         ('def get_config():\n    return 3\n', 'returned int; expected a ConfigDict'),
         ('x = 3\n', 'has no get_config()'),
+        ('import sys\nsys.exit(3)\n', 'failed in line 2: SystemExit: 3. Fix the file'),
+        ('\nraise ValueError("a\\nb")', 'failed in line 2: ValueError: a b. Fix the file'),
     ],
 )
 def test_broken_config_file_is_told_in_one_line(
@@ -111,6 +157,7 @@ def test_missing_config_file_is_named() -> None:
     ('flags', 'message'),
     [
         (['--workdir=x'], '--config is missing'),
+        (['--', f'--config={QUICKSTART}', '--workdir=x', 'y'], "unexpected argument 'y'"),
         ([f'--config={QUICKSTART}'], 'Flag --workdir must have a value'),
         ([f'--config={QUICKSTART}', '--workdir=x', 'y'], "unexpected argument 'y'"),
         ([f'--config={QUICKSTART}', '--workdir=x', '--nonsense'], 'Unknown command line flag'),
@@ -119,12 +166,16 @@ def test_missing_config_file_is_named() -> None:
             "--config.epochs is 'three'; expected a whole number, such as 256",
         ),
         (
+            [f'--config={QUICKSTART}', '--workdir=x', '--config.augment.crop_ratio=3/4,4/3'],
+            "--config.augment.crop_ratio is '3/4,4/3'; expected numbers separated by commas",
+        ),
+        (
             [f'--config={QUICKSTART}', '--workdir=x', '--config.dry_run=maybe'],
             "--config.dry_run is 'maybe'; expected True or False",
         ),
         (
             [f'--config={QUICKSTART}', '--workdir=x', '--config.model.stages=1,x'],
-            "model.stages is ('1,x',); expected a number of blocks",
+            "--config.model.stages is '1,x'; expected numbers separated by commas, such as 1,1,1",
         ),
     ],
 )
@@ -137,26 +188,53 @@ def test_invalid_command_line_ends_in_one_line(
     assert done.stderr.count('\n') == 1
 
 
+# The flags of each command that are paths; the others are numbers, names and choices.
+PATHS = {
+    'main': 'workdir',
+    'tools.convert.__main__': 'source target',
+    'tools.doctor.__main__': 'workdir write',
+    'tools.embed': 'checkpoint out html',
+    'tools.ledger.__main__': 'config workdir',
+    'tools.report': 'out',
+}
+
+
+def test_paths_on_the_command_line_begin_in_the_home_folder(imported: dict[str, Any]) -> None:
+    assert imported['paths'] == {
+        module: dict.fromkeys(names.split(), '/home/ada/runs') for module, names in PATHS.items()
+    }
+
+
+def test_path_of_an_unknown_user_is_refused() -> None:
+    with pytest.raises(errors.UserError, match=r'begins with ~nobody-here; expected'):
+        paths.expand('~nobody-here/a')
+    assert paths.expand('./~nobody-here') == './~nobody-here'
+
+
+def test_any_name_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with io.TextIOWrapper(io.BytesIO(), encoding='ascii') as stdout:
+        monkeypatch.setattr(sys, 'stdout', stdout)
+        monkeypatch.setattr(command_line.app, 'run', lambda main, flags_parser: None)
+        command_line.start(lambda arguments: None)
+        print('\udce9 \xe9', flush=True)
+        assert stdout.buffer.getvalue() == b'\\udce9 \\xe9\n'
+
+
+def test_config_file_is_found_in_the_home_folder(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    text = (ROOT / QUICKSTART).read_text()
+    (tmp_path / 'mine.py').write_text(text)
+    assert command_line.load_config('~/mine.py').batch_size == load('quickstart').batch_size
+
+
 def test_keys_of_a_section_are_listed_if_none_is_similar() -> None:
     error = config_keys.unknown_key('log.zzz', ['epochs', 'log.wandb', 'log.mlflow'])
     assert str(error) == 'unknown key config.log.zzz; known: log.mlflow, log.wandb'
 
 
-def test_all_modules_are_imported_together_and_define_no_flags() -> None:
-    program = (
-        'import importlib, pkgutil\n'
-        'from absl import flags\n'
-        'import simsiam_jax\n'
-        "names = [m.name for m in pkgutil.walk_packages(simsiam_jax.__path__, 'simsiam_jax.')]\n"
-        'for name in names: importlib.import_module(name)\n'
-        "assert 'simsiam_jax.tools.doctor.__main__' in names, names\n"
-        'ours = [k for k in flags.FLAGS.flags_by_module_dict() if k.startswith("simsiam_jax")]\n'
-        'print(len(names), ours)\n'
-    )
-    done = subprocess.run(
-        [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    count, _, flags = done.stdout.strip().partition(' ')
-    assert int(count) > 100
-    assert flags == '[]'
+def test_all_modules_are_imported_together_and_define_no_flags(imported: dict[str, Any]) -> None:
+    assert 'simsiam_jax.tools.doctor.__main__' in imported['modules']
+    assert len(imported['modules']) > 100
+    assert imported['flags'] == []

@@ -363,7 +363,7 @@ def test_digits_splits_are_disjoint() -> None:
 )
 def test_open_source_explains_invalid_sources(tmp_path, spec, message) -> None:
     (tmp_path / 'empty.txt').write_text('\n')
-    (tmp_path / 'binary.txt').write_bytes(b'\xff\xd8\xff')
+    (tmp_path / 'binary.txt').write_bytes(b'\xff\xd8\xff\xe0\x00\x10JFIF')
     with pytest.raises(errors.UserError, match=message):
         sources.open_source(spec.format(tmp=tmp_path))
 

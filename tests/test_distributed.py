@@ -307,6 +307,10 @@ GIVEN = {'JAX_COORDINATOR_ADDRESS': 'pod-0:1234', 'JAX_NUM_PROCESSES': '8'}
     [
         ({}, None),
         (SLURM | {'SLURM_STEP_NODELIST': 'node[007-9,12],b1'}, ClusterSpec('node007:61441', 4, 3)),
+        (
+            SLURM | {'SLURM_STEP_NODELIST': 'gpu-r[1-2]-n[01-04]'},
+            ClusterSpec('gpu-r1-n01:61441', 4, 3),
+        ),
         (SLURM | {'SLURM_STEP_NODELIST': 'a,b[1-3]'}, ClusterSpec('a:61441', 4, 3)),
         # A batch script without srun; a shell that outlived its job; one task.
         ({'SLURM_JOB_ID': '1', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'}, None),

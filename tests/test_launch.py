@@ -1,5 +1,7 @@
 """Tests of launch/: what the launchers run, restart and requeue."""
 
+import glob
+import importlib.util
 import os
 import pathlib
 import shlex
@@ -7,11 +9,13 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 from commands import environment
 
+from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint_reader
-from simsiam_jax.runtime import launchers
+from simsiam_jax.runtime import distributed, host_list, launchers
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ['--config=configs/quickstart.py', '--workdir=gs://bucket/run']
@@ -49,6 +53,25 @@ def test_dry_run_prints_the_command_of_the_run(script, args, env, expected) -> N
     runs = [line for line in done.stdout.splitlines() if 'simsiam_jax.main' in line]
     assert all(flag in line for line in runs for flag in RUN)
     assert len(runs) == (2 if script == 'local.sh' else 1)
+
+
+@pytest.mark.parametrize(
+    ('script', 'args', 'env'),
+    [
+        ('local.sh', ['-n', '2'], {}),
+        ('gpu_host.sh', [], {}),
+        ('slurm.sbatch', [], {}),
+        ('tpu_pod.sh', [], {'NAME': 'n', 'ZONE': 'z', 'TYPE': 'v4-32'}),
+    ],
+)
+def test_launchers_pass_on_dashes_before_the_flags(
+    script: str, args: list[str], env: dict[str, str]
+) -> None:
+    done = launch(script, *args, '--', *RUN, DRY_RUN='1', **env)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if 'simsiam_jax.main' in line)
+    passed = line.replace("'", '').partition('simsiam_jax.main ')[2]
+    assert passed.startswith(f'-- {RUN[0]}')  # test_command_line.py has how the program takes them
 
 
 def test_launchers_print_what_is_missing() -> None:
@@ -129,6 +152,79 @@ def test_slurm_requeues_all_runs_but_user_errors(tmp_path, codes, count, code, r
     done = launch('slurm.sbatch', *RUN, MAX_RESTARTS='2', SLURM_RESTART_COUNT=str(count), **env)
     assert done.returncode == code, done.stderr
     assert (log.exists() and log.read_text()) == (requeued and 'requeue 7\n')
+
+
+@pytest.mark.parametrize(
+    ('given', 'hosts'),
+    [
+        ('tux', 'tux'),
+        ('tux7.example.org,login', 'tux7.example.org login'),
+        ('lx[15,18,32-33]', 'lx15 lx18 lx32 lx33'),
+        ('linux[08-11]', 'linux08 linux09 linux10 linux11'),
+        ('n[99-101]', 'n99 n100 n101'),
+        ('n[007]', 'n007'),
+        ('[1-2]', '1 2'),
+        ('gpu-r[1-2]-n[01-02]', 'gpu-r1-n01 gpu-r1-n02 gpu-r2-n01 gpu-r2-n02'),
+        ('rack[0-1]_blade[4,6]', 'rack0_blade4 rack0_blade6 rack1_blade4 rack1_blade6'),
+        ('c[1-2]-ib.example.org', 'c1-ib.example.org c2-ib.example.org'),
+        ('a,b[1-2],c-[3]d', 'a b1 b2 c-3d'),
+        ('node1 node[2-3]', 'node1 node2 node3'),
+        ('bgl[010x111]', 'bgl010 bgl011 bgl110 bgl111'),
+        ('n[00008-00009]x[1]', 'n00008x1 n00009x1'),
+    ],
+)
+def test_host_lists_of_slurm_are_expanded(given: str, hosts: str) -> None:
+    assert list(host_list.expand(given)) == hosts.split()
+    assert host_list.first_host(given, {}) == hosts.split()[0]
+
+
+@pytest.mark.parametrize('given', ['', 'n[1-2', 'n[a-b]', 'n[]', 'n[1-2]]', 'n[1-]', 'n[00x111]'])
+def test_malformed_host_list_is_refused(given: str) -> None:
+    with pytest.raises(errors.UserError, match=r'the list of hosts is .* expected a list of SLURM'):
+        list(host_list.expand(given))
+
+
+def test_first_host_is_asked_of_scontrol_if_it_works(tmp_path: pathlib.Path) -> None:
+    log = tmp_path / 'log'
+    put(tmp_path / 'scontrol', f'echo "$@" >> {log}; echo first; echo second\n')
+    env = {'PATH': path(tmp_path)}
+    assert host_list.first_host('n[1-2]', env) == 'first'
+    assert log.read_text() == 'show hostnames n[1-2]\n'
+    put(tmp_path / 'scontrol', 'exit 1\n')
+    assert host_list.first_host('n[1-2]', env) == 'n1'
+
+
+@pytest.mark.parametrize(
+    ('vendor', 'device', 'category', 'found'),
+    [
+        ('0x1ae0', '0x0063', '0xff0000', True),  # v5e
+        ('0x1ae0', '0x0099', '0x120000', True),  # an accelerator of the future
+        ('0x1ae0', '0x0042', '0x020000', False),  # gVNIC, the network card of Google's machines
+        ('0x10de', '0x2330', '0x030200', False),  # H100
+    ],
+)
+def test_tpu_is_found_on_the_bus(
+    vendor: str, device: str, category: str, found: bool, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+    for name, value in (('vendor', vendor), ('device', device), ('class', category)):
+        (tmp_path / '0000:00:05.0').mkdir(exist_ok=True)
+        (tmp_path / '0000:00:05.0' / name).write_text(f'{value}\n')
+    assert launchers.has_tpu(str(tmp_path)) == found
+
+
+def test_start_needs_no_cluster_with_libtpu_but_no_tpu(monkeypatch) -> None:
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+    monkeypatch.setattr(glob, 'glob', lambda pattern: ['/dev/vfio/vfio'])
+    monkeypatch.setattr(launchers, 'from_environment', lambda env: None)
+    started: list[dict] = []
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda **options: started.append(options))
+    monkeypatch.setattr(pathlib.Path, 'glob', lambda folder, pattern: iter([]))
+    distributed.start()
+    assert started == []
+    monkeypatch.setattr(launchers, 'has_tpu', lambda: True)
+    distributed.start(timeout=7)
+    assert started == [{'initialization_timeout': 7, 'heartbeat_timeout_seconds': 7}]
 
 
 # Simulates a slice. `state` holds its state, `full` makes one creation fail, and each run reads a

@@ -63,6 +63,16 @@ def names_below(bucket, folder: str) -> list[str]:
     return bucket.names(f'{folder}/'.removeprefix('gs://bucket/'))
 
 
+def test_workdir_and_weights_are_found_in_the_home_folder(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert storage.folder('~/run') == storage.folder(tmp_path / 'run')
+    corruptions.save(str(tmp_path / 'run'))
+    assert not weights.is_file('~/run')
+    corruptions.same(weights.open_weights('~/run').params, corruptions.state_at(33).params)
+
+
 def test_damaged_step_is_moved_aside_and_saved_again(bucket, workdir, capsys, monkeypatch) -> None:
     monkeypatch.setattr(lock, 'HEARTBEAT', 0.05)
     corruptions.save(workdir)

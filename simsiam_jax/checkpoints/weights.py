@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint_reader, weight_files
@@ -152,7 +151,7 @@ def warn_of_assumed(weights: Weights) -> None:
 
 def _images(path: Path) -> dict[str, Any]:
     """Returns size, resize, mean and std of the images, as far as the file states them."""
-    file = epath.Path(path) / 'config.json'
+    file = storage.folder(path) / 'config.json'
     try:
         if not file.exists():
             return weight_files.read_images(path)

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import re
 import zipfile
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from simsiam_jax import errors
+from simsiam_jax import paths as paths_lib
 
 _SAMPLED = 64  # images whose pixels identify a file
 
@@ -87,7 +87,7 @@ def open_npz(spec: str) -> ArrayFileSource:
         raise errors.UserError(
             f'source is npz:{spec}; expected npz:FILE.npz/SPLIT or npz:FILE.npz/SPLIT[:5000]'
         )
-    path, split = os.path.expanduser(path) + dot, match[1]
+    path, split = paths_lib.expand(path) + dot, match[1]
     prefix = f'{split}_' if split else ''
     try:
         with open(path, 'rb') as opened, np.load(opened, allow_pickle=False) as file:
@@ -121,7 +121,7 @@ def open_npy(spec: str) -> ArrayFileSource:
     Raises:
       UserError: A file is missing or damaged, or it has no images or labels.
     """
-    paths = [os.path.expanduser(path) for path in spec.split(',')]
+    paths = [paths_lib.expand(path) for path in spec.split(',')]
     arrays = []
     for path in paths:
         try:

@@ -1,23 +1,17 @@
 """Image files from folders of any depth and from lists."""
 
 import csv
-import hashlib
 import io
-import json
 import os
 import pathlib
-import tempfile
-from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int
 
-from simsiam_jax import errors, lazy_tf, terminal
-
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.npy')
-
-# Listings of at least this many images are cached.
-_LARGE = 10_000
+from simsiam_jax import errors, lazy_tf
+from simsiam_jax import paths as paths_lib
+from simsiam_jax.data import listing
+from simsiam_jax.data.listing import EXTENSIONS
 
 
 class FileSource:
@@ -47,7 +41,7 @@ class FileSource:
         return _read(self.paths[index]), self.labels[index]
 
     def name(self, index: int) -> str:
-        return self.paths[index]
+        return paths_lib.printable(self.paths[index])
 
     def names(self) -> list[str]:
         """Returns the paths, relative to the root."""
@@ -61,19 +55,20 @@ class FileSource:
 
 
 def open_folder(root: str) -> FileSource:
-    """Opens all images below `root` except hidden files; two or more subfolders are the classes.
+    """Opens all images below `root`; two or more subfolders are the classes.
 
-    `root` may be remote (gs://...).
+    Hidden files, hidden folders and folders of systems (listing.SYSTEM) are skipped, as are folders
+    that may not be entered; a warning counts them. `root` may be remote (gs://...).
 
     Raises:
       UserError: The folder is missing, unreadable or contains no images.
     """
     if not _remote(root):
-        root = os.path.expanduser(root)
+        root = paths_lib.expand(root)
         if not os.path.isdir(root):
             raise errors.UserError(f'image folder {root} does not exist or is not a folder')
     try:
-        paths = _list_remote(root) if _remote(root) else _list_cached(root)
+        paths = listing.list_remote(root) if _remote(root) else listing.list_cached(root)
     except OSError as error:
         raise errors.UserError(f'image folder {root} cannot be read: {error}') from error
     if not paths:
@@ -97,17 +92,15 @@ def open_list(path: str) -> FileSource:
     Raises:
       UserError: The list is missing, empty or malformed.
     """
-    path = path if _remote(path) else os.path.expanduser(path)
+    path = paths_lib.expand(path)
     if not _remote(path) and not os.path.isfile(path):
         raise errors.UserError(f'list of images {path} does not exist or is not a file')
     try:
-        text = _read(path).decode()
-    except UnicodeDecodeError as error:
-        raise errors.UserError(
-            f'list of images {path} is not text; expected one path per line'
-        ) from error
+        text = _read(path).decode('utf-8', 'surrogateescape')  # as Python reads names of files
     except OSError as error:
         raise errors.UserError(f'list of images {path} cannot be read: {error}') from error
+    if '\0' in text:
+        raise errors.UserError(f'list of images {path} is not text; expected one path per line')
     rows = [[line.strip()] for line in text.splitlines()]
     if path.endswith('.csv'):
         rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text))]
@@ -136,8 +129,9 @@ def _has_header(rows: list[list[str]]) -> bool:
 def _labeled(paths: list[str], names: list[str] | None, root: str) -> FileSource:
     if names is None:
         return FileSource(paths, [-1] * len(paths), (), root)
-    classes = tuple(sorted(set(names)))
-    number = {name: i for i, name in enumerate(classes)}
+    found = sorted(set(names))
+    number = {name: i for i, name in enumerate(found)}
+    classes = tuple(map(paths_lib.printable, found))
     return FileSource(paths, [number[name] for name in names], classes, root)
 
 
@@ -154,62 +148,3 @@ def _read(path: str) -> bytes:
             return file.read()
     except tf.errors.OpError as error:
         raise OSError(error.message) from error
-
-
-def _list_remote(root: str) -> list[str]:
-    tf = lazy_tf.load()
-    try:
-        return sorted(
-            os.path.join(folder, name)
-            for folder, _, names in tf.io.gfile.walk(root)
-            for name in terminal.progress(names, 'listing images', unit=' files')
-            if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
-        )
-    except tf.errors.OpError as error:
-        raise OSError(error.message) from error
-
-
-def _list_cached(root: str) -> list[str]:
-    """Returns the images below `root`, sorted; caches large listings until a folder changes."""
-    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
-    key = hashlib.sha256(os.path.realpath(root).encode()).hexdigest()[:32]
-    cache = home / 'simsiam_jax' / 'listings' / key
-    if cache.is_file():
-        header, *names = cache.read_text('utf-8', 'surrogateescape').split('\0')
-        # Adding or removing a file changes the modification time of its folder.
-        if all(_time(os.path.join(root, f)) == t for f, t in json.loads(header).items()):
-            return [os.path.join(root, name) for name in names]
-    folders: dict[str, int] = {}
-    walk = terminal.progress(_walk(root, folders), 'listing images', unit=' images')
-    paths = sorted(walk)
-    if len(paths) >= _LARGE:
-        names = [os.path.relpath(path, root) for path in paths]
-        header = json.dumps({os.path.relpath(f, root): t for f, t in folders.items()})
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile('wb', dir=cache.parent, delete=False) as file:
-            file.write('\0'.join([header, *names]).encode('utf-8', 'surrogateescape'))
-        os.replace(file.name, cache)  # atomic: readers never see half a file
-    return paths
-
-
-def _time(folder: str) -> int | None:
-    try:
-        return os.stat(folder).st_mtime_ns
-    except OSError:
-        return None
-
-
-def _walk(folder: str, times: dict[str, int], above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yields the images at any depth; follows links, but never into a cycle."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    times[folder] = os.stat(folder).st_mtime_ns
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith('.'):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, times, (*above, real))
-            elif entry.name.lower().endswith(EXTENSIONS):
-                yield entry.path

@@ -6,9 +6,18 @@ from typing import Any, no_type_check
 import numba
 import numpy as np
 
-# no_type_check: the tests check types at run time by wrapping functions, and numba cannot compile
-# the wrappers.
-_compiled = numba.njit(nogil=True, cache=True, fastmath=True)
+from simsiam_jax import paths
+
+
+def _compiled(function: Any) -> Any:
+    """Returns the function as compiled by numba.
+
+    It needs no_type_check: the tests check types at run time by wrapping functions, and numba
+    cannot compile the wrappers.
+    """
+    # numba raises if it finds no folder for its cache, here or beside cache_folder().
+    cache = paths.cache_folder() is not None
+    return numba.njit(nogil=True, cache=cache, fastmath=True)(function)
 
 
 @_compiled

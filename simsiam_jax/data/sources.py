@@ -2,7 +2,7 @@
 
 import difflib
 import hashlib
-import pathlib
+import os
 import re
 from typing import Any, Protocol, runtime_checkable
 
@@ -87,9 +87,9 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
 
     Args:
       spec: One of 'tfds:NAME/SPLIT' (SPLIT in TFDS syntax, such as 'train[:90%]');
-        'folder:DIR' (searched to any depth without hidden files; if all images are in two or
-        more subfolders of DIR, these are the classes); 'files:LIST' (a text file with a path per
-        line, relative to the folder of LIST, or a .csv file of path[,label]);
+        'folder:DIR' (searched to any depth without hidden files and folders of systems; if all
+        images are in two or more subfolders of DIR, these are the classes); 'files:LIST' (a text
+        file with a path per line, relative to the folder of LIST, or a .csv file of path[,label]);
         'npz:FILE.npz/SPLIT' (arrays SPLIT_images and SPLIT_labels, as MedMNIST has them, or
         'npz:FILE.npz' with images and labels); 'npy:IMAGES.npy[,LABELS.npy]'; 'digits',
         'digits/train' or 'digits/test' (scikit-learn's handwritten digits, 8x8);
@@ -117,7 +117,7 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
         return _digits(spec.removeprefix('digits').lstrip('/'))
     if kind in FORMS:
         hint = f'expected {FORMS[kind]}'
-    elif spec and pathlib.Path(spec).is_dir():
+    elif spec and os.path.isdir(os.path.expanduser(spec)):
         hint = f'did you mean folder:{spec}?'
     elif close := difflib.get_close_matches(kind, FORMS, n=1):
         hint = f'did you mean {FORMS[close[0]]}?'

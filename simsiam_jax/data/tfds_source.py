@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from simsiam_jax import errors, lazy_tf, terminal
+from simsiam_jax import errors, lazy_tf, paths, terminal
 
 
 class TfdsSource:
@@ -140,7 +140,7 @@ def _builder(tfds: Any, name: str, data_dir: str) -> Any:
     with _one_line(f'TFDS cannot open {name}'):
         try:
             # No file_format here: TFDS would reject data converted to array_record afterwards.
-            return tfds.builder(name, data_dir=data_dir or None)
+            return tfds.builder(name, data_dir=paths.expand(data_dir) or None)
         except tfds.core.DatasetNotFoundError:
             known = tfds.list_builders(with_community_datasets=False)
             close = difflib.get_close_matches(name.partition('/')[0], known, n=1)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from simsiam_jax import paths
+
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px;
        padding: 0 1rem 3rem; color: #222; background: #fff }
@@ -135,7 +137,7 @@ def folded(summary: str, content: str, *, opened: bool = False) -> str:
 def page(title: str, sections: dict[str, str]) -> str:
     """Returns a page of sections, heading -> HTML."""
     body = ''.join(f'<h2>{html.escape(head)}</h2>{content}' for head, content in sections.items())
-    return (
+    return paths.printable(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'

@@ -1,8 +1,6 @@
 """Multi-process runs: rendezvous, agreement between processes, exit and preemption."""
 
 import contextlib
-import glob
-import importlib.util
 import json
 import os
 import signal
@@ -42,9 +40,7 @@ def start(cluster: ClusterSpec | None = None, *, timeout: int = 300) -> None:
     """
     cluster = cluster or launchers.from_environment(os.environ)
     if cluster is None:
-        if importlib.util.find_spec('libtpu') and glob.glob('/dev/accel*') + glob.glob(
-            '/dev/vfio/*'
-        ):
+        if launchers.has_tpu():
             jax.distributed.initialize(
                 initialization_timeout=timeout, heartbeat_timeout_seconds=timeout
             )

@@ -1,11 +1,15 @@
-"""Reads launchers' environment variables: the id of this process in its run, and its GPU."""
+"""Finds how a run was launched: the id of this process, its GPU, and whether there is a TPU."""
 
+import contextlib
 import dataclasses
+import importlib.util
 import os
+import pathlib
 import re
 from collections.abc import Mapping
 
 from simsiam_jax import errors
+from simsiam_jax.runtime import host_list
 
 # If a scheduler names no port, the job's number selects one of the upper 4096.
 _FIRST_PORT = 61440
@@ -34,7 +38,7 @@ def from_environment(env: Mapping[str, str]) -> ClusterSpec | None:
     Returns None for a single process, and if the launcher that set the variables no longer runs.
 
     Raises:
-      UserError: Some of the variables are missing.
+      UserError: Some of the variables are missing or malformed.
     """
     if 'JAX_COORDINATOR_ADDRESS' in env:
         process_id = env.get('JAX_PROCESS_ID', env.get('JOB_COMPLETION_INDEX'))
@@ -61,9 +65,7 @@ def from_environment(env: Mapping[str, str]) -> ClusterSpec | None:
     # Only srun sets the variables of a step. A shell that outlived its job still has these
     # variables, but its task's process is gone.
     if int(env.get('SLURM_STEP_NUM_TASKS', 1)) > 1 and _alive(int(env['SLURM_TASK_PID'])):
-        first = re.match(r'([^,\[]+)(?:\[(\d+))?', env['SLURM_STEP_NODELIST'])
-        assert first
-        host = first[1] + (first[2] or '')
+        host = host_list.first_host(env['SLURM_STEP_NODELIST'], env)
         port = _FIRST_PORT + int(env['SLURM_JOB_ID']) % 4096
         num_processes, process_id = env['SLURM_STEP_NUM_TASKS'], env['SLURM_PROCID']
         return ClusterSpec(f'{host}:{port}', int(num_processes), int(process_id))
@@ -106,3 +108,30 @@ def local_devices(env: Mapping[str, str]) -> list[int] | None:
     if local_size == 1 or (visible and len(visible.split(',')) < gpus_on_host):
         return None
     return [int(local_rank)]
+
+
+# Google's id on the PCI bus, its devices that JAX counts as TPUs, and the class of accelerators for
+# later TPUs. Google's other devices are network cards and disks.
+_GOOGLE = '0x1ae0'
+_ACCELERATOR = '0x12'
+_TPUS = {'0x0027', '0x0056', '0x005e', '0x0062', '0x0063', '0x006f', '0x0076'}
+
+
+def has_tpu(devices: str = '/sys/bus/pci/devices') -> bool:
+    """Returns whether this machine has a TPU that JAX can use.
+
+    Files in /dev do not answer this: every machine that passes devices on to guests has /dev/vfio.
+
+    Args:
+      devices: Folder of the devices on the PCI bus.
+    """
+    if not importlib.util.find_spec('libtpu'):
+        return False
+    for device in pathlib.Path(devices).glob('*'):
+        with contextlib.suppress(OSError):
+            vendor, kind, category = (
+                (device / name).read_text().strip() for name in ('vendor', 'device', 'class')
+            )
+            if vendor == _GOOGLE and (kind in _TPUS or category.startswith(_ACCELERATOR)):
+                return True
+    return False

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from simsiam_jax import errors, lazy_tf
+from simsiam_jax import errors, lazy_tf, paths
 
 # Errors that libraries raise for a bucket, none of which is an OSError: module -> class.
 _ERROR_CLASSES = {
@@ -35,14 +35,14 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def folder(path: str | os.PathLike[str]) -> epath.Path:
-    """Returns the path, made absolute if it is on a disk.
+    """Returns the path; on a disk it is made absolute, and ~ is the home folder.
 
     Raises:
       UserError: The path is neither on a disk nor in a bucket, or TensorFlow, which reads buckets,
         is not installed.
     """
     if not is_remote(path):
-        return epath.Path(path).absolute()
+        return epath.Path(paths.expand(path)).absolute()
     if not os.fspath(path).startswith('gs://'):
         raise errors.UserError(
             f'{path} is not a folder; expected a local path or gs://BUCKET/FOLDER'

@@ -139,14 +139,14 @@ def run(_: command_line.Arguments) -> None:
 
 
 def main() -> None:
-    flags.DEFINE_string('checkpoint', None, 'Workdir of a run, or file of weights.')
+    command_line.define_path('checkpoint', None, 'Workdir of a run, or file of weights.')
     flags.DEFINE_string('images', None, 'Source of images, a value of config.data.source.')
-    flags.DEFINE_string('out', None, 'File to write: .npz or .parquet.')
+    command_line.define_path('out', None, 'File to write: .npz or .parquet.')
     flags.DEFINE_integer(
         'neighbors', 0, 'Number of neighbors of each image, in the file and on the page.'
     )
     flags.DEFINE_alias('neighbours', 'neighbors')
-    flags.DEFINE_string('html', None, 'Page to write.')
+    command_line.define_path('html', None, 'Page to write.')
     flags.DEFINE_string('map', 'pca', 'Projection of the features on the page: pca or tsne.')
     flags.DEFINE_integer('batch_size', 256, 'Images in a batch.')
     command_line.start(run, 'checkpoint', 'images', 'out')

@@ -45,7 +45,7 @@ def run(arguments: command_line.Arguments) -> None:
 
 
 def main() -> None:
-    flags.DEFINE_string('out', report.NAME, 'Page to write.')
+    command_line.define_path('out', report.NAME, 'Page to write.')
     flags.DEFINE_string(
         'images', '', "Source of the images to show neighbors of; '' uses the images of the run."
     )

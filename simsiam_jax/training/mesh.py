@@ -3,7 +3,6 @@
 import collections
 import itertools
 import os
-import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from simsiam_jax import errors
+from simsiam_jax import errors, paths
 
 DATA = 'data'
 _BATCH = P(DATA)
@@ -24,9 +23,8 @@ def use_compilation_cache() -> None:
     JAX_COMPILATION_CACHE_DIR sets another folder; JAX_ENABLE_COMPILATION_CACHE=false disables the
     cache. If a run has several processes, only the first one writes.
     """
-    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
-        jax.config.update('jax_compilation_cache_dir', str(cache / 'simsiam_jax'))
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ and (cache := paths.cache_folder()):
+        jax.config.update('jax_compilation_cache_dir', str(cache))
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 

@@ -39,8 +39,8 @@ def run(_: command_line.Arguments) -> None:
 
 
 def main() -> None:
-    flags.DEFINE_string('source', None, 'Workdir of a run, or file of weights.')
-    flags.DEFINE_string('target', None, 'File or folder to write.')
+    command_line.define_path('source', None, 'Workdir of a run, or file of weights.')
+    command_line.define_path('target', None, 'File or folder to write.')
     flags.DEFINE_string('format', None, 'Format of the target.')
     flags.DEFINE_integer('step', None, 'Step of the checkpoint; default the latest.')
     command_line.start(run, 'source', 'target', 'format')

@@ -41,8 +41,8 @@ def run(arguments: command_line.Arguments) -> None:
 
 
 def main() -> None:
-    flags.DEFINE_string('workdir', None, 'Workdir of the run, whose disk is checked.')
-    flags.DEFINE_string('write', '', 'File to write the recommended configuration to.')
+    command_line.define_path('workdir', None, 'Workdir of the run, whose disk is checked.')
+    command_line.define_path('write', '', 'File to write the recommended configuration to.')
     flags.DEFINE_boolean('probe', False, 'Search for the learning rate by short trainings.')
     command_line.define_cluster_flags()
     command_line.start(run, config=True)

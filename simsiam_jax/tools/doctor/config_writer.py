@@ -8,7 +8,7 @@ from typing import TextIO
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
-from simsiam_jax import config_keys, errors
+from simsiam_jax import config_keys, errors, paths
 from simsiam_jax.tools.doctor.recommend import Advice
 
 _FILE = '''"""{title}
@@ -93,4 +93,5 @@ def text(path: str, given: ConfigDict, advice: list[Advice], origin: str) -> str
         ]
         previous = a.reason
     title = f'{given.method.name} on {given.data.source}.'
-    return _FILE.format(title=title, origin=origin, path=path, lines='\n'.join(lines))
+    filled = _FILE.format(title=title, origin=origin, path=path, lines='\n'.join(lines))
+    return paths.printable(filled)

@@ -11,10 +11,11 @@ DIR too.
 
 import functools
 import pathlib
-import runpy
 import sys
+from typing import Any
 
 from absl import flags, logging
+from ml_collections import ConfigDict
 
 from simsiam_jax import command_line, errors
 from simsiam_jax.tools.ledger import ablation_report, run_ablations
@@ -25,17 +26,15 @@ def run(_: command_line.Arguments) -> None:
     given = flags.FLAGS
     logging.set_verbosity(logging.ERROR)
     mesh.use_compilation_cache()
-    path = pathlib.Path(given.config)
+    path = given.config
     try:
-        if not path.is_file():
-            raise errors.UserError(f'config file {path} does not exist; pass --config=FILE.py')
-        file = runpy.run_path(str(path))
-        if 'ROWS' not in file:
-            raise errors.UserError(f'{path} has no ROWS; pass a file like configs/ablations.py')
+        file = command_line.run_file(path)
+        if not {'ROWS', 'get_config'} <= set(file):
+            raise errors.UserError(
+                f'{path} has no ROWS or no get_config(); pass a file like configs/ablations.py'
+            )
         names = run_ablations.select_rows(file, given.rows)
-        configs = {
-            name: functools.partial(file['get_config'], f'{name},{given.data}') for name in names
-        }
+        configs = {name: functools.partial(_config, file, path, name) for name in names}
         workdir = pathlib.Path(given.workdir)
         results = run_ablations.run_all(configs, workdir, given.seeds, given.epochs)
         rows = {name: file['ROWS'][name] for name in names}
@@ -50,9 +49,15 @@ def run(_: command_line.Arguments) -> None:
         sys.exit(143)
 
 
+def _config(file: dict[str, Any], path: str, name: str) -> ConfigDict:
+    variant = f'{name},{flags.FLAGS.data}'
+    with command_line.file_errors(path, f'{path}:{variant}'):
+        return file['get_config'](variant)
+
+
 def main() -> None:
-    flags.DEFINE_string('config', 'configs/ablations.py', 'File of ablations.')
-    flags.DEFINE_string('workdir', None, 'Folder of the runs, the table and the plots.')
+    command_line.define_path('config', 'configs/ablations.py', 'File of ablations.')
+    command_line.define_path('workdir', None, 'Folder of the runs, the table and the plots.')
     flags.DEFINE_string('rows', 'all', "Names of rows, separated by commas, 'all' or 'core'.")
     flags.DEFINE_string(
         'data',
