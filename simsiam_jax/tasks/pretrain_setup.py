@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simsiam_jax import config_keys, errors
+from simsiam_jax import config_keys, errors, method_defaults
 from simsiam_jax.data import host
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sampler import IndexSampler
@@ -72,6 +72,8 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> PretrainSetup:
       UserError: A key is unknown, a value is impossible, or the data cannot be used.
     """
     config_keys.check(config)
+    if warning := method_defaults.other_schedule(config):
+        say(f'warning: {warning}')
     inputs.resolve(config, config.data.source)
     errors.check_choice('guard', config.guard, collapse_callback.CHOICES)
     mesh = mesh or mesh_lib.make_mesh()
