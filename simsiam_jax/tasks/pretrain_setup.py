@@ -115,6 +115,15 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> PretrainSetup:
     )
 
 
+def without_measuring(config: ConfigDict) -> ConfigDict:
+    """Returns a copy with placeholders for a mean and std that would need the images."""
+    config = config.copy_and_resolve_references()
+    if config.data.normalize == 'auto':
+        config.data.normalize = 'given'
+        config.augment.update(mean=(0.5,), std=(0.25,))
+    return config
+
+
 def build_method(config: ConfigDict) -> Method:
     """Returns the method on its backbone, with BN synchronized over the data axis."""
     backbone = errors.build('model', resnet.make, config.model.to_dict(), axis_name=mesh_lib.DATA)
