@@ -111,6 +111,13 @@ class MetricWriter:
                 self._events.write_scalars(step, values)
                 self._events.flush()
 
+    def before_training(self, section: str) -> dict[str, float]:
+        """Returns what was written of step 0 as SECTION/NAME, by name; {} if another process."""
+        lines = map(json.loads, self._lines if self._first else ())
+        values = {key: x for line in lines if line['step'] == 0 for key, x in line.items()}
+        start = f'{section}/'
+        return {key.removeprefix(start): x for key, x in values.items() if key.startswith(start)}
+
     def _append(self, line: str) -> None:
         self._lines.append(line)
         path = self._folder / 'metrics.jsonl'

@@ -7,6 +7,7 @@ import json
 import jax
 from ml_collections import ConfigDict
 
+from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint, weights
 from simsiam_jax.logs import writers
 from simsiam_jax.tasks import (
@@ -124,13 +125,21 @@ def _initial_state(
     checkpoints: checkpoint.Checkpoints,
     workdir: str,
 ) -> tuple[step.TrainState, str]:
-    """Returns the state before training, on the devices, and the name of its weights."""
+    """Returns the state before training, on the devices, and the name of its weights.
+
+    A resumed run needs it only to compare with, so it may lack its first weights.
+    """
     state, origin = setup.init(), 'random initialization'
     path = config.init_from or (workdir if checkpoints.start_step == 0 else '')
-    if path and not checkpoints.start_step:
-        state, report = weights.load_into_state(state, weights.open_weights(path))
-        origin = 'before training'
-        say(report)
+    if path:
+        try:
+            state, report = weights.load_into_state(state, weights.open_weights(path))
+            origin = 'before training'
+            say(report if not checkpoints.start_step else f'comparing with the weights of {path}')
+        except errors.UserError as error:
+            if not checkpoints.start_step:
+                raise
+            say(f'warning: {error}; comparing with a random initialization instead')
     say(summary.parameters(state.params))
     return mesh_lib.replicate(state, setup.mesh), origin
 
