@@ -19,7 +19,7 @@ from simsiam_jax.tasks import (
     summary,
     verdict,
 )
-from simsiam_jax.tasks.features import Encode, raw_pixels
+from simsiam_jax.tasks.features import Encode, check_evaluation, raw_pixels
 from simsiam_jax.tasks.pretrain_setup import PretrainSetup
 from simsiam_jax.terminal import say
 from simsiam_jax.training import alternation, guard, step
@@ -147,11 +147,19 @@ def _initial_state(
 def _measure_baselines(
     config: ConfigDict, setup: PretrainSetup, state: step.TrainState, origin: str
 ) -> dict[str, verdict.Answers]:
-    """Returns kNN's answers from raw pixels and the network before training; {} if disabled."""
-    if not setup.knn or not config.eval.baselines:
+    """Returns kNN's answers from raw pixels and the network before training; {} if disabled.
+
+    If disabled, evaluates one batch of each set all the same.
+    """
+    if not setup.knn:
         return {}
-    (pixels,) = setup.knn(raw_pixels, {})
-    (network,) = setup.knn(setup.encode, checkpoint.encoder_variables(state))
+    evaluator, variables = setup.knn, checkpoint.encoder_variables(state)
+    if not config.eval.baselines:
+        sets = evaluator.train, evaluator.test
+        check_evaluation(setup.encode, variables, sets, evaluator.loader)
+        return {}
+    (pixels,) = evaluator(raw_pixels, {})
+    (network,) = evaluator(setup.encode, variables)
     return {'raw pixels': pixels.answers, origin: network.answers}
 
 
