@@ -20,6 +20,8 @@ The methods are the paper's reproductions (Table 4, linear top-1 in %, results o
     byol       4096   66.5   70.6   73.2   74.3
     swav       4096   66.5   69.1   70.7   71.8
 
+BYOL's rate, weight decay and momentum depend on the number of epochs. Set it by a word, such as
+800ep, because --config.epochs does not change these values.
 For SimSiam at batch 1024 and above the paper uses warm-up: --config.optim.warmup_epochs=10.
 SwAV's multi-crop works with any method and adds six views of 96 pixels:
 --config.augment.crop_scale=0.14,1.0 --config.local_crops.number=6.
@@ -77,12 +79,7 @@ def simclr(config: ConfigDict) -> None:
 def byol(config: ConfigDict) -> None:
     """Sets one of three schedules: for 100 epochs, 200 to 400, or 800."""
     large_batch(config)
-    if config.epochs < 200:
-        config.optim.learning_rate = 0.45
-    elif config.epochs >= 800:
-        config.optim.learning_rate = 0.2
-        config.optim.weight_decay = 1.5e-6
-        config.method.momentum = 0.996
+    config.update_from_flattened_dict(method_defaults.byol_schedule(config.epochs))
     config.augment.saturation = 0.2
     config.augment.blur = 1.0
     config.second_view.blur = 0.1

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from simsiam_jax import errors
+from simsiam_jax import config_keys, errors
 
 METHODS: dict[str, dict[str, Any]] = {  # methods/NAME.py documents the keys
     'simclr': {
@@ -47,6 +47,42 @@ METHODS: dict[str, dict[str, Any]] = {  # methods/NAME.py documents the keys
         'stop_gradient': True,
     },
 }
+
+
+# BYOL's reproductions: number of epochs from which one applies -> its values.
+_BYOL_SCHEDULES = {
+    0: {'optim.learning_rate': 0.45, 'optim.weight_decay': 1e-6, 'method.momentum': 0.99},
+    200: {'optim.learning_rate': 0.3, 'optim.weight_decay': 1e-6, 'method.momentum': 0.99},
+    800: {'optim.learning_rate': 0.2, 'optim.weight_decay': 1.5e-6, 'method.momentum': 0.996},
+}
+
+
+def byol_schedule(epochs: int) -> dict[str, float]:
+    """Returns rate, weight decay and momentum of BYOL's reproduction on ImageNet by key.
+
+    There are three: for 100 epochs, 200 to 400, or 800.
+    """
+    return _BYOL_SCHEDULES[max(start for start in _BYOL_SCHEDULES if start <= max(epochs, 0))]
+
+
+def other_schedule(config: ConfigDict) -> str:
+    """Returns a warning if the values are those for another number of epochs, otherwise ''.
+
+    A configuration file sets the values by its own number of epochs; config.epochs may change it.
+    """
+    if config.method.name != 'byol':
+        return ''
+    expected = byol_schedule(config.epochs)
+    values = {key: value for key, value in config_keys.flat(config).items() if key in expected}
+    if values == expected or values not in _BYOL_SCHEDULES.values():
+        return ''
+    changed = {key: x for key, x in expected.items() if values[key] != x}
+    given = ', '.join(f'{key}={values[key]:g}' for key in changed)
+    flags = ' '.join(f'--config.{key}={x:g}' for key, x in changed.items())
+    return (
+        f'{given} is for another number of epochs than config.epochs={config.epochs}. '
+        f'Set {flags}, or give the epochs as a word: --config=FILE.py:byol,{config.epochs}ep'
+    )
 
 
 def set_method(config: ConfigDict, name: str) -> None:

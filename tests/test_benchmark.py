@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -178,6 +179,41 @@ def test_augmentation_adds_few_bytes_to_step_on_h100(h100: aot.Compiled) -> None
     assert alone is not None
     assert whole is not None
     assert whole.bytes < 1.03 * alone.bytes
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_workload_needs_no_images_to_normalize(channels: int) -> None:
+    config = small(**{'data.normalize': 'auto', 'data.channels': channels})
+    state, batch = workload.build(config, mesh_lib.make_mesh(), images=640).abstract()
+    assert state.params['backbone']['conv1']['kernel'].shape[2] == channels
+    assert batch['crops'][0].shape[-1] == channels
+    assert config.data.normalize == 'auto'  # the caller's is unchanged
+
+
+def test_columns_of_speed_never_touch() -> None:
+    work = workload.build(small(), mesh_lib.make_mesh(), images=640)
+    counts = hlo.Counts((), (), (), (), frozenset(), ())
+    for seconds, memory in ((12.3, 811_748_818), (1e-4, 10**15)):
+        row = speed.Speed(work, [seconds] * 3, 9876543.21, memory, counts).row()
+        assert len(row.split()) == len(speed.HEADER)
+
+
+def test_input_rates_leave_out_buffered_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(input_speed.time, 'perf_counter', lambda: now)
+    monkeypatch.setattr(input_speed.time, 'process_time', lambda: 2 * now)
+    streams = []
+
+    def load(count: int) -> Iterator[int]:
+        nonlocal now
+        streams.append(count)
+        for i in range(count):  # each batch takes a second, except those in the buffers
+            now += 1.0 if 4 <= i < count - 4 else 0.0
+            yield i
+
+    assert input_speed.rates(load, 32) == (32.0, 16.0, 23)
+    assert input_speed.rates(load, 32, 6)[:2] == (32.0, 16.0)
+    assert streams == [16, 28, 14]
 
 
 def test_input_advice_prefers_least_work_for_device_that_keeps_up() -> None:

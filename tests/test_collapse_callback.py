@@ -1,6 +1,7 @@
 """Tests of tasks/diagnosis.py and tasks/collapse_callback.py: causes, warnings, pinned steps."""
 
 import dataclasses
+import pathlib
 from unittest import mock
 
 import corruptions
@@ -11,11 +12,13 @@ from configurations import load
 from guard_table import BEFORE, HEALTHY, NARROW
 from ml_collections import ConfigDict
 
-from simsiam_jax.checkpoints import checkpoint
+from simsiam_jax import errors
+from simsiam_jax.checkpoints import checkpoint, weights
 from simsiam_jax.data import sources
 from simsiam_jax.logs import writers
-from simsiam_jax.tasks import collapse_callback, diagnosis
+from simsiam_jax.tasks import collapse_callback, diagnosis, pretrain, pretrain_setup
 from simsiam_jax.training import guard, monitor
+from simsiam_jax.training import mesh as mesh_lib
 
 DATA = diagnosis.DatasetStats(images=1437, duplicates=0.0)
 STATE = corruptions.state_at(0)
@@ -163,3 +166,45 @@ def test_callback_warns_once_and_pins_healthy_checkpoint(capsys: pytest.CaptureF
     assert 'z_std 0.4 (0.98)' in output
     assert '1. the stop-gradient is off: --config.method.stop_gradient=True' in output
     assert 'checkpoint 30, from before the collapse, is kept' in output
+
+
+def test_resumed_callback_compares_with_first_measurement(tmp_path: pathlib.Path) -> None:
+    config, measured = load('quickstart'), []
+    for step, now in ((0, BEFORE), (20, NARROW), (40, NARROW)):
+        if step == 40:  # the log is lost
+            (tmp_path / 'metrics.jsonl').unlink()
+        monitored = mock.create_autospec(guard.Guard, instance=True)
+        monitored.measure.return_value = monitored.update.return_value = now
+        checkpoints = mock.create_autospec(checkpoint.Checkpoints, instance=True)
+        source = sources.open_source('digits/train')
+        with writers.MetricWriter(str(tmp_path), tensorboard=False, step=step) as log:
+            callback = collapse_callback.CollapseCallback(
+                config, monitored, source, checkpoints, log
+            )
+            callback.on_train_begin(STATE, [], step)
+            callback(step + 10, STATE, None, {'loss': jnp.float32(-0.9)})
+        assert callback.first_and_last is not None
+        measured.append(callback.first_and_last[0])
+    for values, expected in zip(measured, (BEFORE, BEFORE, NARROW), strict=True):
+        assert dataclasses.asdict(values) == pytest.approx(dataclasses.asdict(expected), rel=1e-6)
+
+
+def test_resumed_run_compares_with_weights_it_started_from(monkeypatch, capsys) -> None:
+    config = load('quickstart', init_from='runs/first')
+    setup = mock.Mock(pretrain_setup.PretrainSetup, mesh=mesh_lib.make_mesh(), init=lambda: STATE)
+    resumed = mock.Mock(checkpoint.Checkpoints, start_step=7)
+    loaded = corruptions.state_at(5)
+    monkeypatch.setattr(weights, 'open_weights', lambda path: path)
+    monkeypatch.setattr(weights, 'load_into_state', lambda state, given: (loaded, given))
+    state, origin = pretrain._initial_state(config, setup, resumed, 'runs/second')
+    corruptions.same(state.params, loaded.params)
+    assert origin == 'before training'
+
+    monkeypatch.setattr(weights, 'open_weights', mock.Mock(side_effect=errors.UserError('gone')))
+    state, origin = pretrain._initial_state(config, setup, resumed, 'runs/second')
+    corruptions.same(state.params, STATE.params)
+    assert origin == 'random initialization'
+    assert 'warning: gone; comparing with a random' in capsys.readouterr().out
+    resumed.start_step = None  # a new run needs them
+    with pytest.raises(errors.UserError, match='gone'):
+        pretrain._initial_state(config, setup, resumed, 'runs/second')

@@ -10,7 +10,7 @@ import pytest
 from configurations import CONFIGS, load
 from PIL import Image
 
-from simsiam_jax import command_line, config_keys, errors
+from simsiam_jax import command_line, config_keys, errors, method_defaults
 from simsiam_jax.data import files, sources
 from simsiam_jax.tasks import features, pretrain_setup, summary
 from simsiam_jax.training import step
@@ -114,6 +114,24 @@ def test_byol_config_has_three_schedules() -> None:
         optim = config.optim
         assert (config.epochs, optim.learning_rate, optim.weight_decay) == (epochs, rate, decay)
         assert config.method.momentum == momentum
+        assert method_defaults.other_schedule(config) == ''
+
+
+def test_byol_with_schedule_for_other_epochs_is_reported(capsys) -> None:
+    config = load('quickstart:byol', epochs=800)
+    config.update_from_flattened_dict(method_defaults.byol_schedule(100))
+    pretrain_setup.build(config)
+    assert capsys.readouterr().out == (
+        'warning: optim.learning_rate=0.45, optim.weight_decay=1e-06, method.momentum=0.99 is for '
+        'another number of epochs than config.epochs=800. Set --config.optim.learning_rate=0.2 '
+        '--config.optim.weight_decay=1.5e-06 --config.method.momentum=0.996, or give the epochs as '
+        'a word: --config=FILE.py:byol,800ep\n'
+    )
+    warning = method_defaults.other_schedule(load('imagenet:byol,400ep', epochs=100))
+    assert 'Set --config.optim.learning_rate=0.45, or' in warning
+    chosen = load('imagenet:byol', epochs=800, optim__learning_rate=0.25)
+    for config in (load('imagenet:byol', epochs=150), load('imagenet', epochs=800), chosen):
+        assert method_defaults.other_schedule(config) == ''
 
 
 @pytest.mark.usefixtures('_no_files')

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from configurations import load
 from ml_collections import ConfigDict
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 import simsiam_jax
@@ -18,7 +20,7 @@ from simsiam_jax.data import files, sources, subset, tfds_source
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.runtime import distributed
-from simsiam_jax.tasks import eval_setup, knn, pretrain, probe, selection, supervised
+from simsiam_jax.tasks import eval_setup, knn, loop, pretrain, probe, selection, supervised
 from simsiam_jax.tasks.features import Features
 from simsiam_jax.training import classifier, optim, sgd_heads
 from simsiam_jax.training import mesh as mesh_lib
@@ -319,6 +321,26 @@ def test_knn_task_equals_monitor_of_training(pretrained: str, tmp_path, capsys) 
     ][-1]
     (same,) = [row for row in rows if (row['k'], row['temperature']) == (20, 0.2)]
     assert same['top1'] == pytest.approx(monitored['eval/knn_top1'], abs=1e-6)
+
+
+@pytest.mark.parametrize('odd', ['train', 'test', ''])
+def test_mistake_in_evaluation_appears_before_first_step(tmp_path, monkeypatch, odd: str) -> None:
+    for part in ('train', 'test'):
+        for i in range(4):
+            folder = tmp_path / 'images' / part / 'ab'[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            side = 9 if part == odd and i == 3 else 8
+            Image.new('L', (side, side), 60 * i).save(folder / f'{i}.png')
+
+    monkeypatch.setattr(loop, 'train', mock.Mock(side_effect=RuntimeError('the first step')))
+    sets = {f'eval__{part}': f'folder:{tmp_path}/images/{part}' for part in ('train', 'test')}
+    config = load('quickstart', **sets, guard='off', data__backend='host', eval__k=1)
+    config.model.width_multiplier, config.model.stages = 0.125, (1,)
+    config.eval.baselines = config.log.tensorboard = False
+    message = r'3\.png is 9x9; expected 8x8 .*eval\.resize is 0\. Set config\.eval\.resize'
+    expected = (errors.UserError, message) if odd else (RuntimeError, 'the first step')
+    with pytest.raises(expected[0], match=expected[1]):
+        pretrain.run(config, str(tmp_path / 'run'))
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
-"""Tests of logs/loggers.py: Weights & Biases and MLflow, if installed, and any logger."""
+"""Tests of logs/: TensorBoard; Weights & Biases and MLflow, if installed; any logger."""
 
 import importlib.util
+import json
 import pathlib
 import threading
 
 import pytest
 
-from simsiam_jax import errors
-from simsiam_jax.logs import loggers
+from simsiam_jax import errors, lazy_tf
+from simsiam_jax.logs import loggers, writers
 
 CONFIG = {'batch_size': 8, 'optim': {'momentum': 0.9}, 'augment': {'crop_scale': (0.2, 1.0)}}
 
@@ -123,3 +124,32 @@ def test_wandb_receives_points_and_configuration(tmp_path: pathlib.Path, monkeyp
     for file, value in zip(files, (b'-0.1', b'-0.2'), strict=True):
         for word in (b'collapse', b'momentum', b'train/loss', value):
             assert word in file.read_bytes()
+
+
+@pytest.mark.parametrize('starts', [True, False], ids=['this version', 'earlier version'])
+@pytest.mark.parametrize(('step', 'kept'), [(0, []), (2, [0, 1, 2])])
+def test_resumed_run_replaces_points_of_repeated_steps(
+    tmp_path, monkeypatch, step: int, kept: list, starts: bool
+) -> None:
+    lazy_tf.load()
+    from clu import metric_writers
+    from tensorboard.backend.event_processing import plugin_event_accumulator
+    from tensorboard.util import tensor_util
+
+    def earlier(workdir: str, first: int) -> metric_writers.SummaryWriter:
+        return metric_writers.SummaryWriter(workdir)
+
+    for start, steps, loss in ((0, range(5), 1.0), (step, (3, 4, 5), 2.0)):
+        with monkeypatch.context() as patch:
+            if loss == 1.0 and not starts:  # events of earlier versions do not name the start
+                patch.setattr(writers, '_open_events', earlier)
+            with writers.MetricWriter(str(tmp_path), tensorboard=True, step=start) as log:
+                for at in steps:
+                    log.scalars(at, {'loss': loss})
+    expected = [(at, 1.0) for at in kept] + [(3, 2.0), (4, 2.0), (5, 2.0)]
+    events = plugin_event_accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    points = [(e.step, e.tensor_proto) for e in events.Tensors('loss')]
+    assert [(at, float(tensor_util.make_ndarray(loss))) for at, loss in points] == expected
+    lines = map(json.loads, (tmp_path / 'metrics.jsonl').read_text().splitlines())
+    assert [(line['step'], line['loss']) for line in lines] == expected

@@ -1,5 +1,7 @@
-"""Tests of training/logistic.py against scikit-learn."""
+"""Tests of training/logistic.py against scikit-learn, and of the precision of all classifiers."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -7,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from simsiam_jax.tasks import probe
 from simsiam_jax.tasks.features import Features
-from simsiam_jax.training import logistic
+from simsiam_jax.training import classifier, logistic
 
 STRENGTHS = (0.01, 1.0, 100.0)
 
@@ -41,3 +43,28 @@ def test_features_that_do_not_count_change_nothing() -> None:
         head['kernel'], alone['kernel'], atol=0.02
     )  # both end within the tolerance
     assert np.abs(alone['kernel']).max() > 0.5
+
+
+def test_products_of_classifiers_are_float32_on_every_device(monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((8, 3), np.float32), np.arange(8) % 2
+    heads, programs = classifier.init_heads(1, 3, 2, 0), []
+
+    def loss(heads: dict) -> jax.Array:
+        losses, _ = classifier.head_cross_entropy(heads, jnp.asarray(x), jnp.asarray(labels))
+        return losses.sum()
+
+    programs.append(jax.make_jaxpr(jax.value_and_grad(loss))(heads))
+    real = logistic._fit
+
+    def recorded(*given) -> dict:
+        programs.append(jax.make_jaxpr(real)(*given))
+        return real(*given)
+
+    monkeypatch.setattr(logistic, '_fit', recorded)
+    next(logistic.path(x, labels, np.ones(8, bool), (1.0,), classes=2))
+    for program in programs:
+        products = str(program).split('dot_general[')[1:]
+        assert products
+        for product in products:
+            assert 'Precision.HIGHEST' in product.partition('preferred_element_type')[0]

@@ -1,9 +1,11 @@
 """Tests of methods/ and method_defaults.py: lightly's figures, any number of devices, resuming."""
 
+import dataclasses
 import inspect
 import pathlib
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,10 +82,12 @@ def sgd(rate: float) -> optax.GradientTransformation:
     )
 
 
-def train(method: Method, devices: int, steps: int, rate: float = 0.02):
+def train(method: Method, devices: int, steps: int, rate: float = 0.02, parts: int = 1):
     mesh = mesh_lib.make_mesh(jax.devices()[:devices])
     state = mesh_lib.replicate(step.init_state(method, sgd(rate), 0, (8, 8, 3)), mesh)
-    train_step = step.make_train_step(method, sgd(rate), mesh, total_steps=STEPS)
+    train_step = step.make_train_step(
+        method, sgd(rate), mesh, total_steps=STEPS, accumulation_steps=parts
+    )
     states, values = [jax.device_get(state)], []
     for batch in batches(steps):
         state, metrics = train_step(state, mesh_lib.shard(batch, mesh))
@@ -203,7 +207,7 @@ def test_swav_queue_is_used_once_full_and_started(figures) -> None:
     online = {k: expected[k] for k in ('z', 'prototypes')}
     queue = expected['queue']  # three batches
 
-    def loss(at: int, start: int = 0) -> Any:
+    def loss(at: int, queue: Any = queue, start: int = 0) -> Any:
         method = make(
             'swav', None, dim=6, prototypes=5, frozen_steps=0, queue_size=12, queue_start=start
         )
@@ -211,10 +215,11 @@ def test_swav_queue_is_used_once_full_and_started(figures) -> None:
 
     without = make('swav', None, dim=6, prototypes=5, frozen_steps=0, queue_size=0)
     method_state = {'step': jnp.int32(0), 'queue': queue[:, :0]}
-    np.testing.assert_allclose(loss(2), loss_and_gradients(without, method_state, online)[0])
+    unused, _, _ = loss_and_gradients(without, method_state, online)
+    np.testing.assert_allclose(loss(3, queue.at[:, -1].set(0)), unused)
     np.testing.assert_allclose(loss(3), expected['loss'], rtol=1e-5)
-    np.testing.assert_allclose(loss(3, start=5), loss(2))
-    np.testing.assert_allclose(loss(5, start=5), loss(3))
+    np.testing.assert_allclose(loss(4, start=5), unused)
+    np.testing.assert_allclose(loss(5, start=5), expected['loss'], rtol=1e-5)
 
 
 def test_sinkhorn_equals_lightly_and_does_not_overflow(figures) -> None:
@@ -234,6 +239,45 @@ def test_swav_prototypes_freeze_at_first_and_keep_norm_1() -> None:
         np.testing.assert_allclose(np.linalg.norm(weights, axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(prototypes[2], prototypes[0], atol=1e-6)
     assert np.abs(prototypes[3] - prototypes[2]).max() > 1e-4
+
+
+class PixelMeans(nn.Module):
+    """A backbone that compiles in no time."""
+
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, view: Any, train: bool) -> Any:
+        bn = nn.BatchNorm(use_running_average=not train, axis_name=self.axis_name)
+        return bn(view.mean((1, 2)))
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_method_counts_steps_not_parts_of_an_accumulated_batch(name: str) -> None:
+    method = make(name)
+    backbone = PixelMeans(method.network.backbone.axis_name)
+    method = dataclasses.replace(method, network=method.network.clone(backbone=backbone))
+    states, _ = train(method, 1, 3, parts=4)
+    for i, state in enumerate(states):
+        counters = [x for x in jax.tree.leaves(state) if np.issubdtype(x.dtype, np.integer)]
+        assert counters == [i] * (2 if name == 'swav' else 1)
+    if name == 'swav':
+        prototypes = [state.params['prototypes']['centers'] for state in states]
+        np.testing.assert_allclose(prototypes[2], prototypes[0], atol=1e-6)  # frozen for 2 steps
+        assert np.abs(prototypes[3] - prototypes[2]).max() > 1e-4
+        filled = [np.abs(state.method_state['queue']).any((0, 2)).sum() for state in states]
+        assert filled == [0, BATCH, 2 * BATCH, 80]
+    if name == 'moco_v2':
+        before, after = states[0].method_state, states[1].method_state
+        np.testing.assert_array_equal(after[2 * BATCH :], before[: -2 * BATCH])
+    if name == 'byol':  # the target moves once a step, at the momentum of that step
+        m = [float(method.momentum(i / STEPS)) for i in range(3)]
+        expected = states[0].params
+        for share, state in zip(m, states[1:], strict=True):
+            expected = jax.tree.map(
+                lambda t, w, share=share: share * t + (1 - share) * w, expected, state.params
+            )
+        assert_trees_close(states[-1].target['params'], expected, 1e-5)
 
 
 def test_target_equals_closed_form_of_moving_average() -> None:

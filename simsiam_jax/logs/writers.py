@@ -50,7 +50,7 @@ class MetricWriter:
     Args:
       workdir: Workdir of the run; exists.
       tensorboard: Write TensorBoard events; needs clu and TensorFlow.
-      step: Step from which the run starts or resumes; lines of later steps are dropped.
+      step: Step from which the run starts or resumes; what was written of later steps is dropped.
       loggers: Loggers that receive the same metrics.
     """
 
@@ -71,19 +71,17 @@ class MetricWriter:
             return
         path = self._folder / 'metrics.jsonl'
         kept = path.read_text().splitlines() if path.exists() else []
-        self._lines = [line for line in kept if _is_up_to(line, step)]
+        first = step + 1 if step else 0  # the first step that is written again
+        self._lines = [line for line in kept if _is_before(line, first)]
         # Replacing the file at once keeps the old lines if the run is killed here.
         partial = self._folder / 'metrics.jsonl.partial'
         partial.write_text(''.join(line + '\n' for line in self._lines))
         partial.replace(path)
         if tensorboard:
             try:
-                lazy_tf.load()
-                from clu import metric_writers
+                self._events = _open_events(workdir, first)
             except (errors.UserError, ModuleNotFoundError) as error:
                 say(f'no TensorBoard: {error}')
-            else:
-                self._events = metric_writers.SummaryWriter(workdir)
 
     def start(self, images: int, steps_per_epoch: int) -> None:
         """Prints the workdir and the command that shows the curves.
@@ -112,6 +110,13 @@ class MetricWriter:
             with self._tolerate_io_errors():
                 self._events.write_scalars(step, values)
                 self._events.flush()
+
+    def before_training(self, section: str) -> dict[str, float]:
+        """Returns what was written of step 0 as SECTION/NAME, by name; {} if another process."""
+        lines = map(json.loads, self._lines if self._first else ())
+        values = {key: x for line in lines if line['step'] == 0 for key, x in line.items()}
+        start = f'{section}/'
+        return {key.removeprefix(start): x for key, x in values.items() if key.startswith(start)}
 
     def _append(self, line: str) -> None:
         self._lines.append(line)
@@ -198,8 +203,25 @@ class MetricWriter:
             logger.close(failed=kind is not None)
 
 
-def _is_up_to(line: str, step: int) -> bool:
+def _open_events(workdir: str, first: int) -> Any:
+    """Returns a writer of events, at whose start TensorBoard drops the points from a step on."""
+    tf = lazy_tf.load()
+    from clu import metric_writers
+    from tensorboard.compat.proto import event_pb2
+
+    events = metric_writers.SummaryWriter(workdir)
+    session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    start = event_pb2.Event(wall_time=time.time(), step=first, session_log=session)
+    # Neither clu nor tf.summary has a function for events that are not summaries.
+    resource = events._summary_writer._resource
+    # TensorBoard drops nothing at the first start in a folder. Earlier versions wrote no starts.
+    for _ in range(2):
+        tf.raw_ops.ImportEvent(writer=resource, event=start.SerializeToString())
+    return events
+
+
+def _is_before(line: str, step: int) -> bool:
     try:
-        return json.loads(line)['step'] <= step
+        return json.loads(line)['step'] < step
     except ValueError:  # a kill truncated the line
         return False

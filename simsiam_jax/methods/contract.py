@@ -23,6 +23,11 @@ def forward(network: nn.Module, variables: Any, view: Array, key: Array) -> tupl
     return outputs, updated.get('batch_stats', {})
 
 
+def unchanged(method_state: Any) -> Any:
+    """Returns the state of a method that counts no steps."""
+    return method_state
+
+
 def unconstrained(params: Any) -> Any:
     """Returns the weights unchanged: every value is allowed."""
     return params
@@ -40,6 +45,8 @@ class Method:
         t <- m t + (1 - m) w over the online weights w. With None the target is the online
         network itself.
       init_method_state: key -> the state that `loss` reads and returns, identical on every device.
+      end_step: Method state -> method state at the end of a step. Steps are counted here, because
+        `loss` is called once for each part of an accumulated batch.
       online_forward: (network, variables, view, key) -> (Outputs, BN statistics), the forward
         pass of a view in training. The key differs for each step and view and is identical on
         every device.
@@ -53,6 +60,7 @@ class Method:
     loss: Loss
     momentum: Callable[[Array], Array] | None = None
     init_method_state: Callable[[Array], Any] = no_method_state
+    end_step: Callable[[Any], Any] = unchanged
     online_forward: ForwardFn = forward
     target_forward: ForwardFn = forward
     project_params: Callable[[Any], Any] = unconstrained

@@ -85,8 +85,9 @@ def make(
         queue = method_state['queue']
         if queue_size:
             batch = z.shape[1]
+            # Rows are 0 until images fill them, however many parts a step has.
+            in_use = (step >= queue_start) & jnp.any(queue[:, -1] != 0)
             queue = jnp.concatenate([z, queue], axis=1)
-            in_use = step >= max(queue_start, -(-queue_size // batch))
             q = jnp.where(in_use, jax.vmap(assign, (0, None))(queue, centers)[:, :batch], q)
             queue = jax.lax.stop_gradient(queue[:, :queue_size])
         if stop_gradient:
@@ -98,10 +99,19 @@ def make(
             len(online),
             len(target),
         )
-        return value, {'step': step + 1, 'queue': queue}, {}
+        return value, {'step': step, 'queue': queue}, {}
+
+    def end_step(method_state: dict[str, Any]) -> dict[str, Any]:
+        return {**method_state, 'step': method_state['step'] + 1}
 
     def project_params(params: dict[str, Any]) -> dict[str, Any]:
         return {**params, 'prototypes': jax.tree.map(l2_normalize, params['prototypes'])}
 
     network = Network(backbone, projector, head if predictor else None, Prototypes(prototypes, dim))
-    return Method(network, loss, init_method_state=init_method_state, project_params=project_params)
+    return Method(
+        network,
+        loss,
+        init_method_state=init_method_state,
+        end_step=end_step,
+        project_params=project_params,
+    )

@@ -50,17 +50,19 @@ class CollapseCallback:
         self._warnings: dict[str, str] = {}  # verdict -> warning that was printed
 
     def on_train_begin(self, initial: TrainState, batches: Iterable[Any], step: int) -> None:
-        """Measures the network before training.
+        """Measures the network before training; a resumed run keeps its first measurement.
 
         Args:
-          initial: State before training, also if the run resumes.
+          initial: State before training, also if the run resumes. It is measured if the log of a
+            resumed run has no measurement.
           batches: Batches of the measurement.
           step: Step that the run starts or resumes from.
 
         Raises:
           UserError: The outputs of the network are not finite.
         """
-        measured = self._guard.measure(initial, batches)
+        measured = self._kept() if step else None
+        measured = measured or self._guard.measure(initial, batches)
         if measured is None:
             raise errors.UserError(
                 'the outputs of the network are not finite before training; check the images '
@@ -111,6 +113,12 @@ class CollapseCallback:
     def first_and_last(self) -> tuple[RepresentationMetrics, RepresentationMetrics] | None:
         """The measurements before training and the latest since this start; None without one."""
         return (self._history[0], self._history[-1]) if len(self._history) > 1 else None
+
+    def _kept(self) -> RepresentationMetrics | None:
+        """Returns the measurement before training from the log; None if it has none."""
+        values = distributed.broadcast_from_process_0(self._log.before_training('guard'))
+        names = {field.name for field in dataclasses.fields(RepresentationMetrics)}
+        return RepresentationMetrics(**values) if values.keys() == names else None
 
     def _write(self, step: int, measured: RepresentationMetrics) -> None:
         values = dataclasses.asdict(measured)

@@ -1,6 +1,7 @@
 """Features of a frozen network: center crops of every image of a source, in order."""
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -108,6 +109,7 @@ def extract_features(
     *,
     l2: bool = False,
     dtype: Any = np.float32,
+    batches: int | None = None,
 ) -> Features:
     """Returns the features [N, D] of all readable images of a source, on the host.
 
@@ -118,6 +120,7 @@ def extract_features(
       loader: Loader of the crops.
       l2: Whether features are l2-normalized.
       dtype: Type of the returned features.
+      batches: Number of batches to evaluate; None evaluates all.
 
     Raises:
       UserError: None of the images can be read.
@@ -127,7 +130,7 @@ def extract_features(
     gather = jax.jit(_identity, out_shardings=replicated)
     features: Features | None = None
     count = 0
-    for images, *where in loader.batches(source):
+    for images, *where in itertools.islice(loader.batches(source), batches):
         x = np.asarray(run(encode, l2, variables, images))
         labels, indices = jax.device_get(gather(where))
         if features is None:  # filled in place, since a bank may need half of the host's memory
@@ -143,6 +146,24 @@ def extract_features(
     if features is None or not count:
         raise errors.UserError('none of the images to evaluate can be read')
     return Features(*(array[:count] for array in features))
+
+
+def check_evaluation(
+    encode: Encode, variables: Any, sources: Sequence[ImageSet], loader: CropLoader
+) -> None:
+    """Evaluates one batch of each source, so that a mistake appears before the training.
+
+    Args:
+      encode: Function (variables, images) -> features.
+      variables: Variables of the network, on the devices of the loader.
+      sources: Images.
+      loader: Loader of the crops.
+
+    Raises:
+      UserError: A source cannot be evaluated.
+    """
+    for source in sources:
+        extract_features(encode, variables, source, loader, l2=True, batches=1)
 
 
 def extract_together(

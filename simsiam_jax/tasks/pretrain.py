@@ -7,6 +7,7 @@ import json
 import jax
 from ml_collections import ConfigDict
 
+from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint, weights
 from simsiam_jax.logs import writers
 from simsiam_jax.tasks import (
@@ -18,7 +19,7 @@ from simsiam_jax.tasks import (
     summary,
     verdict,
 )
-from simsiam_jax.tasks.features import Encode, raw_pixels
+from simsiam_jax.tasks.features import Encode, check_evaluation, raw_pixels
 from simsiam_jax.tasks.pretrain_setup import PretrainSetup
 from simsiam_jax.terminal import say
 from simsiam_jax.training import alternation, guard, step
@@ -124,13 +125,21 @@ def _initial_state(
     checkpoints: checkpoint.Checkpoints,
     workdir: str,
 ) -> tuple[step.TrainState, str]:
-    """Returns the state before training, on the devices, and the name of its weights."""
+    """Returns the state before training, on the devices, and the name of its weights.
+
+    A resumed run needs it only to compare with, so it may lack its first weights.
+    """
     state, origin = setup.init(), 'random initialization'
     path = config.init_from or (workdir if checkpoints.start_step == 0 else '')
-    if path and not checkpoints.start_step:
-        state, report = weights.load_into_state(state, weights.open_weights(path))
-        origin = 'before training'
-        say(report)
+    if path:
+        try:
+            state, report = weights.load_into_state(state, weights.open_weights(path))
+            origin = 'before training'
+            say(report if not checkpoints.start_step else f'comparing with the weights of {path}')
+        except errors.UserError as error:
+            if not checkpoints.start_step:
+                raise
+            say(f'warning: {error}; comparing with a random initialization instead')
     say(summary.parameters(state.params))
     return mesh_lib.replicate(state, setup.mesh), origin
 
@@ -138,11 +147,19 @@ def _initial_state(
 def _measure_baselines(
     config: ConfigDict, setup: PretrainSetup, state: step.TrainState, origin: str
 ) -> dict[str, verdict.Answers]:
-    """Returns kNN's answers from raw pixels and the network before training; {} if disabled."""
-    if not setup.knn or not config.eval.baselines:
+    """Returns kNN's answers from raw pixels and the network before training; {} if disabled.
+
+    If disabled, evaluates one batch of each set all the same.
+    """
+    if not setup.knn:
         return {}
-    (pixels,) = setup.knn(raw_pixels, {})
-    (network,) = setup.knn(setup.encode, checkpoint.encoder_variables(state))
+    evaluator, variables = setup.knn, checkpoint.encoder_variables(state)
+    if not config.eval.baselines:
+        sets = evaluator.train, evaluator.test
+        check_evaluation(setup.encode, variables, sets, evaluator.loader)
+        return {}
+    (pixels,) = evaluator(raw_pixels, {})
+    (network,) = evaluator(setup.encode, variables)
     return {'raw pixels': pixels.answers, origin: network.answers}
 
 

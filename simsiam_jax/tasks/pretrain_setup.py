@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simsiam_jax import config_keys, errors
+from simsiam_jax import config_keys, errors, method_defaults
 from simsiam_jax.data import host
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sampler import IndexSampler
@@ -72,6 +72,8 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> PretrainSetup:
       UserError: A key is unknown, a value is impossible, or the data cannot be used.
     """
     config_keys.check(config)
+    if warning := method_defaults.other_schedule(config):
+        say(f'warning: {warning}')
     inputs.resolve(config, config.data.source)
     errors.check_choice('guard', config.guard, collapse_callback.CHOICES)
     mesh = mesh or mesh_lib.make_mesh()
@@ -111,6 +113,15 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> PretrainSetup:
         encode=make_encode(method.network.backbone, recipes[0].mean, recipes[0].std),
         knn=make_monitor(config, recipes[0], mesh),
     )
+
+
+def without_measuring(config: ConfigDict) -> ConfigDict:
+    """Returns a copy with placeholders for a mean and std that would need the images."""
+    config = config.copy_and_resolve_references()
+    if config.data.normalize == 'auto':
+        config.data.normalize = 'given'
+        config.augment.update(mean=(0.5,), std=(0.25,))
+    return config
 
 
 def build_method(config: ConfigDict) -> Method:

@@ -72,6 +72,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     heads = classifier.init_heads(len(rates), backbone.features, len(train.classes), config.seed)
     score = _Scorer(setup, backbone, recipe)
     score.check(setup.test)
+    if len(holdout):
+        score.check(holdout)
     if not _is_frozen(config):
         _warn_of_few_steps(config, sampler)
     setup.announce(f'{config.task}{" from scratch" if config.from_scratch else ""}')

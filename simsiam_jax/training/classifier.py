@@ -36,7 +36,8 @@ def logits(
     heads: dict[str, Any], features: Float[Array | np.ndarray, 'B D']
 ) -> Float[Array, 'heads B C']:
     """Returns the logits of every head for every feature, in float32."""
-    return jnp.einsum('bd,hdc->hbc', features, heads['kernel']) + heads['bias'][:, None]
+    products = jnp.einsum('bd,hdc->hbc', features, heads['kernel'], precision='highest')
+    return products + heads['bias'][:, None]
 
 
 def head_cross_entropy(

@@ -45,8 +45,9 @@ def path(
     norms = 2 if classes == 2 else 1  # two opposite kernels have half their difference's norm
     head = {'kernel': jnp.zeros((x.shape[1], classes)), 'bias': jnp.zeros(classes)}
     for strength in terminal.progress(strengths, what, unit=' strengths'):
-        head = _fit(x, y, weights, norms / (strength * counted.sum()), head)
-        bias = head['bias'] - mean @ head['kernel']
+        with jax.default_matmul_precision('highest'):  # float32 on TPUs and GPUs too
+            head = _fit(x, y, weights, norms / (strength * counted.sum()), head)
+            bias = head['bias'] - mean @ head['kernel']
         yield {'kernel': head['kernel'][None], 'bias': bias[None]}
 
 

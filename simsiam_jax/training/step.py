@@ -180,7 +180,7 @@ def make_train_step(
             changes['batch_stats'],
             opt_state,
             target,
-            changes['method_state'],
+            method.end_step(changes['method_state']),
         )
         return state, metrics | {'loss': loss}
 

@@ -61,7 +61,9 @@ def _batch_sizes() -> list[int]:
 
 
 def main() -> None:
-    flags.DEFINE_integer('batches', 6, 'input: number of batches to measure, after two to warm up.')
+    flags.DEFINE_integer(
+        'batches', 0, 'input: number of batches to measure; 0 measures for about 20 seconds.'
+    )
     flags.DEFINE_boolean('step', True, 'input: also measure the training step.')
     flags.DEFINE_list('batch_sizes', [], 'step: global batch sizes; default config.batch_size.')
     flags.DEFINE_boolean('data', False, 'step: also measure with the real input.')

@@ -1,7 +1,8 @@
 """Measures the input pipeline of this host."""
 
+import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,16 +14,35 @@ from simsiam_jax.data.reader import Reader
 from simsiam_jax.tasks import inputs, pretrain_setup
 from simsiam_jax.tools.benchmark import speed, workload
 
+_SECONDS = 20.0  # of a steady measurement
+_BUFFERED = 4  # batches that wait in the buffers of the host and the devices
 
-def rates(batches: Iterator[Any], batch_size: int, count: int) -> tuple[float, float, Any]:
-    """Returns (images per second, images per CPU-second, a batch), after two batches to warm up."""
-    for _ in range(2):
+
+def rates(
+    load: Callable[[int], Iterator[Any]], batch_size: int, count: int = 0
+) -> tuple[float, float, Any]:
+    """Returns images per second, images per CPU-second, and a batch.
+
+    Buffered batches come at once, so the first and the last of a stream are not measured.
+
+    Args:
+      load: Number -> stream of this number of batches.
+      batch_size: Images per batch.
+      count: Number of batches to measure; 0 measures for about 20 seconds.
+    """
+    if not count:
+        rate, _, _ = rates(load, batch_size, 2 * _BUFFERED)
+        count = max(2 * _BUFFERED, round(_SECONDS * rate / batch_size))
+    batches = load(count + 2 * _BUFFERED)
+    for _ in range(_BUFFERED):
         next(batches)
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(count):
         batch = next(batches)
-    images = batch_size * count
-    return images / (time.perf_counter() - wall), images / (time.process_time() - cpu), batch
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    for _ in batches:  # otherwise its threads would share the cores with what comes next
+        pass
+    return batch_size * count / wall, batch_size * count / cpu, batch
 
 
 def measure_input(config: ConfigDict, count: int, with_step: bool) -> None:
@@ -30,7 +50,7 @@ def measure_input(config: ConfigDict, count: int, with_step: bool) -> None:
 
     Args:
       config: Configuration of a pre-training.
-      count: Number of batches to measure.
+      count: Number of batches to measure; 0 measures for about 20 seconds.
       with_step: Measure the training step too.
 
     Raises:
@@ -53,8 +73,8 @@ def measure_input(config: ConfigDict, count: int, with_step: bool) -> None:
         config.data.on_device = on_device
         batches = inputs.device_batches(
             parts.source, parts.sampler, parts.recipes, config.data, parts.mesh
-        )(0, count + 2)
-        wall, cpu, batch = rates(batches, config.batch_size, count)
+        )
+        wall, cpu, batch = rates(functools.partial(batches, 0), config.batch_size, count)
         sent = sum(x.nbytes for x in jax.tree.leaves(batch)) / config.batch_size
         rows.append((on_device, wall, cpu, sent))
         delivered[on_device] = wall

@@ -57,14 +57,14 @@ class Speed:
             f'{self.counts.launches}', f'{self.memory / 2**30:.3g}', f'{self.compiled:.1f}',
         )  # fmt: skip
         columns = zip(HEADER, figures, strict=True)
-        return ''.join(f'{text:>{len(name) + 2}}' for name, text in columns)
+        return ''.join(f'  {text:>{len(name)}}' for name, text in columns)
 
 
 # ms is the median of the rounds and spread their range relative to it. TFLOP/s and shares are per
 # device.
 HEADER = (
     '  batch', 'images/s', '      ms', 'spread', 'TFLOP/s', 'of peak', 'of roofline',
-    'of its own bytes', 'GB moved', 'kernels', 'GiB', 'compile s',
+    'of its own bytes', ' GB moved', 'kernels', '   GiB', 'compile s',
 )  # fmt: skip
 
 

@@ -150,6 +150,7 @@ def build(
             f'cannot measure config.alternate.steps={config.alternate.steps}; expected 1. '
             'Set config.alternate.steps=1'
         )
+    config = pretrain_setup.without_measuring(config)
     method, recipes = pretrain_setup.build_method(config), pretrain_setup.build_recipes(config)
     sampler = IndexSampler(config.seed, images, config.batch_size)
     tx, _ = pretrain_setup.build_optimizer(config, sampler.steps_per_epoch)

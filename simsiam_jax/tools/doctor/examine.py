@@ -1,6 +1,5 @@
 """Checks a run before it starts, and recommends what fits its images and this machine."""
 
-import copy
 import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any
@@ -122,22 +121,13 @@ def _build(context: Context) -> Context:
     """Returns the context with the run built, or with the problem; trains nothing."""
     if image_checks.check_readable(context):
         return context
-    config = _normalized(context.config)
+    config = pretrain_setup.without_measuring(context.config)
     try:
         setup = pretrain_setup.build(config)
     except errors.UserError as error:
         problem = Finding('error', str(error))
         return dataclasses.replace(context, problems=(*context.problems, problem))
     return dataclasses.replace(context, config=config, setup=setup)
-
-
-def _normalized(config: ConfigDict) -> ConfigDict:
-    """Returns a copy with placeholders for a mean and std that would take time to measure."""
-    config = copy.deepcopy(config)
-    if config.data.normalize == 'auto':
-        config.data.normalize = 'given'
-        config.augment.update(mean=(0.5,), std=(0.25,))
-    return config
 
 
 def _advise(context: Context, given: Collection[str]) -> list[Advice]:
@@ -156,7 +146,7 @@ def _advise(context: Context, given: Collection[str]) -> list[Advice]:
     )
     if 'batch_size' in given:
         return advice
-    planned = _normalized(recommend.apply(config, advice))
+    planned = pretrain_setup.without_measuring(recommend.apply(config, advice))
     batch, available = planned.batch_size, estimates.device_memory()
     limit = environment_checks.TIGHT * available
     try:
