@@ -17,19 +17,20 @@ STRENGTHS = (0.01, 1.0, 100.0)
 @pytest.mark.parametrize('classes', [2, 10])
 def test_path_reaches_scikit_learns_accuracy(classes: int) -> None:
     x, labels = load_digits(n_class=classes, return_X_y=True)
-    x = np.float32(x / 16 + 3)  # a large mean, as raw pixels have
+    plain = np.float32(x / 16)
+    x = plain + 3  # a large mean, as raw pixels have, which only changes the bias
     fitted = np.arange(len(x)) % 4 > 0
     held_out = Features(x[~fitted], labels[~fitted], np.flatnonzero(~fitted))
     heads = logistic.path(x, labels, fitted, STRENGTHS, classes=classes)
     for strength, head in zip(STRENGTHS, heads, strict=True):
         reference = LogisticRegression(C=strength, max_iter=10_000)
-        reference.fit(x[fitted], labels[fitted])
-        accuracy = reference.score(held_out.x, held_out.labels)
+        reference.fit(plain[fitted], labels[fitted])  # hundreds of steps fewer than with the mean
+        accuracy = reference.score(plain[~fitted], held_out.labels)
         error = np.sqrt(accuracy * (1 - accuracy) / len(held_out.x))
         scores = probe.score(head, held_out)
         assert scores.top1[0] == pytest.approx(accuracy, abs=error + 1e-6)
         if strength <= 1:  # weaker regularization leaves the end to the stopping rule
-            p = reference.predict_proba(held_out.x)[np.arange(len(held_out.x)), held_out.labels]
+            p = reference.predict_proba(plain[~fitted])[np.arange(len(held_out.x)), held_out.labels]
             assert scores.loss[0] == pytest.approx(-np.log(p).mean(), rel=0.01)
 
 

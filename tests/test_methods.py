@@ -252,7 +252,9 @@ class PixelMeans(nn.Module):
         return bn(view.mean((1, 2)))
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=[] if n == 'swav' else pytest.mark.long) for n in SMALL]
+)
 def test_method_counts_steps_not_parts_of_an_accumulated_batch(name: str) -> None:
     method = make(name)
     backbone = PixelMeans(method.network.backbone.axis_name)
