@@ -14,6 +14,7 @@ FLOORS = [
         'terminal',
         'lazy_tf',
         'paths',
+        'patience',
         'config',
         'config_keys',
         'method_defaults',
