@@ -1,11 +1,13 @@
 """Tests of data/sampler.py, sources.py, tfds_source.py, host.py and device_cache.py."""
 
+import concurrent.futures
 import io
 import itertools
 import json
 import os
 import pathlib
 import shutil
+import time
 from typing import Any
 
 import jax
@@ -478,6 +480,31 @@ def test_tfds_failures_are_one_line_errors(tfds_dir, spec, message) -> None:
     with pytest.raises(errors.UserError, match=message) as caught:
         sources.open_source(f'tfds:{spec}', tfds_dir)
     assert '\n' not in str(caught.value)
+
+
+def test_tfds_dataset_is_prepared_by_one_of_several_processes(tmp_path, tfds, capsys) -> None:
+    generated = []
+
+    class Slowly(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version('1.0.0')
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({'image': tfds.features.Image()})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {'train': self._generate_examples()}
+
+        def _generate_examples(self):
+            generated.append(1)
+            time.sleep(1)
+            yield 0, {'image': np.zeros((4, 4, 3), np.uint8)}
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        opened = threads.map(sources.open_source, ['tfds:slowly/train'] * 2, [str(tmp_path)] * 2)
+        assert [len(source) for source in opened] == [1, 1]
+    assert len(generated) == 1
+    assert 'waiting for another process that prepares slowly' in capsys.readouterr().out
 
 
 def test_tfds_failed_download_is_one_line_error(tmp_path, tfds) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import fcntl
 import os
 import struct
 import textwrap
@@ -98,12 +99,13 @@ def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
     builder = _builder(tfds, name, data_dir)
     # The default of ten retries takes over three minutes if there is no network.
     downloader.MAX_RETRIES = 3
-    with _one_line(f'TFDS could not prepare {name} in {builder.data_dir}'):
+    with _one_line(f'TFDS could not prepare {name} in {builder.data_dir}'), _one_at_a_time(builder):
         builder.download_and_prepare(
             file_format='array_record',
             # The prepared datasets that TFDS hosts are TFRecord.
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
+    builder = _builder(tfds, name, data_dir)  # another process may have prepared it
     formats = sorted(f.value for f in builder.info.available_file_formats())
     features = dict(builder.info.features.items())
     if not isinstance(features.get('image'), tfds.features.Image):
@@ -125,6 +127,11 @@ def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
             (s.filename, s.skip, s.examples_in_shard if s.take < 0 else s.take)
             for s in builder.info.splits[split].file_instructions
         ]
+        if '://' in shards[0][0]:
+            raise ValueError(
+                f'{shards[0][0]} is a TFRecord file, which is read by index from disks only; copy '
+                'the dataset to a disk, or convert it with tfds convert_format to array_record'
+            )
         return TfRecordSource(shards, classes, f'tfds:{spec}')
 
 
@@ -146,6 +153,26 @@ def _builder(tfds: Any, name: str, data_dir: str) -> Any:
             close = difflib.get_close_matches(name.partition('/')[0], known, n=1)
             hint = f'did you mean {close[0]}?' if close else 'tfds.list_builders() lists its names'
             raise errors.UserError(f'TFDS knows no dataset {name}; {hint}') from None
+
+
+@contextlib.contextmanager
+def _one_at_a_time(builder: Any) -> Iterator[None]:
+    """Makes processes that prepare the same dataset wait for the first: TFDS fails otherwise.
+
+    Does nothing if the dataset is prepared, or in a bucket, which has no locks.
+    """
+    folder = os.fspath(builder.data_path)
+    if '://' in folder or os.path.exists(folder):
+        yield
+        return
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    with open(f'{folder}.lock', 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f'waiting for another process that prepares {builder.name}', flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager
