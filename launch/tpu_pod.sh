@@ -2,7 +2,9 @@
 # Runs on a Cloud TPU slice: creates the slice or uses an existing one, copies this folder,
 # installs, runs on all workers, shows worker 0's log, and recreates a preempted slice.
 #   NAME=simsiam ZONE=us-central2-b TYPE=v4-32 launch/tpu_pod.sh \
-#     --config=configs/imagenet.py --workdir=gs://BUCKET/imagenet
+#     --config=configs/imagenet.py --workdir=gs://BUCKET/imagenet \
+#     --config.data.tfds_data_dir=gs://BUCKET/tfds
+# BUCKET/tfds has imagenet2012 as array_record: tfds build imagenet2012 --file_format=array_record.
 # VERSION sets the TPU's software version, SPOT=1 requests a preemptible slice, MAX_RESTARTS limits
 # restarts, and PAUSE sets the seconds before each. DRY_RUN=1 prints the commands.
 set -euo pipefail
