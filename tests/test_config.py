@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,8 +47,16 @@ def _no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.setattr(sources, 'open_source', unread)
 
 
+def _long_if_alike(names: list[str]) -> list[Any]:
+    """Marks those as long whose programs differ only in sizes from others'."""
+    return [
+        pytest.param(n, marks=pytest.mark.long if n.startswith(('cifar10:', 'imagenet:2')) else [])
+        for n in names
+    ]
+
+
 @pytest.mark.usefixtures('_no_files')
-@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize('name', _long_if_alike(VARIANTS))
 def test_config_builds_and_steps(name: str) -> None:
     config = load(name)
     if ':' in name or name == 'folder':  # the whole network is built under the file's own name
