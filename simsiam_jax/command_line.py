@@ -215,20 +215,21 @@ def rename_override(token: str, config: ConfigDict) -> str:
     known = config_keys.keys(config)
     if key not in known and key not in config:
         raise config_keys.unknown_key(key, known)
-    _check_numbers(key, value[1:], config)
+    if value:
+        _check_numbers(key, value[1:], config)
     return f'{flag}{key}{value}'
 
 
 def _check_numbers(key: str, value: str, config: ConfigDict) -> None:
     # config_flags accepts words in place of a tuple's numbers.
     default = config_keys.flat(config).get(key)
-    if not value or not default or not isinstance(default, tuple):
+    if not default or not isinstance(default, tuple):
         return
     items = [item for item in value.strip('()[] ').split(',') if item.strip()]
-    if all(map(_is_number, default)) and not all(map(_is_number, items)):
+    if all(map(_is_number, default)) and not (value and all(map(_is_number, items))):
         raise errors.UserError(
             f'--config.{key} is {value!r}; expected numbers separated by commas, such as '
-            f'{",".join(map(str, default))}'
+            f'{",".join(map(str, default))}, or () for none'
         )
 
 

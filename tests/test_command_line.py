@@ -177,6 +177,10 @@ def test_missing_config_file_is_named() -> None:
             [f'--config={QUICKSTART}', '--workdir=x', '--config.model.stages=1,x'],
             "--config.model.stages is '1,x'; expected numbers separated by commas, such as 1,1,1",
         ),
+        (
+            [f'--config={QUICKSTART}', '--workdir=x', '--config.augment.mean='],
+            "--config.augment.mean is ''; expected numbers separated by commas, such as 0.0, or ()",
+        ),
     ],
 )
 def test_invalid_command_line_ends_in_one_line(
