@@ -112,7 +112,7 @@ class Reader:
         for other in {self._last_read, 0, len(self) // 2, len(self) - 1} - {-1, index}:
             try:
                 self.source.read(other)
-            except Exception:
+            except Exception:  # of any type, as above
                 continue
             return True
         return False
