@@ -16,6 +16,7 @@ setup(
         'clu',
         'etils[epath]',
         'flax>=0.12',
+        'imagecodecs',  # compressions of TIFF, and PNG of 16 bits
         'importlib_resources',  # TFDS needs it to write array_record but does not declare it
         'jax>=0.10.2',
         'jaxtyping',
@@ -46,6 +47,9 @@ setup(
         'gcs': ['google-cloud-storage'],
         # Loggers of config.log.wandb and config.log.mlflow.
         'loggers': ['mlflow', 'wandb'],
+        # HEIC photographs and DICOM images, with their compressions.
+        'heic': ['pillow-heif'],
+        'dicom': ['pydicom>=3', 'pylibjpeg', 'pylibjpeg-libjpeg', 'pylibjpeg-openjpeg'],
         # Ahead-of-time compilers for GPUs and TPUs: `benchmark aot` on a CPU machine.
         'aot': ['jax[cuda12-local,tpu]'],
         # Packages that conversions are tested against.
@@ -53,7 +57,9 @@ setup(
         'test': [
             'beartype',
             'mypy',
+            'pillow-heif',
             'playwright',  # drives the machine's Chromium, so it needs no browser of its own
+            'pydicom>=3',
             'pytest',
             'pytest-xdist',
             'ruff',

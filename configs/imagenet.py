@@ -35,6 +35,8 @@ from simsiam_jax import method_defaults, variants
 
 def get_config(variant: str = '') -> ConfigDict:
     config = config_lib.default()  # the baseline itself
+    # As PyTorch reads ImageNet, and nothing to measure before the first step.
+    config.data.range, config.data.orientation = 'dtype', False
     words = variants.parse(variant, 'configs/imagenet.py')
     config.epochs = words.epochs or config.epochs
     if words.source:

@@ -55,6 +55,10 @@ def default() -> ConfigDict:
     config.data.source = 'tfds:imagenet2012/train'  # or folder:DIR | files:LIST | digits
     config.data.tfds_data_dir = ''  # folder of TFDS's datasets; '' uses TFDS's own default
     config.data.channels = 3  # channels of the images
+    config.data.range = 'auto'  # what becomes 0 to 255 in images of other types than 8 bits:
+    # auto (percentiles of a sample) | dtype | low,high[,low,high of the next channel...]
+    config.data.orientation = True  # apply the EXIF orientation
+    config.data.background = (0,)  # color behind transparent pixels, 0 to 255; () ignores alpha
     config.data.on_device = 'color'  # augmentations on the accelerator: none | color | all
     config.data.canvas = 512  # side of the images sent with on_device=all, pixels
     config.data.backend = 'auto'  # host (tf.data) | resident (on the device) | auto (if it fits)
@@ -170,6 +174,9 @@ def _evaluation(task: str) -> ConfigDict:
     config.data = ConfigDict()
     config.data.tfds_data_dir = inherited(str)  # folder of TFDS's datasets; None inherits
     config.data.channels = inherited(int)  # channels of the images; None inherits
+    config.data.range = inherited(str)  # values that become 0 to 255; None inherits
+    config.data.orientation = inherited(bool)  # apply the EXIF orientation; None inherits
+    config.data.background = inherited(tuple)  # color behind transparent pixels; None inherits
     config.data.backend = 'auto'  # host (tf.data) | resident (on the device) | auto (if it fits)
     config.data.resident_limit = 2**28  # most bytes of all images, equal in size, for resident
     config.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops

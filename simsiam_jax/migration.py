@@ -33,6 +33,9 @@ RENAMED_KEYS = {
     'small_views.crop_scale': 'local_crops.crop_scale',
 }
 
+# Keys that stored configurations may lack, with the behavior of the versions that had none.
+ADDED_KEYS = {'data.range': 'dtype', 'data.orientation': False, 'data.background': ()}
+
 # Current key -> old value -> new value.
 RENAMED_VALUES = {'data.on_device': {'colour': 'color'}}
 
@@ -89,6 +92,9 @@ def check_format(stored: Any, origin: str) -> None:
 def complete(config: Mapping[str, Any], *, origin: str = '') -> dict[str, Any]:
     """Returns a migrated copy of a stored configuration, with JSON's types."""
     plain = json.loads(json.dumps(config))
+    for name, value in ADDED_KEYS.items():
+        section, _, key = name.partition('.')
+        plain.get(section, {}).setdefault(key, value)
     migrate(plain, origin=origin)
     return json.loads(json.dumps(plain))  # tuples of defaults become lists
 

@@ -131,10 +131,18 @@ def test_large_array_is_read_by_index(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(reader.example(3)[0], IMAGES[3])
 
 
+def test_arrays_of_other_types_are_stretched(tmp_path: pathlib.Path) -> None:
+    np.save(tmp_path / 'x.npy', IMAGES * np.float32(40) - 100)
+    data = load('folder').data
+    source = inputs.open_source(f'npy:{tmp_path}/x.npy', data)
+    np.testing.assert_allclose(source.images, IMAGES, atol=3)
+    assert data.range.startswith('-')
+
+
 @pytest.mark.parametrize(
     ('arrays', 'split', 'message'),
     [
-        ({'images': IMAGES / 255}, '', 'is float64; expected uint8'),
+        ({'images': IMAGES.astype(complex)}, '', 'is complex128; expected integers or floats'),
         ({'images': IMAGES.transpose(0, 3, 1, 2)[:, :, :, :9]}, '', r'looks like \[N, C, H, W\]'),
         ({'images': IMAGES[0, 0]}, '', r'has shape \(10, 3\); expected \[N, H, W\] or'),
         ({'images': IMAGES, 'labels': LABELS[:5]}, '', 'expected 12 integers, one for each image'),

@@ -14,6 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import tifffile
 from absl import flags
 from configurations import load
 from flax.traverse_util import flatten_dict
@@ -54,8 +55,19 @@ def make(kind: str, root: pathlib.Path) -> None:
         if kind == 'gray':
             Image.fromarray(picture(rng, 300, 300)[..., 0]).save(f'{name}.png')
         elif kind == 'deep':
-            deep = picture(rng, 60, 60)[..., 0].astype(np.uint16) * 257
+            deep = picture(rng, 60, 60)[..., 0].astype(np.uint16) * 16
             Image.fromarray(deep).save(f'{name}.png')
+        elif kind == 'planar':
+            planes = picture(rng, 60, 60).transpose(2, 0, 1).astype(np.uint16)
+            tifffile.imwrite(f'{name}.tif', planes, photometric='rgb', planarconfig='separate')
+        elif kind == 'clear':
+            whole = Image.fromarray(picture(rng, 60, 60))
+            whole.putalpha(Image.linear_gradient('L').resize((60, 60)))
+            whole.save(f'{name}.png')
+        elif kind == 'turned':
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            Image.fromarray(picture(rng, 60, 80)).save(f'{name}.jpg', exif=exif)
         elif kind == 'channels':
             np.save(f'{name}.npy', np.tile(picture(rng, 64, 64), 2)[..., :5])
         elif kind == 'duplicates':  # saved at two qualities
@@ -84,7 +96,14 @@ class Case:
 CASES = {
     'healthy': Case(True, ('ok       60 images (all), none damaged', 'no near-duplicates'), {}),
     'gray': Case(True, ('every image is gray',), {'data.channels': 1, 'augment.hue': 0.0}),
-    'deep': Case(True, ('60 images of 16 bits become 8 bits, full range',), {'data.channels': 1}),
+    'deep': Case(
+        True,
+        ('60 images of 16 bits: config.data.range=auto', '255 of 0,4080', '(256 levels, 0'),
+        {'data.channels': 1, 'data.range': 'auto'},
+    ),
+    'planar': Case(True, ('60 of 3 channels; 16 bits',), {'data.channels': 3}),
+    'clear': Case(True, ('60 images have transparency: over (0,)',), {'data.channels': 3}),
+    'turned': Case(True, ('60 images have an EXIF orientation: applied', 'all 80x60'), {}),
     'broken': Case(
         False,
         ('error    5.0% of the images cannot be read (3 are damaged)', '007.jpg: '),

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from simsiam_jax import errors
-from simsiam_jax.data import files, sources
-from simsiam_jax.data.survey import DatasetSurvey, describe, image_stats, survey
+from simsiam_jax.data import files, image_files, sources
+from simsiam_jax.data.raster import Raster
+from simsiam_jax.data.survey import DatasetSurvey, image_stats, survey
 from simsiam_jax.tools.doctor import config_writer, image_checks, recommend
 from simsiam_jax.tools.doctor.context import Context
 
@@ -55,23 +56,25 @@ def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarr
         (encoded(noise(9, 7, 6).astype(np.uint16), 'tiff'), 6, 16),
     ],
 )
-def test_describe_returns_stored_channels_and_bits(data: bytes, channels: int, bits: int) -> None:
-    assert describe(data) == (channels, bits)
+def test_rasters_have_stored_channels_and_bits(data: bytes, channels: int, bits: int) -> None:
+    raster = image_files.read(data)
+    assert (raster.values.shape, raster.bits) == ((9, 7, channels), bits)
 
 
 def test_image_stats_match_numpy() -> None:
     image = noise(40, 60)
-    stats = image_stats(image, 8)
+    stats = image_stats(Raster(image))
     assert (stats.height, stats.width, stats.channels, stats.gray) == (40, 60, 3, False)
-    np.testing.assert_allclose(stats.mean, image.mean((0, 1)) / 255, rtol=1e-5)
-    np.testing.assert_allclose(stats.square, np.square(image / 255).mean((0, 1)), rtol=1e-5)
-    assert stats.brightest == image.max()
-    assert image_stats(np.repeat(image[..., :1], 3, -1), 8).gray
-    assert not image_stats(np.full((9, 9, 1), 7, np.uint8), 8).thumb.any()
+    np.testing.assert_array_equal(stats.pixels, image[:, ::2].reshape(-1, 3))
+    normalization = DatasetSurvey(1, (stats,), ('image',), {}, 0.0).normalization(3)
+    np.testing.assert_allclose(normalization['mean'], image[:, ::2].mean((0, 1)) / 255, atol=1e-4)
+    np.testing.assert_allclose(normalization['std'], image[:, ::2].std((0, 1)) / 255, atol=1e-4)
+    assert image_stats(Raster(np.repeat(image[..., :1], 3, -1))).gray
+    assert not image_stats(Raster(np.full((9, 9, 1), 7, np.uint8))).thumb.any()
 
 
 def of_arrays(images: list[np.ndarray]) -> DatasetSurvey:
-    stats = tuple(image_stats(image, 8) for image in images)
+    stats = tuple(image_stats(Raster(image)) for image in images)
     names = tuple(f'image {i}' for i in range(len(images)))
     return DatasetSurvey(len(images), stats, names, {}, 0.001)
 
@@ -217,10 +220,18 @@ def test_recommend_batch_divides_over_devices() -> None:
 
 
 def test_check_images_warns_of_dark_16_bit_images() -> None:
-    dark = [dataclasses.replace(image_stats(noise(9, 9, 1) // 16, 16)) for _ in range(3)]
+    dark = [image_stats(Raster(noise(9, 9, 1).astype(np.uint16) * 16, 16)) for _ in range(3)]
     seen = DatasetSurvey(3, tuple(dark), ('a', 'b', 'c'), {}, 0.001)
-    lines = map(str, image_checks.check_images(Context(load('folder'), survey=seen)))
-    assert any('reach only' in line and line.startswith('warning') for line in lines)
+
+    def warnings(chosen: str) -> list[str]:
+        config = load('folder')
+        config.data.range = chosen
+        found = map(str, image_checks.check_images(Context(config, survey=seen)))
+        return [line for line in found if line.startswith('warning') and 'of 256 levels' in line]
+
+    assert not warnings('auto')
+    assert 'fill 14 of 256 levels' in warnings('dtype')[0]
+    assert '% at 255' in warnings('0,1000')[0]
 
 
 def test_config_writer_writes_configuration_and_reasons(tmp_path: pathlib.Path) -> None:

@@ -5,8 +5,10 @@ configuration, and the checksums of the items and of meta itself.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -118,6 +120,24 @@ def read_run(workdir: str | os.PathLike[str], step: int) -> RunIdentity:
     """
     folder = storage.folder(workdir) / FOLDER / str(step)
     return _identity(_read_meta(folder), folder)
+
+
+def newest_run(workdir: str | os.PathLike[str]) -> RunIdentity | None:
+    """Returns the run of the newest readable checkpoint after step 0; None if there is none."""
+    folder = storage.folder(workdir) / FOLDER
+    with storage.reading(folder):
+        steps = list_steps(folder)
+    for step in reversed([step for step in steps if step]):
+        what = f'the checkpoint {folder / str(step)}'
+        try:
+            return patience.call(
+                functools.partial(read_run, workdir, step), what, storage.is_temporary
+            )
+        except errors.UserError:
+            raise
+        except Exception as error:  # damage, which load() reports
+            logging.debug('%s: %s', what, errors.reason(error))
+    return None
 
 
 def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:

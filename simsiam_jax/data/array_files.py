@@ -7,7 +7,7 @@ import zipfile
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped
 
 from simsiam_jax import errors
 from simsiam_jax import paths as paths_lib
@@ -28,7 +28,7 @@ class ArrayFileSource:
 
     def __init__(
         self,
-        images: UInt8[np.ndarray, 'N H W C'],
+        images: Shaped[np.ndarray, 'N H W C'],
         labels: Int[np.ndarray, 'N'],
         classes: tuple[str, ...],
         origin: str,
@@ -138,16 +138,14 @@ def _unreadable(path: str, error: Exception) -> errors.UserError:
         return errors.UserError(f'file of images {path} does not exist')
     reason = errors.reason(error)
     if 'allow_pickle' in reason:
-        reason = 'it contains Python objects, which may run code; expected plain arrays of uint8'
+        reason = 'it contains Python objects, which may run code; expected plain arrays'
     return errors.UserError(f'file of images {path} cannot be read: {reason}')
 
 
 def _checked(images: Any, labels: Any, classes: tuple[str, ...], origin: str) -> ArrayFileSource:
     shape = images.shape
-    if images.dtype != np.uint8:
-        raise errors.UserError(
-            f'{origin} is {images.dtype}; expected uint8, values 0 to 255. Scale and convert it'
-        )
+    if images.dtype.kind not in 'biuf':
+        raise errors.UserError(f'{origin} is {images.dtype}; expected integers or floats')
     if images.ndim not in (3, 4) or not images.size:
         raise errors.UserError(f'{origin} has shape {shape}; expected [N, H, W] or [N, H, W, C]')
     if images.ndim == 4 and shape[1] < min(shape[2:]) and shape[2] == shape[3]:

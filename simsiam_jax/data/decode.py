@@ -1,26 +1,49 @@
 """Decodes images to uint8 arrays without holding Python's global lock."""
 
-import io
+import dataclasses
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Float, Num, UInt8
 from PIL import Image, UnidentifiedImageError
 
-MAX_PIXELS = 2**27
+from simsiam_jax.data import image_files
+from simsiam_jax.data.raster import Raster
+from simsiam_jax.data.value_range import DTYPE, ValueRange, stretch
 
 
-def decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
-    """Decodes a JPEG, PNG, BMP, GIF (first frame), WebP, TIFF or .npy file.
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How stored images become uint8 arrays.
 
-    Gray images are converted to RGB and RGB to gray to match `channels`. Alpha is dropped unless
-    `channels` is 4, and 16 bits become 8. TIFF and .npy files may have any number of channels if
-    it equals `channels`. Float .npy arrays contain values in [0, 1].
+    Attributes:
+      range: Values that become 0 and 255, for images of other types than 8 bits.
+      orientation: Whether the EXIF orientation is applied.
+      background: Color behind transparent pixels, 0 to 255, of all channels or by channel; ()
+        ignores transparency.
+    """
+
+    range: ValueRange = DTYPE
+    orientation: bool = True
+    background: tuple[int, ...] = (0,)
+
+
+_DEFAULT = Decoding()
+
+
+def decode(
+    encoded: bytes, channels: int, decoding: Decoding = _DEFAULT
+) -> UInt8[np.ndarray, 'H W C']:
+    """Decodes an image file of any of the formats in docs/formats.md.
+
+    Gray images are converted to RGB and RGB to gray to match `channels`. Of 4 channels, the fourth
+    of a gray or RGB image is its alpha.
 
     Raises:
-      ValueError: The file is damaged, not an image, has other channels or exceeds MAX_PIXELS.
+      ValueError: The file is damaged, not an image, has other channels or is too large.
     """
     try:
-        return _decode(encoded, channels)
+        raster = image_files.read(encoded, luminance=channels == 1)
+        return to_uint8(raster, channels, decoding)
     except ValueError:
         raise
     except UnidentifiedImageError as error:
@@ -30,77 +53,47 @@ def decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
-    if encoded[:3] == b'\xff\xd8\xff' and channels in (1, 3) and _fits_simplejpeg(encoded):
-        import simplejpeg
+def to_uint8(raster: Raster, channels: int, decoding: Decoding) -> UInt8[np.ndarray, 'H W C']:
+    """Returns the image of a raster.
 
-        try:
-            return simplejpeg.decode_jpeg(
-                encoded, colorspace='GRAY' if channels == 1 else 'RGB', strict=True
-            )
-        except ValueError:
-            pass  # simplejpeg rejects stray bytes too; PIL rejects only truncation
-    if encoded[:6] == b'\x93NUMPY':
-        array = np.load(io.BytesIO(encoded), allow_pickle=False)
-        return _fit(array if array.ndim == 3 else array[..., None], channels)
-    if encoded[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+') and channels not in (1, 3):
-        import tifffile
-
-        array = tifffile.imread(io.BytesIO(encoded))
-        return _fit(array if array.ndim == 3 else array[..., None], channels)
-    return _decode_pil(encoded, channels)
-
-
-def _fits_simplejpeg(encoded: bytes) -> bool:
-    """Returns whether simplejpeg should read this JPEG; PIL handles CMYK and odd subsampling."""
-    import simplejpeg
-
-    try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
-    except ValueError:
-        return False
-    _check_pixels(height, width)
-    return colors not in ('CMYK', 'YCCK')
+    Raises:
+      ValueError: The raster has other channels.
+    """
+    if decoding.orientation and raster.orientation > 1:
+        raster = raster.upright()
+    values, alpha = raster.values, raster.alpha
+    stored = values.shape[-1]
+    if not fits(stored, channels):
+        raise ValueError(f'shape {values.shape}; expected [H, W, {channels}]')
+    with_alpha = channels == 4 != stored
+    colors = 3 if with_alpha else channels
+    if raster.deep:
+        low, high = decoding.range.bounds(values.dtype, raster.bits)
+        values = stretch(match(values, colors), low[:colors], high[:colors])
+    elif stored == 3 and colors == 1:
+        values = np.asarray(Image.fromarray(values).convert('L'))[..., None]
+    elif stored != colors:
+        values = np.repeat(values, colors, -1)
+    if with_alpha:
+        opaque = np.full(values.shape[:2], 255, np.uint8)
+        values = np.dstack([values, opaque if alpha is None else alpha])
+    elif alpha is not None and decoding.background:
+        opacity = alpha[..., None].astype(np.float32) / 255
+        behind = np.asarray(decoding.background, np.float32)
+        values = np.round(values * opacity + behind * (1 - opacity)).astype(np.uint8)
+    return np.ascontiguousarray(values)
 
 
-def _check_pixels(height: int, width: int) -> None:
-    # A damaged header may claim gigapixels.
-    if height * width > MAX_PIXELS:
-        raise ValueError(f'{height}x{width} pixels; expected at most {MAX_PIXELS} in total')
+def fits(stored: int, channels: int) -> bool:
+    """Returns whether images of `stored` channels can be decoded to `channels`."""
+    return stored == channels or (stored in (1, 3) and channels in (1, 3, 4))
 
 
-def _decode_pil(encoded: bytes, channels: int) -> UInt8[np.ndarray, 'H W C']:
-    modes = {1: 'L', 3: 'RGB', 4: 'RGBA'}
-    if channels not in modes:
-        raise ValueError(f'only TIFF and .npy files may have {channels} channels')
-    with Image.open(io.BytesIO(encoded)) as image:
-        _check_pixels(image.height, image.width)
-        if image.mode.startswith('I') or image.mode == 'F':
-            whole: Image.Image = Image.fromarray(_to_uint8(np.asarray(image)))
-        else:
-            whole = image
-        if channels != 4:
-            whole.info.pop('transparency', None)  # PIL would warn that it is dropped
-        array = np.asarray(whole.convert(modes[channels]))
-    return array.reshape(*array.shape[:2], channels)
-
-
-def _fit(array: Num[np.ndarray, '...'], channels: int) -> UInt8[np.ndarray, 'H W C']:
-    if array.ndim != 3 or array.shape[-1] != channels or 0 in array.shape:
-        raise ValueError(f'shape {array.shape}; expected [H, W, {channels}]')
-    return _to_uint8(array)
-
-
-def _to_uint8(array: Num[np.ndarray, '...']) -> UInt8[np.ndarray, '...']:
-    array = array.astype(array.dtype.newbyteorder('='), copy=False)
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    if np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all():
-            raise ValueError('contains values that are not finite')
-        array = np.clip(array.astype(np.float32), 0, 1) * 255
-    elif array.dtype in (np.uint16, np.int32):  # PIL's mode I contains 16 bits
-        array = np.clip(array, 0, 65535) * np.float32(255 / 65535)
-    else:
-        raise ValueError(f'dtype {array.dtype}; expected uint8, uint16 or float')
-    return np.ascontiguousarray(np.round(array).astype(np.uint8))
+def match(values: Num[np.ndarray, '... C'], channels: int) -> Float[np.ndarray, '... D']:
+    """Returns floats, gray as RGB or RGB as gray if the numbers of channels differ."""
+    values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+    if values.shape[-1] == channels:
+        return values
+    if channels == 1:  # PIL's weights of RGB
+        return values @ np.array([[0.299], [0.587], [0.114]], values.dtype)
+    return np.repeat(values, channels, -1)

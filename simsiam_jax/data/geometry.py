@@ -22,14 +22,17 @@ def _compiled(function: Any) -> Any:
 
 @_compiled
 @no_type_check
-def _taps(start: int, length: int, size: int) -> Any:
-    """Returns first pixel and weights of each output: a sparse jax_augment.resize_weights."""
+def _taps(start: int, length: int, size: int, begin: int, count: int) -> Any:
+    """Returns first pixel and weights of `count` of `size` outputs, from `begin`.
+
+    They are a sparse jax_augment.resize_weights.
+    """
     scale = length / size
     support = max(scale, 1.0)
-    first = np.empty(size, np.int64)
-    weights = np.zeros((size, 2 * math.ceil(support) + 1), np.float32)
-    for i in range(size):
-        center = start + (i + 0.5) * scale
+    first = np.empty(count, np.int64)
+    weights = np.zeros((count, 2 * math.ceil(support) + 1), np.float32)
+    for i in range(count):
+        center = start + (begin + i + 0.5) * scale
         low = max(int(center - support + 0.5), start)
         high = min(int(center + support + 0.5), start + length)
         first[i] = low
@@ -53,14 +56,38 @@ def crop_resize(
     Bilinear, and antialiased if the crop shrinks: as PIL and torchvision, within rounding. Rows
     come first, because whole rows are summed at a time.
     """
+    taps_y = _taps(top, height, out_height, 0, out_height)
+    taps_x = _taps(left, width, out_width, 0, out_width)
+    return _resize(image, left + width, taps_y, taps_x)
+
+
+@_compiled
+@no_type_check
+def resize_crop(image: Any, height: int, width: int, top: int, left: int, size: int) -> Any:
+    """Resizes a uint8 [H, W, C] image to height x width and crops uint8 [size, size, C].
+
+    It computes only the crop, to the bits of crop_resize: of a long, thin image the rest would take
+    gigabytes.
+    """
+    taps_y = _taps(0, image.shape[0], height, top, size)
+    taps_x = _taps(0, image.shape[1], width, left, size)
+    return _resize(image, image.shape[1], taps_y, taps_x)
+
+
+@_compiled
+@no_type_check
+def _resize(image: Any, right: int, taps_y: Any, taps_x: Any) -> Any:
+    """Returns uint8 outputs [Y, X, C] of their taps in rows and columns, left of `right`."""
     channels = image.shape[2]
     rows = image.reshape(image.shape[0], -1)
-    first_y, weights_y = _taps(top, height, out_height)
-    first_x, weights_x = _taps(left, width, out_width)
-    out = np.empty((out_height, out_width, channels), np.uint8)
-    begin, count = left * channels, width * channels
+    first_y, weights_y = taps_y
+    first_x, weights_x = taps_x
+    out = np.empty((len(first_y), len(first_x), channels), np.uint8)
+    left = first_x[0]
+    begin = left * channels
+    count = (min(first_x[-1] + weights_x.shape[1], right) - left) * channels
     row = np.empty(count, np.float32)
-    for y in range(out_height):
+    for y in range(len(first_y)):
         row[:] = 0.0
         for k in range(weights_y.shape[1]):
             weight = weights_y[y, k]

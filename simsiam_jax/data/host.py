@@ -197,8 +197,7 @@ def _center(image: np.ndarray, size: int, resize: int) -> np.ndarray:
         height, width, _ = image.shape
         short = min(height, width)
         rows, columns = resize * height // short, resize * width // short
-        image = geometry.crop_resize(image, 0, 0, height, width, rows, columns)
         # Python rounds half to even, as torchvision does.
         top, left = round((rows - size) / 2), round((columns - size) / 2)
-        image = image[top : top + size, left : left + size]
+        image = geometry.resize_crop(image, rows, columns, top, left, size)
     return np.ascontiguousarray(image)

@@ -2,13 +2,19 @@
 
 import threading
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from simsiam_jax import errors, patience
-from simsiam_jax.data.decode import decode
+from simsiam_jax.data import image_files
+from simsiam_jax.data.decode import Decoding, decode
+from simsiam_jax.data.raster import Raster
 from simsiam_jax.data.sources import Source
+
+T = TypeVar('T')
 
 Image = UInt8[np.ndarray, 'H W C']
 
@@ -27,6 +33,7 @@ class Reader:
       channels: Number of channels of the decoded images.
       max_bad_fraction: Largest share of the source's images that may be unreadable.
       retry_seconds: Longest time to wait for the storage.
+      decoding: How stored values become 0 to 255.
 
     Attributes:
       bad: Name -> reason of the images that could not be read at the last attempt.
@@ -39,8 +46,9 @@ class Reader:
         channels: int,
         max_bad_fraction: float = 0.01,
         retry_seconds: int | float = patience.SECONDS,
+        decoding: Decoding = Decoding(),  # noqa: B008 - frozen
     ):
-        self.source, self.channels = source, channels
+        self.source, self.channels, self.decoding = source, channels, decoding
         self.max_bad_fraction, self.retry_seconds = max_bad_fraction, retry_seconds
         self.bad: dict[str, str] = {}
         self.error: errors.UserError | None = None
@@ -53,7 +61,9 @@ class Reader:
 
     def over(self, source: Source) -> 'Reader':
         """Returns a reader of another source with the same settings."""
-        return Reader(source, self.channels, self.max_bad_fraction, self.retry_seconds)
+        return Reader(
+            source, self.channels, self.max_bad_fraction, self.retry_seconds, self.decoding
+        )
 
     @property
     def identity(self) -> str:
@@ -70,9 +80,25 @@ class Reader:
           UserError: Too many images are unreadable.
           TemporaryError: The storage has failed for longer than retry_seconds.
         """
+        return self._converted(index, lambda encoded: decode(encoded, self.channels, self.decoding))
+
+    def read_deep(self, index: int) -> Raster | None:
+        """Returns the image as stored if it is deep; None if not, or if it is unreadable.
+
+        Raises:
+          UserError, TemporaryError: See `read`.
+        """
+
+        def deep(encoded: bytes) -> Raster | None:
+            raster = image_files.read(encoded) if image_files.may_be_deep(encoded) else None
+            return raster if raster and raster.deep else None
+
+        return self._converted(index, deep)[0]
+
+    def _converted(self, index: int, convert: Callable[[bytes], T]) -> tuple[T | None, int]:
         try:
             encoded, label = self._encoded(index)
-            image = decode(encoded, self.channels)
+            converted = convert(encoded)
         except errors.TemporaryError as error:
             self.error = error
             raise
@@ -82,7 +108,7 @@ class Reader:
         if self.bad:
             with self._lock:
                 self.bad.pop(self.source.name(index), None)
-        return image, label
+        return converted, label
 
     def _encoded(self, index: int) -> tuple[bytes, int]:
         """Returns the encoded image and its label; waits while no image can be read."""

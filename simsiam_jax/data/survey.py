@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import io
 import os
 import time
 
@@ -11,8 +10,10 @@ from jaxtyping import Float, Int, Num, UInt8
 from PIL import Image
 
 from simsiam_jax import errors, terminal
-from simsiam_jax.data.decode import decode
+from simsiam_jax.data import decode, image_files
+from simsiam_jax.data.raster import Raster
 from simsiam_jax.data.sources import ArraySource, Source
+from simsiam_jax.data.value_range import DTYPE, ValueRange, percentiles, stretch
 
 # Correlation of the thumbnails of near-duplicates. No two of 1,797 different digits reach it; a
 # photograph saved again at quality 30 or at half the size does.
@@ -25,11 +26,13 @@ class ImageStats:
     """Statistics of an image.
 
     Attributes:
-      height, width, channels: Shape as stored; alpha is not a channel, a palette is RGB.
-      bits: Bits of a value, 8 for 1 to 8; 32 for float.
+      height, width, channels: Shape, upright; alpha is not a channel, a palette is RGB.
+      bits: Bits of a value, 8 for 1 to 8.
+      deep: Whether the values are of another type than 8 bits without sign.
       gray: True for one channel or identical channels.
-      brightest: Largest value, of 255.
-      mean, square: Mean and mean square of values in [0, 1], by channel.
+      transparent: Whether some pixels are transparent.
+      orientation: EXIF orientation, 1 to 8.
+      pixels: Values of some pixels as stored, spread evenly over the image.
       thumb: Result of `thumbnail`.
     """
 
@@ -37,10 +40,11 @@ class ImageStats:
     width: int
     channels: int
     bits: int
+    deep: bool
     gray: bool
-    brightest: int
-    mean: np.ndarray
-    square: np.ndarray
+    transparent: bool
+    orientation: int
+    pixels: Num[np.ndarray, 'n C']
     thumb: np.ndarray
 
 
@@ -86,13 +90,36 @@ class DatasetSurvey:
         """Returns bits of a value -> number of images, the most frequent first."""
         return _counted([image.bits for image in self.images])
 
-    def normalization(self, channels: int) -> dict[str, tuple[float, ...]]:
-        """Returns mean and std by channel of the images with `channels` channels."""
+    def deep(self, channels: int) -> list[ImageStats]:
+        """Returns the deep images with `channels` channels."""
+        return [i for i in self.images if i.deep and i.channels == channels]
+
+    def value_range(self, channels: int) -> ValueRange:
+        """Returns the range that config.data.range=auto would measure."""
+        values = [image.pixels.astype(np.float64) for image in self.deep(channels)]
+        return percentiles(np.concatenate(values)) if values else DTYPE
+
+    def normalization(
+        self, channels: int, chosen: ValueRange | None = None
+    ) -> dict[str, tuple[float, ...]]:
+        """Returns mean and std by channel of the images with `channels` channels.
+
+        Args:
+          channels: Number of channels.
+          chosen: Range of deep images; None measures it.
+        """
+        chosen = chosen or self.value_range(channels)
         images = [image for image in self.images if image.channels == channels]
-        mean = np.mean([image.mean for image in images], 0)
-        square = np.mean([image.square for image in images], 0)
+        levels = [_levels(image, chosen) / np.float32(255) for image in images]
+        mean = np.mean([x.mean(0) for x in levels], 0)
+        square = np.mean([np.square(x).mean(0) for x in levels], 0)
         std = np.maximum(np.sqrt(np.maximum(square - mean**2, 0)), 1 / 255)
         return {'mean': tuple(mean.round(4).tolist()), 'std': tuple(std.round(4).tolist())}
+
+    def histogram(self, channels: int, chosen: ValueRange) -> Int[np.ndarray, 'C 256']:
+        """Returns the number of sampled pixels of deep images by channel and level, 0 to 255."""
+        levels = np.concatenate([_levels(image, chosen) for image in self.deep(channels)])
+        return np.stack([np.bincount(x, minlength=256) for x in levels.T])
 
     def shrinkage(self, size: int, crop_scale: tuple[float, float]) -> Float[np.ndarray, 'n']:
         """Returns side of the crops over side of the views, sorted; above 1 crops shrink."""
@@ -107,6 +134,14 @@ class DatasetSurvey:
         original = near_duplicates(np.stack([image.thumb for image in self.images]))
         repeated = np.flatnonzero(original >= 0)
         return len(repeated), [(self.names[i], self.names[original[i]]) for i in repeated[:5]]
+
+
+def _levels(image: ImageStats, chosen: ValueRange) -> UInt8[np.ndarray, 'n C']:
+    """Returns the sampled pixels as decoded."""
+    if not image.deep:
+        return image.pixels
+    low, high = chosen.bounds(image.pixels.dtype, image.bits)
+    return stretch(decode.match(image.pixels, image.channels), low, high)
 
 
 def _counted(values: list[int]) -> dict[int, int]:
@@ -130,17 +165,15 @@ def survey(
         """Returns name, statistics or the reason why there are none, and seconds of decoding."""
         begin = time.perf_counter()
         if isinstance(source, ArraySource):
-            stats = image_stats(source.images[index], 8)
+            stats = image_stats(Raster(source.images[index]))
             return f'image {index}', stats, time.perf_counter() - begin
         try:
-            encoded, _ = source.read(index)
-            channels, bits = describe(encoded)
-            image = decode(encoded, channels)
+            raster = image_files.read(source.read(index)[0])
         # As in the reader: damaged files and lost disks raise errors of many types.
         except Exception as error:
             return source.name(index), errors.reason(error), 0.0
         spent = time.perf_counter() - begin
-        return source.name(index), image_stats(image, bits), spent
+        return source.name(index), image_stats(raster), spent
 
     threads = os.cpu_count() or 1
     chunk = 16 * threads
@@ -162,49 +195,37 @@ def survey(
     return DatasetSurvey(len(source), tuple(images), tuple(names), bad, busy / max(len(images), 1))
 
 
-def describe(encoded: bytes) -> tuple[int, int]:
-    """Returns (channels, bits) of an encoded image, as stored.
-
-    Raises:
-      Exception: The bytes are not an image; errors of many types.
-    """
-    if encoded[:6] == b'\x93NUMPY':
-        array = np.load(io.BytesIO(encoded), allow_pickle=False)
-        return array.shape[-1] if array.ndim == 3 else 1, 8 * array.dtype.itemsize
-    if encoded[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):
-        import tifffile
-
-        with tifffile.TiffFile(io.BytesIO(encoded)) as file:
-            page, shape = file.pages.first, file.series[0].shape
-            # The last of three sides is channels, unless the file is a stack of gray pages.
-            channels = shape[-1] if len(shape) == 3 and shape[-1] < min(shape[:2]) else 1
-            # Two channels are gray and alpha, and decode knows only four of PIL's modes.
-            return {2: 1}.get(channels, channels), max(page.bitspersample, 8)
-    with Image.open(io.BytesIO(encoded)) as image:
-        gray = image.mode in ('1', 'L', 'LA', 'La', 'F') or image.mode.startswith('I')
-        bits = {'I': 16, 'F': 32}.get(image.mode, 16 if image.mode.startswith('I;16') else 8)
-    if encoded[:8] == b'\x89PNG\r\n\x1a\n':
-        bits = max(encoded[24], 8)  # PIL opens 16-bit RGB as 8-bit
-    return (1 if gray else 3), bits
-
-
-def image_stats(image: UInt8[np.ndarray, 'H W C'], bits: int) -> ImageStats:
-    """Returns the statistics of a decoded image, from pixels spread evenly over it."""
-    height, width, channels = image.shape
-    sampled = _sampled(image)
-    pixels = sampled.reshape(-1, channels).astype(np.float32) / 255
+def image_stats(raster: Raster) -> ImageStats:
+    """Returns the statistics of an image."""
+    upright = raster.upright()
+    height, width, channels = upright.values.shape
+    shown = _shown(upright.values)
+    pixels = _sampled(upright.values, 24).reshape(-1, channels)
+    visible = None if upright.alpha is None else _sampled(upright.alpha, 24).ravel() > 0
     return ImageStats(
         height,
         width,
         channels,
-        bits,
+        raster.bits,
+        deep=raster.deep,
         # Rounding makes the channels of a gray JPEG differ slightly.
-        gray=bool(_spread(sampled) <= 2),
-        brightest=int(sampled.max()),
-        mean=pixels.mean(0),
-        square=np.square(pixels).mean(0),
-        thumb=thumbnail(image),
+        gray=bool(_spread(shown) <= 2),
+        transparent=visible is not None,
+        orientation=raster.orientation,
+        pixels=pixels if visible is None or not visible.any() else pixels[visible],
+        thumb=thumbnail(shown),
     )
+
+
+def _shown(values: Num[np.ndarray, 'H W C']) -> UInt8[np.ndarray, 'h w C']:
+    """Returns sampled values; those of a deep image as 0 to 255 from its lowest to its highest."""
+    sampled = _sampled(values)
+    if sampled.dtype == np.uint8:
+        return sampled
+    finite = sampled[np.isfinite(sampled)].astype(np.float64)
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+    sampled = sampled.astype(np.float64)
+    return stretch(sampled, np.array([low]), np.array([high if high > low else low + 1]))
 
 
 def thumbnail(image: UInt8[np.ndarray, 'H W C']) -> Float[np.ndarray, '256']:
@@ -236,9 +257,10 @@ def near_duplicates(thumbs: Float[np.ndarray, 'N 256']) -> Int[np.ndarray, 'N']:
     return first
 
 
-def _sampled(image: UInt8[np.ndarray, 'H W C']) -> UInt8[np.ndarray, 'h w C']:
-    step = max(1, min(image.shape[:2]) // 64)
-    return image[::step, ::step]
+def _sampled(image: Num[np.ndarray, 'H W ...'], side: int = 64) -> Num[np.ndarray, 'h w ...']:
+    """Returns pixels on a grid of at least `side` x `side`, copied: the image may be large."""
+    steps = (max(1, length // side) for length in image.shape[:2])
+    return image[tuple(slice(None, None, step) for step in steps)].copy()
 
 
 def _spread(image: UInt8[np.ndarray, 'H W C']) -> int:

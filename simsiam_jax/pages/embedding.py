@@ -51,8 +51,8 @@ def embed(
     trained = encoder.config
     data = config_lib.knn().data
     data.backend = 'host'  # this backend keeps the files' names
-    data.channels = trained['data']['channels']
-    data.tfds_data_dir = trained['data']['tfds_data_dir']
+    for key in ('channels', 'range', 'orientation', 'background', 'tfds_data_dir'):
+        data[key] = trained['data'][key]
     source = inputs.open_source(images, data)
     kept = np.linspace(0, len(source) - 1, min(max_images or len(source), len(source))).astype(int)
     if len(kept) < len(source):

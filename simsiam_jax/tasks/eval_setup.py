@@ -103,7 +103,7 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None) -> EvalSetup:
     for section in ('data', 'augment', 'eval'):
         for name in [name for name, value in config[section].items() if value is None]:
             value = trained[section][name]  # see config.inherited
-            config[section][name] = tuple(value) if name in ('mean', 'std') else value
+            config[section][name] = tuple(value) if isinstance(value, list) else value
     inputs.resolve(config, trained.data.source)
     if config.eval.test and config.eval.test.endswith(f'/test:{trained.data.source}'):
         say(

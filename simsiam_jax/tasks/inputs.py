@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
-from simsiam_jax.data import device_cache, host, sources
+from simsiam_jax.data import device_cache, host, sample_statistics, sources, value_range
+from simsiam_jax.data.decode import Decoding
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sampler import IndexSampler
@@ -54,7 +54,7 @@ def open_source(spec: str, data: ConfigDict) -> ImageSet:
 
     Args:
       spec: Name of the set, as config.data.source.
-      data: The data section of the configuration.
+      data: The data section of the configuration. If its range is auto, it is measured and set.
 
     Raises:
       UserError: The set does not exist, data.backend is 'resident' and it cannot be, or the
@@ -66,7 +66,12 @@ def open_source(spec: str, data: ConfigDict) -> ImageSet:
         _check_same_images(spec, source)
     if isinstance(source, sources.ArraySource):
         return source
-    reader = Reader(source, data.channels, data.max_bad_fraction, data.retry_seconds)
+    reader = Reader(
+        source, data.channels, data.max_bad_fraction, data.retry_seconds, decoding(data)
+    )
+    if data.range == 'auto':
+        data.range = str(sample_statistics.measure_range(reader))
+        reader.decoding = decoding(data)
     if data.backend == 'host':
         return reader
     images = device_cache.load(reader, data.resident_limit)
@@ -76,6 +81,22 @@ def open_source(spec: str, data: ConfigDict) -> ImageSet:
             f'readable or exceed data.resident_limit = {data.resident_limit} bytes. Use auto'
         )
     return images or reader
+
+
+def decoding(data: ConfigDict) -> Decoding:
+    """Returns how a data section decodes images; a `range` of auto counts as dtype.
+
+    Raises:
+      UserError: The range or the background is impossible.
+    """
+    background = tuple(data.background)
+    if len(background) not in {0, 1, data.channels} or not all(0 <= x <= 255 for x in background):
+        raise errors.UserError(
+            f'config.data.background is {background}; expected values from 0 to 255: one, or '
+            f'{data.channels}, or () to ignore transparency'
+        )
+    text = 'dtype' if data.range == 'auto' else data.range
+    return Decoding(value_range.parse(text, data.channels), data.orientation, background)
 
 
 def _check_same_images(spec: str, source: sources.Identified) -> None:
@@ -93,29 +114,6 @@ def _check_same_images(spec: str, source: sources.Identified) -> None:
             f'the processes see different images in {spec} ({"; ".join(parts)}). Give all of them '
             'the same images'
         )
-
-
-def measure_normalization(source: ImageSet, sample: int = 1000) -> dict[str, tuple[float, ...]]:
-    """Returns mean and std per channel, of values in [0, 1], from evenly spaced images.
-
-    Args:
-      source: Image set.
-      sample: Largest number of images to read.
-    """
-    indices = np.linspace(0, len(source) - 1, min(sample, len(source))).astype(int)
-    count, total, squares = 0, np.zeros(1), np.zeros(1)
-    for index in indices:
-        if isinstance(source, sources.ArraySource):
-            image = source.images[index]
-        else:
-            image, _ = source.example(int(index))
-        pixels = image.reshape(-1, image.shape[-1]) / 255
-        count, total = count + len(pixels), total + pixels.sum(0)
-        squares = squares + np.square(pixels).sum(0)
-    mean = total / count
-    # The floor avoids a division by zero if all images are constant.
-    std = np.maximum(np.sqrt(np.maximum(squares / count - mean**2, 0)), 1 / 255)
-    return {'mean': tuple(mean.round(4).tolist()), 'std': tuple(std.round(4).tolist())}
 
 
 def device_batches(

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
-from simsiam_jax.checkpoints import checkpoint, weights
+from simsiam_jax.checkpoints import checkpoint, checkpoint_reader, weights
 from simsiam_jax.logs import writers
 from simsiam_jax.tasks import (
     collapse_callback,
@@ -40,7 +40,9 @@ def run(config: ConfigDict, workdir: str) -> None:
       UserError: The configuration, the data or the workdir cannot be used.
       SystemExit: With 143, after the state was saved on SIGTERM or Ctrl-C.
     """
-    setup = pretrain_setup.build(config)
+    resumed = checkpoint_reader.newest_run(workdir)
+    measured = pretrain_setup.resume_input(config, resumed.config) if resumed else None
+    setup = pretrain_setup.build(config, measured=measured)
     say(_description(config, setup))
     train_step = pretrain_setup.build_step(config, setup)
     if config.dry_run:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simsiam_jax import config_keys, errors, method_defaults
-from simsiam_jax.data import host
+from simsiam_jax.data import host, sample_statistics
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.methods import METHODS
@@ -59,14 +59,17 @@ class PretrainSetup:
     knn: Knn | None
 
 
-def build(config: ConfigDict, mesh: Mesh | None = None) -> PretrainSetup:
+def build(
+    config: ConfigDict, mesh: Mesh | None = None, *, measured: dict[str, Any] | None = None
+) -> PretrainSetup:
     """Opens the data and builds the parts of a run; trains nothing.
 
     Args:
       config: Configuration of the run. Keys that depend on others or on the images get their
-        values: augment.mean and augment.std if data.normalize is 'auto', and those of
+        values: data.range, augment.mean and augment.std if they are measured, and those of
         inputs.resolve.
       mesh: Devices to use; None uses all.
+      measured: augment.mean and augment.std if data.normalize is 'auto'; None measures them.
 
     Raises:
       UserError: A key is unknown, a value is impossible, or the data cannot be used.
@@ -84,7 +87,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> PretrainSetup:
     errors.check_choice('data.normalize', config.data.normalize, ('given', 'auto'))
     source = inputs.open_source(config.data.source, config.data)
     if config.data.normalize == 'auto':
-        config.augment.update(inputs.measure_normalization(source))
+        config.augment.update(measured or sample_statistics.measure_normalization(source))
     recipes = build_recipes(config)
     sampler = IndexSampler(config.seed, len(source), config.batch_size)
     tx, rates = build_optimizer(config, sampler.steps_per_epoch)
@@ -115,9 +118,34 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> PretrainSetup:
     )
 
 
+def resume_input(config: ConfigDict, stored: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Sets how images are decoded as when a run began, and returns the mean and std it measured.
+
+    Args:
+      config: Configuration of this start, changed in place.
+      stored: Configuration of the run.
+
+    Returns:
+      The `measured` of `build`; None if the run measured none.
+    """
+    data, before = config.data, stored['data']
+    if data.range == 'auto':
+        data.range = before['range']
+    for key in ('orientation', 'background'):
+        value = tuple(before[key]) if key == 'background' else before[key]
+        if data[key] != value:
+            say(f'config.data.{key} is {value}, as when the run in the workdir began')
+            data[key] = value
+    if before['normalize'] != 'auto':
+        return None
+    return {key: tuple(stored['augment'][key]) for key in ('mean', 'std')}
+
+
 def without_measuring(config: ConfigDict) -> ConfigDict:
-    """Returns a copy with placeholders for a mean and std that would need the images."""
+    """Returns a copy with placeholders for what would be measured on the images."""
     config = config.copy_and_resolve_references()
+    if config.data.range == 'auto':
+        config.data.range = 'dtype'
     if config.data.normalize == 'auto':
         config.data.normalize = 'given'
         config.augment.update(mean=(0.5,), std=(0.25,))

@@ -127,6 +127,7 @@ def _build(context: Context) -> Context:
     except errors.UserError as error:
         problem = Finding('error', str(error))
         return dataclasses.replace(context, problems=(*context.problems, problem))
+    config.data.range = context.config.data.range
     return dataclasses.replace(context, config=config, setup=setup)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 from ml_collections import ConfigDict
 
+from simsiam_jax.data import decode, value_range
 from simsiam_jax.data.array_files import ArrayFileSource
 from simsiam_jax.data.files import FileSource
 from simsiam_jax.data.sources import ArraySource, Source
@@ -14,6 +15,7 @@ from simsiam_jax.tools.doctor.context import Context, Finding, by_severity
 # measured.
 _FEW = 1000
 _ODD = 4  # ratio to the median of the shorter sides from which images are named
+_BARS = ' ▁▂▃▄▅▆▇█'  # of a histogram
 _UNBALANCED = 10  # ratio of the largest to the smallest class from which there is a warning
 
 
@@ -29,7 +31,8 @@ def check_images(context: Context) -> list[Finding]:
     findings += _shapes(survey, context.config)
     findings += _odd_sizes(survey)
     findings += _classes(context.source)
-    findings += _depth(survey)
+    findings += _depth(survey, context.config)
+    findings += _display(survey, context.config)
     findings += _duplicates(context, sample)
     findings += _blank(survey, sample)
     findings += _number(context)
@@ -44,10 +47,9 @@ def check_readable(context: Context) -> list[Finding]:
         return []
     channels = config.data.channels
 
-    def misfits(kind: int) -> bool:
-        return kind != channels and not {kind, channels} <= {1, 3}
-
-    kinds = {kind: count for kind, count in survey.channels().items() if misfits(kind)}
+    kinds = {
+        kind: count for kind, count in survey.channels().items() if not decode.fits(kind, channels)
+    }
     bad = (len(survey.bad) + sum(kinds.values())) / max(survey.seen, 1)
     if bad <= config.data.max_bad_fraction:
         return []
@@ -149,22 +151,61 @@ def _classes(source: Source | ArraySource | None) -> list[Finding]:
     return findings or [Finding('ok', f'{len(counts)} classes from {smallest} to {largest} images')]
 
 
-def _depth(survey: DatasetSurvey) -> list[Finding]:
-    deep = [image for image in survey.images if image.bits > 8]
-    if not deep:
+def _depth(survey: DatasetSurvey, config: ConfigDict) -> list[Finding]:
+    """Returns findings on images of other types than 8 bits: what the range makes of their values.
+
+    Below 64 of 256 levels the 8 bits of the training lose what distinguishes images; above a
+    hundredth of clipped values the range is too narrow.
+    """
+    channels = next((c for c in survey.channels() if survey.deep(c)), 0)
+    if not channels:
         return []
-    brightest = max(image.brightest for image in deep)
+    deep, auto = survey.deep(channels), config.data.range == 'auto'
+    chosen = survey.value_range(channels)
+    if not auto:
+        chosen = value_range.parse(config.data.range, channels)
+    findings, pictures = [], []
+    for channel, counts in enumerate(survey.histogram(channels, chosen)):
+        shares = counts.reshape(16, 16).sum(1)
+        bars = ''.join(_BARS[round(8 * share / shares.max())] for share in shares)
+        low, high = counts[0] / counts.sum(), counts[-1] / counts.sum()
+        levels = int((counts > 0).sum())
+        pictures.append(f'{bars} ({levels} levels, {low:.1%} at 0, {high:.1%} at 255)')
+        if not auto and (levels < 64 or low + high > 0.02):
+            findings.append(
+                Finding(
+                    'warning',
+                    f'channel {channel}: with config.data.range={config.data.range} the values '
+                    f'fill {levels} of 256 levels, {low:.1%} at 0 and {high:.1%} at 255. Set '
+                    'config.data.range=auto',
+                )
+            )
     bits = max(image.bits for image in deep)
-    if brightest >= 64:
-        return [Finding('ok', f'{len(deep):,} images of {bits} bits become 8 bits, full range')]
-    return [
-        Finding(
-            'warning',
-            f'{len(deep):,} images of {bits} bits reach only {brightest / 255:.1%} of their '
-            f'range: the 8 bits used in training would keep {brightest + 1} shades; stretch the '
-            'images first (multiply 12-bit data by 16)',
+    text = (
+        f'{len(deep):,} images of {bits} bits: config.data.range={config.data.range} makes 0 to '
+        f'255 of {chosen} (low,high by channel): '
+    )
+    return [Finding('ok', text + '; '.join(pictures[:5])), *findings[:3]]
+
+
+def _display(survey: DatasetSurvey, config: ConfigDict) -> list[Finding]:
+    """Returns findings on EXIF orientation and transparency."""
+    findings = []
+    if turned := sum(image.orientation > 1 for image in survey.images):
+        done = 'applied' if config.data.orientation else 'ignored'
+        findings.append(
+            Finding(
+                'ok',
+                f'{turned:,} images have an EXIF orientation: {done} (config.data.orientation)',
+            )
         )
-    ]
+    if clear := sum(image.transparent for image in survey.images):
+        background = tuple(config.data.background)
+        behind = f'over {background}' if background else 'ignored'
+        findings.append(
+            Finding('ok', f'{clear:,} images have transparency: {behind} (config.data.background)')
+        )
+    return findings
 
 
 def _duplicates(context: Context, sample: str) -> list[Finding]:
