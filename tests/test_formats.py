@@ -1,4 +1,4 @@
-"""Tests of image_files.py, tiff.py, decode.py, value_range.py and sample_statistics.py in data/."""
+"""Tests of raster_files.py, tiff.py, decode.py, value_range.py and sample_statistics.py in data/."""
 
 import io
 import pathlib
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint_reader
-from simsiam_jax.data import image_files, sample_statistics, sources, value_range
+from simsiam_jax.data import raster_files, sample_statistics, sources, value_range
 from simsiam_jax.data.decode import Decoding, decode
 from simsiam_jax.data.survey import survey
 from simsiam_jax.data.value_range import ValueRange
@@ -214,7 +214,7 @@ LOSSY = {
 def test_decode_gives_the_pixels(name: str) -> None:
     encoded, expected = EXACT[name]
     # The survey reads the same raster, so it sees the same channels.
-    assert image_files.read(encoded).values.shape == expected.shape
+    assert raster_files.read(encoded).values.shape == expected.shape
     decoded = decode(encoded, expected.shape[-1])
     np.testing.assert_array_equal(decoded, expected)
     assert decoded.flags.c_contiguous
@@ -223,7 +223,7 @@ def test_decode_gives_the_pixels(name: str) -> None:
 @pytest.mark.parametrize('name', LOSSY)
 def test_decode_gives_about_the_pixels(name: str) -> None:
     encoded, expected = LOSSY[name]
-    assert image_files.read(encoded).values.shape == expected.shape
+    assert raster_files.read(encoded).values.shape == expected.shape
     difference = decode(encoded, expected.shape[-1]).astype(int) - expected
     assert np.abs(difference).mean() < 5
 
@@ -281,7 +281,7 @@ TRANSPARENT = {
 @pytest.mark.parametrize('name', TRANSPARENT)
 def test_decode_blends_with_background(name: str) -> None:
     encoded = TRANSPARENT[name]
-    assert image_files.read(encoded).values.shape == RGB.shape
+    assert raster_files.read(encoded).values.shape == RGB.shape
     opacity = RGBA[..., 3:] / 255
     for background in ((0,), (255, 0, 255)):
         expected = RGB * opacity + np.array(background) * (1 - opacity)
@@ -339,7 +339,7 @@ def test_decode_dicom() -> None:
     hounsfield = dicom(stored, RescaleSlope=2, RescaleIntercept=-1024)
     window = Decoding(value_range.parse('-1024,7166', 1))
     np.testing.assert_allclose(decode(hounsfield, 1, window), GRAY, atol=1)
-    assert image_files.read(hounsfield).values.min() == -1024
+    assert raster_files.read(hounsfield).values.min() == -1024
     frames = dicom(np.stack([stored, 4095 - stored]), NumberOfFrames=2)
     np.testing.assert_allclose(decode(frames, 1), GRAY, atol=1)
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from simsiam_jax import errors
-from simsiam_jax.data import files, image_files, sources
+from simsiam_jax.data import files, raster_files, sources
 from simsiam_jax.data.raster import Raster
 from simsiam_jax.data.survey import DatasetSurvey, image_stats, survey
 from simsiam_jax.tools.doctor import config_writer, image_checks, recommend
@@ -57,7 +57,7 @@ def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarr
     ],
 )
 def test_rasters_have_stored_channels_and_bits(data: bytes, channels: int, bits: int) -> None:
-    raster = image_files.read(data)
+    raster = raster_files.read(data)
     assert (raster.values.shape, raster.bits) == ((9, 7, channels), bits)
 
 

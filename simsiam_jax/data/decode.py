@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from simsiam_jax.data import image_files
+from simsiam_jax.data import raster_files
 from simsiam_jax.data.raster import Raster
 from simsiam_jax.data.value_range import DTYPE, ValueRange, stretch
 
@@ -42,7 +42,7 @@ def decode(
       ValueError: The file is damaged, not an image, has other channels or is too large.
     """
     try:
-        raster = image_files.read(encoded, luminance=channels == 1)
+        raster = raster_files.read(encoded, luminance=channels == 1)
         return to_uint8(raster, channels, decoding)
     except ValueError:
         raise

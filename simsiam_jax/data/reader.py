@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from simsiam_jax import errors, patience
-from simsiam_jax.data import image_files
+from simsiam_jax.data import raster_files
 from simsiam_jax.data.decode import Decoding, decode
 from simsiam_jax.data.raster import Raster
 from simsiam_jax.data.sources import Source
@@ -90,7 +90,7 @@ class Reader:
         """
 
         def deep(encoded: bytes) -> Raster | None:
-            raster = image_files.read(encoded) if image_files.may_be_deep(encoded) else None
+            raster = raster_files.read(encoded) if raster_files.may_be_deep(encoded) else None
             return raster if raster and raster.deep else None
 
         return self._converted(index, deep)[0]

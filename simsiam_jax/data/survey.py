@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Num, UInt8
 from PIL import Image
 
 from simsiam_jax import errors, terminal
-from simsiam_jax.data import decode, image_files
+from simsiam_jax.data import decode, raster_files
 from simsiam_jax.data.raster import Raster
 from simsiam_jax.data.sources import ArraySource, Source
 from simsiam_jax.data.value_range import DTYPE, ValueRange, percentiles, stretch
@@ -168,7 +168,7 @@ def survey(
             stats = image_stats(Raster(source.images[index]))
             return f'image {index}', stats, time.perf_counter() - begin
         try:
-            raster = image_files.read(source.read(index)[0])
+            raster = raster_files.read(source.read(index)[0])
         # As in the reader: damaged files and lost disks raise errors of many types.
         except Exception as error:
             return source.name(index), errors.reason(error), 0.0
