@@ -9,7 +9,7 @@ Not a setting of the paper, which trains on ImageNet only.
 Comma-separated words after a colon set the images, the number of epochs and the method (simclr,
 moco_v2, byol, swav): `folder.py:folder:/data/images,byol,100ep`.
 
-Reads JPEG, PNG, BMP, GIF, WebP, TIFF and .npy; mean and std are measured on a sample. For grayscale
+docs/guides/data.md lists formats and sources; mean and std are measured on a sample. For grayscale
 images set --config.data.channels=1, for multi-channel images (TIFF, .npy) their number of channels.
 A small dataset needs more epochs; small images need a smaller --config.augment.size and
 --config.model.stem=cifar. Labeled folders (one subfolder per class) add kNN evaluation:

@@ -1,4 +1,4 @@
-"""Tests of raster_files.py, tiff.py, decode.py, value_range.py and sample_statistics.py in data/."""
+"""Tests of data/raster_files.py, tiff.py, decode.py, value_range.py and sample_statistics.py."""
 
 import io
 import pathlib

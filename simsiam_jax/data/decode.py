@@ -33,7 +33,7 @@ _DEFAULT = Decoding()
 def decode(
     encoded: bytes, channels: int, decoding: Decoding = _DEFAULT
 ) -> UInt8[np.ndarray, 'H W C']:
-    """Decodes an image file of any of the formats in docs/formats.md.
+    """Decodes an image file of any of the formats in docs/guides/data.md.
 
     Gray images are converted to RGB and RGB to gray to match `channels`. Of 4 channels, the fourth
     of a gray or RGB image is its alpha.
