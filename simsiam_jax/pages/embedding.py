@@ -52,6 +52,7 @@ def embed(
     data = config_lib.knn().data
     data.backend = 'host'  # this backend keeps the files' names
     data.channels = trained['data']['channels']
+    data.include = data.exclude = ''  # of the training images
     data.tfds_data_dir = trained['data']['tfds_data_dir']
     source = inputs.open_source(images, data)
     kept = np.linspace(0, len(source) - 1, min(max_images or len(source), len(source))).astype(int)
