@@ -5,7 +5,6 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
 
 from simsiam_jax import errors, paths
 
@@ -96,7 +95,7 @@ def _warn_of_splits(classes: set[str], where: str) -> None:
         )
 
 
-def unite(parts: Sequence[tuple[Int[np.ndarray, '_'], tuple[str, ...], str]]) -> Labels:
+def unite(parts: Sequence[tuple[Sequence[int] | np.ndarray, tuple[str, ...], str]]) -> Labels:
     """Returns the labels and classes of several sets; classes of the same name are one.
 
     Args:

@@ -43,10 +43,11 @@ def open_list(spec: str, patterns: Patterns = ALL) -> FileSource:
             f'list of images {spec} has option {min(unknown)}; expected path=COLUMN or label=COLUMN'
         )
     text = _text(path)
-    rows = _table(path, text) if path.lower().endswith(('.csv', '.tsv')) else _lines(text)
+    is_table = path.lower().endswith(('.csv', '.tsv'))
+    rows = _table(path, text) if is_table else _lines(text)
     if not rows:
         raise errors.UserError(f'list of images {path} is empty; expected one path per line')
-    names, labels = _columns(path, rows, columns)
+    names, labels = _columns(path, rows, columns, has_header=is_table and _has_header(path, rows))
     folder = os.path.dirname(path)
     if not is_remote(path):
         names = _without_backslashes(names, folder)
@@ -103,11 +104,11 @@ def _table(path: str, text: str) -> list[Row]:
 
 
 def _columns(
-    path: str, rows: list[Row], given: dict[str, str]
+    path: str, rows: list[Row], given: dict[str, str], *, has_header: bool
 ) -> tuple[list[str], list[str] | None]:
     """Returns the paths and the labels, None without labels."""
     first, second = (row[1] for row in [*rows, rows[0]][:2])
-    header = [_key(cell) for cell in first] if _has_header(rows) else []
+    header = [_key(cell) for cell in first] if has_header else []
     width = len(first)
     for line, cells in rows:
         if len(cells) != width:
@@ -121,32 +122,34 @@ def _columns(
     named = [header.index(name) for name in _PATHS if name in header]
     candidates = [i for i in named if i in images] or named or images or [0]
     at = chosen.get('path', candidates[0])
-    label = chosen.get('label', _label(path, first, header, at))
-    data = rows[1:] if header else rows
+    label = chosen['label'] if 'label' in chosen else _label(path, first, header, at)
+    data = [cells for _, cells in (rows[1:] if header else rows) if cells[at]]
     folder = os.path.dirname(path)
     # Files without an extension may be images, too.
-    if not data or not (_is_image(example[at]) or _exists(os.path.join(folder, example[at]))):
+    if not data or not (_is_image(data[0][at]) or _exists(os.path.join(folder, data[0][at]))):
         raise errors.UserError(
             f'list of images {path} is not understood: its first line is {_shown(first)}'
-            + (f', and {example[at]!r} is not the path of an image' if header and data else '')
+            + (f', and {data[0][at]!r} is not the path of an image' if header and data else '')
             + '; expected one path per line, or a .csv file of path,label. To choose columns of a '
             '.csv file, use files:LIST.csv?path=COLUMN&label=COLUMN'
         )
-    names = []
-    for line, cells in data:
-        if not cells[at] or (label is not None and not cells[label]):
-            missing = 'label' if cells[at] else 'path'
-            raise errors.UserError(
-                f'list of images {path}: line {line} has no {missing}; expected one in every line'
-            )
-        names.append(cells[at])
-    return names, None if label is None else [cells[label] for _, cells in data]
+    names = [cells[at] for cells in data]
+    if label is None:
+        return names, None
+    labels = [cells[label] for cells in data]
+    if '' in labels:
+        errors.warn_once(
+            f'list of images {path}: {labels.count(""):,} images have no label '
+            f'({names[labels.index("")]}), so the images have no classes. Add the labels'
+        )
+    return names, None if '' in labels else labels
 
 
-def _has_header(rows: list[Row]) -> bool:
+def _has_header(path: str, rows: list[Row]) -> bool:
     """Returns whether the first row names columns: only the rows after it are images."""
     first, second = (row[1] for row in [*rows, rows[0]][:2])
-    if any(map(_is_image, first)):
+    folder = os.path.dirname(path)
+    if any(_is_image(cell) or os.path.isfile(os.path.join(folder, cell)) for cell in first):
         return False
     return any(_key(cell) in _PATHS for cell in first) or any(map(_is_image, second))
 
