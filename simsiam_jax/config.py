@@ -52,7 +52,9 @@ def default() -> ConfigDict:
     config.debug_nans = False  # check every step; the traceback shows the operation that gives NaN
 
     config.data = ConfigDict()
-    config.data.source = 'tfds:imagenet2012/train'  # or folder:DIR | files:LIST | digits
+    config.data.source = 'tfds:imagenet2012/train'  # or folder:DIR | files:LIST | zip:FILE | digits
+    config.data.include = ''  # patterns of files to use: '*.jpg,*/Imgs/*'; '' uses all images
+    config.data.exclude = ''  # patterns of files to leave out: '*_mask.*,GT'; '' leaves out none
     config.data.tfds_data_dir = ''  # folder of TFDS's datasets; '' uses TFDS's own default
     config.data.channels = 3  # channels of the images
     config.data.range = 'auto'  # what becomes 0 to 255 in images of other types than 8 bits:
@@ -172,6 +174,8 @@ def _evaluation(task: str) -> ConfigDict:
     config.label_fraction = 1.0  # share of the training set's labels to use, class-balanced
 
     config.data = ConfigDict()
+    config.data.include = inherited(str)  # patterns of files to use; '' uses all; None inherits
+    config.data.exclude = inherited(str)  # patterns to leave out; '' disables; None inherits
     config.data.tfds_data_dir = inherited(str)  # folder of TFDS's datasets; None inherits
     config.data.channels = inherited(int)  # channels of the images; None inherits
     config.data.range = inherited(str)  # values that become 0 to 255; None inherits

@@ -96,6 +96,11 @@ def complete(config: Mapping[str, Any], *, origin: str = '') -> dict[str, Any]:
         section, _, key = name.partition('.')
         plain.get(section, {}).setdefault(key, value)
     migrate(plain, origin=origin)
+    # Stored evaluations have inherited all values: a key without one is newer than they are.
+    newer = config_lib.default().data.to_dict()
+    plain['data'] = {
+        key: newer[key] if value is None else value for key, value in plain['data'].items()
+    }
     return json.loads(json.dumps(plain))  # tuples of defaults become lists
 
 

@@ -356,7 +356,7 @@ def test_digits_splits_are_disjoint() -> None:
         ('foldr:{tmp}', r"source is 'foldr:.*'; did you mean folder:DIR\?"),
         ('{tmp}', r"source is '(.*)'; did you mean folder:\1\?"),
         ('digits/tets', r"source is 'digits/tets'; did you mean digits/test\?"),
-        ('', r"source is ''; expected one of tfds:NAME/SPLIT, folder:DIR, files:LIST, npz:FILE"),
+        ('', r"source is ''; expected one of tfds:NAME/SPLIT, folder:DIR, files:LIST, zip:FILE"),
         ('files:{tmp}/none', r'list of images .*/none does not exist'),
         ('files:{tmp}/empty.txt', r'list of images .* is empty'),
         ('files:{tmp}/binary.txt', r'list of images .* is not text'),

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from simsiam_jax import errors, lazy_tf, paths
-from simsiam_jax.data import files, listing, tfds_source
+from simsiam_jax.data import files, listing, lists, tfds_source
 from simsiam_jax.data.decode import decode
 from simsiam_jax.data.sources import fingerprint, open_source
 from simsiam_jax.pages import page
@@ -36,7 +36,10 @@ def test_open_list_reads_labels_from_csv(tmp_path: pathlib.Path) -> None:
     (tmp_path / 'bare.csv').write_text('images/0.png\nimages/1.png\n')
     assert open_source(f'files:{tmp_path}/bare.csv').classes == ()
     (tmp_path / 'uneven.csv').write_text('images/0.png,cat\nimages/1.png\n')
-    with pytest.raises(errors.UserError, match=r'image 2 has 1 fields; expected path'):
+    with pytest.raises(
+        errors.UserError,
+        match=r"line 2 has 1 fields; expected 2, as in its first line 'images/0.png,cat'",
+    ):
         open_source(f'files:{tmp_path}/uneven.csv')
 
 
@@ -104,7 +107,7 @@ def test_names_that_are_not_utf8_are_escaped_for_messages_but_read(
     (root / 'list.csv').write_bytes(b'caf\xe9/\xe9t\xe9.png,\xe9\n')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     monkeypatch.setattr(listing, '_LARGE', 1)
-    for source in (files.open_folder(str(root)), files.open_list(str(root / 'list.csv'))):
+    for source in (files.open_folder(str(root)), lists.open_list(str(root / 'list.csv'))):
         assert source.name(0) == f'{tmp_path}/m\\xfcnchen/caf\\xe9/\\xe9t\\xe9.png'
         assert decode(source.read(0)[0], 3)[0, 0, 0] == 5
         assert fingerprint(source)['count'] == len(source)

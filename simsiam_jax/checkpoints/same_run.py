@@ -19,7 +19,7 @@ FREE = (
 _ROUNDING = ('data.on_device', 'data.canvas', 'data.backend', 'data.resident_limit')
 
 # Keys of the location of the images: they may change if the images do not.
-PLACE = ('data.source', 'data.tfds_data_dir')
+PLACE = ('data.source', 'data.tfds_data_dir', 'data.include', 'data.exclude')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +104,8 @@ def _changed_images(folder: epath.Path, given: RunIdentity, stored: RunIdentity)
         what = f'{before:,} images, of which some have other names now'
     return (
         f'{folder} was trained on {what}: their order, the epochs and the schedule would change. '
-        'Restore the images, use a new --workdir, or continue with '
-        '--config.data.accept_changed=True'
+        'Restore the images (--config.data.exclude leaves new ones out), use a new --workdir, or '
+        'continue with --config.data.accept_changed=True'
     )
 
 

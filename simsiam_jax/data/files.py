@@ -1,17 +1,19 @@
-"""Image files from folders of any depth and from lists."""
+"""Image files in folders of any depth."""
 
-import csv
-import io
+import glob
 import os
 import pathlib
+import re
 
 import numpy as np
 from jaxtyping import Int
 
 from simsiam_jax import errors, lazy_tf
 from simsiam_jax import paths as paths_lib
-from simsiam_jax.data import listing
-from simsiam_jax.data.listing import EXTENSIONS
+from simsiam_jax.data import class_names, image_files, listing
+from simsiam_jax.data.patterns import ALL, Patterns
+
+_WILDCARD = re.compile(r'[*?[]')
 
 
 class FileSource:
@@ -38,15 +40,14 @@ class FileSource:
         return len(self.paths)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        return _read(self.paths[index]), self.labels[index]
+        return read_file(self.paths[index]), self.labels[index]
 
     def name(self, index: int) -> str:
         return paths_lib.printable(self.paths[index])
 
     def names(self) -> list[str]:
         """Returns the paths, relative to the root."""
-        root = os.path.join(self._root, '')
-        return [path.removeprefix(root) for path in self.paths]
+        return _names(self.paths, self._root)
 
     def take(self, indices: Int[np.ndarray, 'n']) -> 'FileSource':
         """Returns the images at some indices, with all classes."""
@@ -54,93 +55,97 @@ class FileSource:
         return FileSource(paths, labels, self.classes, self._root)
 
 
-def open_folder(root: str) -> FileSource:
+def open_folder(root: str, patterns: Patterns = ALL) -> FileSource:
     """Opens all images below `root`; two or more subfolders are the classes.
 
     Hidden files, hidden folders and folders of systems (listing.SYSTEM) are skipped, as are folders
-    that may not be entered; a warning counts them. `root` may be remote (gs://...).
+    that may not be entered and files that are no images; warnings count them. `root` may be remote
+    (gs://...).
+
+    `root` may have the wildcards of shells, such as '/data/*/images'. Then the subfolders of all
+    these folders are the classes; if these folders have none, what the wildcards match.
+
+    Args:
+      root: Folder.
+      patterns: Images to use. If they leave only images in one subfolder, its subfolders are the
+        classes.
 
     Raises:
       UserError: The folder is missing, unreadable or contains no images.
     """
-    if not _remote(root):
-        root = paths_lib.expand(root)
-        if not os.path.isdir(root):
-            raise errors.UserError(f'image folder {root} does not exist or is not a folder')
+    root = paths_lib.expand(root)
+    folders = _folders(root)
+    found = [(path, len(os.path.join(folder, ''))) for folder in folders for path in _list(folder)]
+    if not found:
+        raise errors.UserError(
+            f'image folder {root} contains no images; expected '
+            f'{", ".join(image_files.EXTENSIONS)} at any depth'
+        )
+    matched = folders != [root]
+    base = os.path.dirname(_WILDCARD.split(root)[0]) if matched else root
+    names = _names([path for path, _ in found], base)
+    if patterns:
+        chosen = patterns.select(names, root)
+        found, names = [found[i] for i in chosen], [names[i] for i in chosen]
+    inner = [path[below:] for path, below in found]
+    if matched and not any('/' in name for name in inner):
+        labels = class_names.by_folder(names, base, descend=True)
+    else:
+        labels = class_names.by_folder(inner, root, descend=matched or bool(patterns))
+    return FileSource([path for path, _ in found], *labels, base)
+
+
+def _folders(root: str) -> list[str]:
+    """Returns the folder, or those that match its wildcards."""
+    if is_remote(root):
+        return _remote_matches(root) if '*' in root else [root]
+    if os.path.isdir(root):
+        return [root]
+    if _WILDCARD.search(root):
+        if matches := sorted(filter(os.path.isdir, glob.glob(root))):
+            return matches
+        raise errors.UserError(f'no image folder matches {root}; expected at least one')
+    kind = image_files.extension(root).removeprefix('.')
+    hint = f'. Use {kind}:{root}' if kind in ('zip', 'tar', 'parquet') else ''
+    raise errors.UserError(f'image folder {root} does not exist or is not a folder{hint}')
+
+
+def _remote_matches(pattern: str) -> list[str]:
+    tf = lazy_tf.load()
     try:
-        paths = listing.list_remote(root) if _remote(root) else listing.list_cached(root)
+        matches = sorted(folder.rstrip('/') for folder in tf.io.gfile.glob(pattern))
+    except tf.errors.OpError as error:
+        raise errors.UserError(f'image folder {pattern} cannot be read: {error.message}') from error
+    if not matches:
+        raise errors.UserError(f'no image folder matches {pattern}; expected at least one')
+    return matches
+
+
+def _list(root: str) -> list[str]:
+    try:
+        return listing.list_remote(root) if is_remote(root) else listing.list_cached(root)
     except OSError as error:
         raise errors.UserError(f'image folder {root} cannot be read: {error}') from error
-    if not paths:
-        raise errors.UserError(
-            f'image folder {root} contains no images; expected {", ".join(EXTENSIONS)} at any depth'
-        )
-    below = len(os.path.join(root, ''))
-    tops = [path[below:].rpartition(os.sep)[0].partition(os.sep)[0] for path in paths]
-    # A single subfolder is no class, and images next to the subfolders belong to no class.
-    labeled = len(set(tops)) > 1 and '' not in tops
-    return _labeled(paths, tops if labeled else None, root)
 
 
-def open_list(path: str) -> FileSource:
-    """Opens the images of a list: one path per line, or path[,label] if the list is a .csv file.
-
-    The first line of a .csv file may name the columns.
-
-    Paths are relative to the list's folder.
-
-    Raises:
-      UserError: The list is missing, empty or malformed.
-    """
-    path = paths_lib.expand(path)
-    if not _remote(path) and not os.path.isfile(path):
-        raise errors.UserError(f'list of images {path} does not exist or is not a file')
-    try:
-        text = _read(path).decode('utf-8', 'surrogateescape')  # as Python reads names of files
-    except OSError as error:
-        raise errors.UserError(f'list of images {path} cannot be read: {error}') from error
-    if '\0' in text:
-        raise errors.UserError(f'list of images {path} is not text; expected one path per line')
-    rows = [[line.strip()] for line in text.splitlines()]
-    if path.endswith('.csv'):
-        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text))]
-        rows = rows[_has_header(rows) :]
-    rows = [row for row in rows if row and row[0]]
-    if not rows:
-        raise errors.UserError(f'list of images {path} is empty; expected one path per line')
-    width = len(rows[0])
-    for number, row in enumerate(rows, 1):
-        if len(row) != width or width > 2:
-            raise errors.UserError(
-                f'list of images {path}: image {number} has {len(row)} fields; expected path or '
-                'path,label, the same in all lines'
-            )
-    folder = os.path.dirname(path)
-    paths = [row[0] if _remote(row[0]) else os.path.join(folder, row[0]) for row in rows]
-    return _labeled(paths, [row[1] for row in rows] if width == 2 else None, folder)
+def _names(paths: list[str], root: str) -> list[str]:
+    """Returns the paths, relative to the root."""
+    root = os.path.join(root, '')
+    return [path.removeprefix(root) for path in paths]
 
 
-def _has_header(rows: list[list[str]]) -> bool:
-    """Returns whether the first row names columns: only the rows after it are images."""
-    first, second = ((row or [''])[0].lower() for row in [*rows, [], []][:2])
-    return first == 'path' or (not first.endswith(EXTENSIONS) and second.endswith(EXTENSIONS))
-
-
-def _labeled(paths: list[str], names: list[str] | None, root: str) -> FileSource:
-    if names is None:
-        return FileSource(paths, [-1] * len(paths), (), root)
-    found = sorted(set(names))
-    number = {name: i for i, name in enumerate(found)}
-    classes = tuple(map(paths_lib.printable, found))
-    return FileSource(paths, [number[name] for name in names], classes, root)
-
-
-def _remote(path: str) -> bool:
+def is_remote(path: str) -> bool:
+    """Returns whether the path is a URL."""
     return '://' in path
 
 
-def _read(path: str) -> bytes:
-    if not _remote(path):
+def read_file(path: str) -> bytes:
+    """Returns the content of a file, which may be remote.
+
+    Raises:
+      OSError: The file cannot be read.
+    """
+    if not is_remote(path):
         return pathlib.Path(path).read_bytes()
     tf = lazy_tf.load()
     try:

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 
 from simsiam_jax import errors, lazy_tf, terminal
 from simsiam_jax import paths as paths_lib
-
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.npy')
+from simsiam_jax.data import image_files
 
 # Folders that systems create next to images: previews, deleted files, metadata. They are skipped,
 # as hidden files and folders are.
@@ -35,64 +34,88 @@ _LARGE = 10_000
 
 
 @dataclasses.dataclass
-class _Walk:
+class Walk:
     """What a walk through folders meets besides images.
 
     Attributes:
+      kinds: Extensions of images.
       times: Time of the last change of each folder, nanoseconds.
       closed: Folders that may not be entered.
-      skipped: Number of skipped folders by name, and of hidden images.
+      hidden: Number of skipped folders by name, and of hidden images.
+      skipped: Number of skipped files by extension.
     """
 
+    kinds: frozenset[str] = dataclasses.field(default_factory=image_files.readable)
     times: dict[str, int] = dataclasses.field(default_factory=dict)
     closed: list[str] = dataclasses.field(default_factory=list)
+    hidden: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     skipped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def is_skipped_folder(self, name: str) -> bool:
         """Returns whether to skip the folder, and counts it if so."""
-        skipped = _is_system(name)
-        self.skipped[name] += skipped
+        skipped = is_system(name)
+        self.hidden[name] += skipped
         return skipped
 
-    def is_image(self, name: str) -> bool:
-        """Returns whether the file is an image that is not hidden; counts the hidden ones."""
-        if not name.lower().endswith(EXTENSIONS):
+    def is_image(self, name: str, entry: os.DirEntry | None = None) -> bool:
+        """Returns whether the file is an image that is not hidden; counts what is skipped.
+
+        Args:
+          name: Name of the file.
+          entry: The file, which is opened if its name has no extension; None does not open it.
+        """
+        kind = image_files.extension(name)
+        if name.startswith('.'):
+            self.hidden['hidden images'] += kind in self.kinds
             return False
-        self.skipped['hidden images'] += name.startswith('.')
-        return not name.startswith('.')
+        if kind in self.kinds or (not kind and entry is not None and self._has_image(entry)):
+            return True
+        self.skipped[kind] += 1
+        return False
+
+    def _has_image(self, entry: os.DirEntry) -> bool:
+        try:
+            if not entry.is_file():  # opening a pipe would wait forever
+                return False
+            with open(entry.path, 'rb') as file:
+                return image_files.begins_like_image(file.read(image_files.HEAD), self.kinds)
+        except PermissionError:
+            return False
 
     def _counts(self) -> list[str]:
-        return sorted(f'{paths_lib.printable(name)} ({n})' for name, n in (+self.skipped).items())
+        return sorted(f'{paths_lib.printable(name)} ({n})' for name, n in (+self.hidden).items())
 
-    def warn(self, root: str) -> None:
+    def warn(self, root: str, what: str = 'image folder') -> None:
         """Prints what was skipped."""
-        if skipped := self._counts():
-            more = f' and {len(skipped) - 8} more names' if len(skipped) > 8 else ''
+        if hidden := self._counts():
+            more = f' and {len(hidden) - 8} more names' if len(hidden) > 8 else ''
             errors.warn_once(
-                f'image folder {root}: skipped hidden or of the system: '
-                f'{", ".join(skipped[:8])}{more}'
+                f'{what} {root}: skipped hidden or of the system: {", ".join(hidden[:8])}{more}'
             )
+        if self.skipped:
+            errors.warn_once(f'{what} {root}: skipped {image_files.describe_skipped(self.skipped)}')
         if self.closed:
             names = ', '.join(map(paths_lib.printable, self.closed[:3]))
             more = f' and {len(self.closed) - 3} more' if len(self.closed) > 3 else ''
             errors.warn_once(
-                f'image folder {root}: skipped {len(self.closed)} that may not be entered '
+                f'{what} {root}: skipped {len(self.closed)} that may not be entered '
                 f'({names}{more}). If they contain images, give yourself access'
             )
 
 
-def _is_system(name: str) -> bool:
+def is_system(name: str) -> bool:
+    """Returns whether a folder is hidden or made by a system."""
     return name.startswith('.') or name.lower() in SYSTEM
 
 
 def list_remote(root: str) -> list[str]:
     """Returns the images below a URL, sorted."""
     tf = lazy_tf.load()
-    walk, paths = _Walk(), []
+    walk, paths = Walk(), []
     try:
         for folder, _, names in tf.io.gfile.walk(root):
             above, _, name = folder[len(root) :].strip('/').rpartition('/')
-            if any(map(_is_system, above.split('/'))) or walk.is_skipped_folder(name):
+            if any(map(is_system, above.split('/'))) or walk.is_skipped_folder(name):
                 continue
             listed = terminal.progress(names, 'listing images', unit=' files')
             paths += [os.path.join(folder, name) for name in listed if walk.is_image(name)]
@@ -104,49 +127,60 @@ def list_remote(root: str) -> list[str]:
 
 def list_cached(root: str) -> list[str]:
     """Returns the images below `root`, sorted; caches large listings until a folder changes."""
-    home = paths_lib.cache_folder()
-    cache = home / 'listings' / _key(root) if home else None
-    if cache and (names := _cached(cache, root)):
+    home, walk = paths_lib.cache_folder(), Walk()
+    cache = home / 'listings' / _key(root, walk) if home else None
+    names = _cached(cache, root, walk) if cache else []
+    if names:
+        walk.warn(root)
         return [os.path.join(root, name) for name in names]
-    walk = _Walk()
     paths = sorted(terminal.progress(_walk(root, walk), 'listing images', unit=' images'))
     walk.warn(root)
     # Access may be given to a closed folder without a change in its time.
     if cache and len(paths) >= _LARGE and not walk.closed:
         names = [os.path.relpath(path, root) for path in paths]
-        header = json.dumps({os.path.relpath(f, root): t for f, t in walk.times.items()})
+        times = {os.path.relpath(f, root): t for f, t in walk.times.items()}
+        header = json.dumps({'times': times, 'hidden': walk.hidden, 'skipped': walk.skipped})
         try:
-            _replace(cache, '\0'.join([header, *names]).encode('utf-8', 'surrogateescape'))
+            replace(cache, '\0'.join([header, *names]).encode('utf-8', 'surrogateescape'))
         except OSError as error:
             paths_lib.warn_without_cache(cache, error)
     return paths
 
 
-def _key(root: str) -> str:
-    return hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
+def _key(root: str, walk: Walk) -> str:
+    key = '\0'.join([os.path.realpath(root), *sorted(walk.kinds)])
+    return hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
 
 
-def _cached(cache: pathlib.Path, root: str) -> list[str]:
-    """Returns the names in a listing; none if it is missing, damaged or older than a change."""
+def _cached(cache: pathlib.Path, root: str, walk: Walk) -> list[str]:
+    """Returns the names in a listing and adds what it skipped to the walk.
+
+    Returns no names if the listing is missing, damaged or older than a change.
+    """
     try:
         header, *names = cache.read_text('utf-8', 'surrogateescape').split('\0')
-        times = json.loads(header)
+        found = json.loads(header)
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
         paths_lib.warn_without_cache(cache, error)
         return []
     # Adding or removing a file changes the modification time of its folder.
-    return names if all(_time(os.path.join(root, f)) == t for f, t in times.items()) else []
+    if any(_time(os.path.join(root, f)) != t for f, t in found['times'].items()):
+        return []
+    walk.hidden.update(found['hidden'])
+    walk.skipped.update(found['skipped'])
+    return names
 
 
-def _replace(file: pathlib.Path, content: bytes) -> None:
+def replace(file: pathlib.Path, content: bytes) -> None:
+    """Writes a file of the cache at once: readers never see half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile('wb', dir=file.parent, delete=False) as partial:
         try:
             partial.write(content)
             partial.flush()
-            os.replace(partial.name, file)  # atomic: readers never see half a file
+            os.replace(partial.name, file)
         except OSError:
             os.unlink(partial.name)
             raise
@@ -159,7 +193,7 @@ def _time(folder: str) -> int | None:
         return None
 
 
-def _walk(folder: str, walk: _Walk, above: tuple[str, ...] = ()) -> Iterator[str]:
+def _walk(folder: str, walk: Walk, above: tuple[str, ...] = ()) -> Iterator[str]:
     """Yields the images at any depth; follows links, but never into a cycle."""
     real = os.path.realpath(folder)
     if real in above:
@@ -182,7 +216,7 @@ def _walk(folder: str, walk: _Walk, above: tuple[str, ...] = ()) -> Iterator[str
                 walk.closed.append(entry.path)
                 continue
             if not is_folder:
-                if walk.is_image(entry.name):
+                if walk.is_image(entry.name, entry):
                     yield entry.path
             elif not walk.is_skipped_folder(entry.name):
                 yield from _walk(entry.path, walk, (*above, real))

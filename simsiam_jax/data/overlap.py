@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from simsiam_jax.data import subset
 from simsiam_jax.data.files import FileSource
+from simsiam_jax.data.listed import JoinedSource
 from simsiam_jax.data.reader import Reader
-from simsiam_jax.data.sources import ArraySource
+from simsiam_jax.data.sources import ArraySource, Source
 
 # Above this number of files only paths are compared, since each file costs a request of its disk.
 _LIMIT = 200_000
@@ -18,7 +19,7 @@ def shared_images(train: ArraySource | Reader, test: ArraySource | Reader) -> li
     """Returns the names of the test images that are training images, too.
 
     Images in memory are compared by pixels, files by path and by bytes. Records of TFDS, files in a
-    bucket, and files with images in memory are not compared.
+    bucket, archives and files of arrays are not compared.
     """
     if isinstance(train, ArraySource) and isinstance(test, ArraySource):
         known = {_digest(image.tobytes()) for image in train.images}
@@ -40,11 +41,18 @@ def shared_images(train: ArraySource | Reader, test: ArraySource | Reader) -> li
 
 def _paths(source: ArraySource | Reader) -> Sequence[str]:
     records = None if isinstance(source, ArraySource) else source.source
-    if isinstance(records, subset.Subset) and isinstance(records.source, FileSource):
-        paths = [records.source.paths[i] for i in records.indices]
-    else:
-        paths = records.paths if isinstance(records, FileSource) else []
-    return [path for path in paths if '://' not in path]
+    return [path for path in _files(records) if '://' not in path]
+
+
+def _files(records: Source | None) -> Sequence[str]:
+    if isinstance(records, FileSource):
+        return records.paths
+    if isinstance(records, JoinedSource):
+        parts = [_files(part) for part in records.parts]
+        return [path for part in parts for path in part] if all(parts) else []
+    if isinstance(records, subset.Subset) and (paths := _files(records.source)):
+        return [paths[i] for i in records.indices]
+    return []
 
 
 def _same_paths(paths: Sequence[str], tested: Sequence[str]) -> set[str]:

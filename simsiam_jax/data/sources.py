@@ -4,18 +4,32 @@ import difflib
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from simsiam_jax import errors
-from simsiam_jax.data import array_files, files, holdout, tfds_source
+from simsiam_jax.data import (
+    archives,
+    array_files,
+    files,
+    holdout,
+    lists,
+    parquet_source,
+    tfds_source,
+)
+from simsiam_jax.data.listed import JoinedSource, Listed
+from simsiam_jax.data.patterns import ALL, Patterns
 
 FORMS = {
     'tfds': 'tfds:NAME/SPLIT',
     'folder': 'folder:DIR',
     'files': 'files:LIST',
+    'zip': 'zip:FILE.zip',
+    'tar': 'tar:FILE.tar',
+    'parquet': 'parquet:FILE.parquet',
     'npz': 'npz:FILE.npz/SPLIT',
     'npy': 'npy:IMAGES.npy[,LABELS.npy]',
     'digits': 'digits',
@@ -82,37 +96,55 @@ class ArraySource:
         return len(self.images)
 
 
-def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
+# Kinds that data.include and data.exclude apply to.
+_OPENERS: dict[str, Callable[[str, Patterns], Source]] = {
+    'folder': files.open_folder,
+    'files': lists.open_list,
+    'zip': archives.open_archives,
+    'tar': archives.open_archives,
+    'parquet': parquet_source.open_parquet,
+}
+
+
+def open_source(spec: str, data_dir: str = '', patterns: Patterns = ALL) -> Source | ArraySource:
     """Opens the source that `spec` names.
 
     Args:
       spec: One of 'tfds:NAME/SPLIT' (SPLIT in TFDS syntax, such as 'train[:90%]');
         'folder:DIR' (searched to any depth without hidden files and folders of systems; if all
-        images are in two or more subfolders of DIR, these are the classes); 'files:LIST' (a text
-        file with a path per line, relative to the folder of LIST, or a .csv file of path[,label]);
+        images are in two or more subfolders of DIR, these are the classes; DIR may have wildcards);
+        'files:LIST' (a text file with a path per line, relative to the folder of LIST, or a table;
+        see lists.open_list); 'zip:FILE' or 'tar:FILE' (see archives.open_archives);
+        'parquet:FILE' (see parquet_source.open_parquet);
         'npz:FILE.npz/SPLIT' (arrays SPLIT_images and SPLIT_labels, as MedMNIST has them, or
         'npz:FILE.npz' with images and labels); 'npy:IMAGES.npy[,LABELS.npy]'; 'digits',
         'digits/train' or 'digits/test' (scikit-learn's handwritten digits, 8x8);
         'split:0.2/test:SOURCE' (a fifth of the images of a folder, list or array, held out by
-        their names) or 'split:0.2/train:SOURCE' (the others).
+        their names) or 'split:0.2/train:SOURCE' (the others); 'SOURCE+SOURCE' (the images of
+        both, if neither is of TFDS or digits).
       data_dir: Folder of TFDS data; '' uses the default of TFDS.
+      patterns: Files to use, of folders, lists, archives and Parquet files.
 
     Raises:
       UserError: The source does not exist or has no images.
     """
     kind, _, rest = spec.partition(':')
+    if match := re.fullmatch(r'split:(0?\.\d+)/(train|test):(.+)', spec):
+        whole = open_source(match[3], data_dir, patterns)
+        return _part(whole, float(match[1]), match[2], match[3])
+    parts = re.split(rf'\+(?=(?:{"|".join(FORMS)}):)', spec)
+    if len(parts) > 1:
+        return _joined(parts, data_dir, patterns)
+    if kind in _OPENERS and rest:
+        return _OPENERS[kind](rest, patterns)
+    if patterns:
+        errors.warn_once(f'config.data.include and config.data.exclude do not apply to {spec}')
     if kind == 'tfds' and rest:
         return tfds_source.open_split(rest, data_dir)
-    if kind == 'folder' and rest:
-        return files.open_folder(rest)
-    if kind == 'files' and rest:
-        return files.open_list(rest)
     if kind == 'npz' and '.npz' in rest:
         return array_files.open_npz(rest)
     if kind == 'npy' and rest:
         return array_files.open_npy(rest)
-    if match := re.fullmatch(r'split:(0?\.\d+)/(train|test):(.+)', spec):
-        return _part(open_source(match[3], data_dir), float(match[1]), match[2], match[3])
     if spec in ('digits', 'digits/train', 'digits/test'):
         return _digits(spec.removeprefix('digits').lstrip('/'))
     if kind in FORMS:
@@ -132,15 +164,26 @@ def fingerprint(source: Identified) -> dict[str, Any]:
     return {'count': len(source), 'digest': digest}
 
 
+def _joined(specs: list[str], data_dir: str, patterns: Patterns) -> JoinedSource:
+    parts = [open_source(spec, data_dir, patterns) for spec in specs]
+    for spec, part in zip(specs, parts, strict=True):
+        if not isinstance(part, Listed):
+            raise errors.UserError(
+                f'{spec} cannot be combined with other sources; expected a folder, list, archive, '
+                'Parquet file or array'
+            )
+    return JoinedSource(parts, specs)
+
+
 def _part(source: Source | ArraySource, share: float, part: str, spec: str) -> Source | ArraySource:
     if isinstance(source, ArraySource):
         names = [str(i) for i in range(len(source))]
-    elif isinstance(source, files.FileSource | array_files.ArrayFileSource):
+    elif isinstance(source, Listed):
         names = source.names()
     else:
         raise errors.UserError(
-            f'{spec} cannot be split by names; expected a folder, list or array. Use the splits '
-            'of TFDS: tfds:NAME/train[:80%] and tfds:NAME/train[80%:]'
+            f'{spec} cannot be split by names; expected a folder, list, archive or array. Use the '
+            'splits of TFDS: tfds:NAME/train[:80%] and tfds:NAME/train[80%:]'
         )
     labels = np.asarray(source.labels)
     held = holdout.choose(names, labels, source.classes, share)

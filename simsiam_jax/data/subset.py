@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from simsiam_jax import errors, terminal
-from simsiam_jax.data.array_files import ArrayFileSource
-from simsiam_jax.data.files import FileSource
+from simsiam_jax.data.listed import Listed
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.sources import ArraySource, Source
 
@@ -54,7 +53,7 @@ def labels(source: ArraySource | Reader) -> Int[np.ndarray, 'N']:
     if isinstance(source, ArraySource):
         return source.labels
     records = source.source
-    if isinstance(records, FileSource | ArrayFileSource):
+    if isinstance(records, Listed):
         return np.array(records.labels)
     if isinstance(records, Subset):
         return labels(source.over(records.source))[records.indices]

@@ -53,6 +53,7 @@ def embed(
     data.backend = 'host'  # this backend keeps the files' names
     for key in ('channels', 'range', 'orientation', 'background', 'tfds_data_dir'):
         data[key] = trained['data'][key]
+    data.include = data.exclude = ''  # of the training images
     source = inputs.open_source(images, data)
     kept = np.linspace(0, len(source) - 1, min(max_images or len(source), len(source))).astype(int)
     if len(kept) < len(source):

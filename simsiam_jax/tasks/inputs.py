@@ -13,6 +13,7 @@ from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.data import device_cache, host, sample_statistics, sources, value_range
 from simsiam_jax.data.decode import Decoding
+from simsiam_jax.data.patterns import Patterns
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sampler import IndexSampler
@@ -61,7 +62,7 @@ def open_source(spec: str, data: ConfigDict) -> ImageSet:
         processes of the run see different images.
     """
     errors.check_choice('data.backend', data.backend, ('auto', 'resident', 'host'))
-    source = sources.open_source(spec, data.tfds_data_dir)
+    source = open_images(spec, data)
     if jax.process_count() > 1:
         _check_same_images(spec, source)
     if isinstance(source, sources.ArraySource):
@@ -97,6 +98,20 @@ def decoding(data: ConfigDict) -> Decoding:
         )
     text = 'dtype' if data.range == 'auto' else data.range
     return Decoding(value_range.parse(text, data.channels), data.orientation, background)
+
+
+def open_images(spec: str, data: ConfigDict) -> sources.Source | sources.ArraySource:
+    """Returns the source with the files that data.include and data.exclude leave.
+
+    Args:
+      spec: Name of the set, as config.data.source.
+      data: The data section of the configuration.
+
+    Raises:
+      UserError: The set does not exist, or no file is left.
+    """
+    patterns = Patterns(data.include, data.exclude)
+    return sources.open_source(spec, data.tfds_data_dir, patterns)
 
 
 def _check_same_images(spec: str, source: sources.Identified) -> None:

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from simsiam_jax import config_keys, errors
-from simsiam_jax.data import sources, tfds_source
+from simsiam_jax.data import tfds_source
 from simsiam_jax.data.survey import survey
 from simsiam_jax.runtime import distributed
 from simsiam_jax.tasks import inputs, lr_finder, pretrain_setup
@@ -107,7 +107,7 @@ def _open(context: Context) -> Context:
         if kind == 'tfds' and '/' in name and not tfds_source.is_prepared(name, data_dir):
             text = f'{config.data.source} is not prepared here: the run would download it first'
             return dataclasses.replace(context, problems=(Finding('warning', text),))
-        source = sources.open_source(config.data.source, data_dir)
+        source = inputs.open_images(config.data.source, config.data)
     except errors.UserError as error:
         return dataclasses.replace(context, problems=(Finding('error', str(error)),))
     seen = survey(source)

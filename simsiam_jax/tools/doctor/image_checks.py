@@ -4,11 +4,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simsiam_jax.data import decode, value_range
-from simsiam_jax.data.array_files import ArrayFileSource
-from simsiam_jax.data.files import FileSource
+from simsiam_jax.data.listed import Listed
 from simsiam_jax.data.sources import ArraySource, Source
 from simsiam_jax.data.survey import DatasetSurvey
-from simsiam_jax.tools.doctor import recommend
+from simsiam_jax.tools.doctor import masks, recommend
 from simsiam_jax.tools.doctor.context import Context, Finding, by_severity
 
 # A network of three blocks learns from 1,437 digits (configs/quickstart.py); smaller sets were not
@@ -33,6 +32,7 @@ def check_images(context: Context) -> list[Finding]:
     findings += _classes(context.source)
     findings += _depth(survey, context.config)
     findings += _display(survey, context.config)
+    findings += masks.check_masks(context.source)
     findings += _duplicates(context, sample)
     findings += _blank(survey, sample)
     findings += _number(context)
@@ -123,8 +123,7 @@ def _odd_sizes(survey: DatasetSurvey) -> list[Finding]:
 
 def _classes(source: Source | ArraySource | None) -> list[Finding]:
     """Returns findings on the number of images of each class; none without classes."""
-    kinds = FileSource | ArrayFileSource | ArraySource
-    if not isinstance(source, kinds) or not source.classes:
+    if not isinstance(source, Listed | ArraySource) or not source.classes:
         return []
     counts = np.bincount(source.labels, minlength=len(source.classes))
     least, most = int(counts.argmin()), int(counts.argmax())
@@ -233,8 +232,8 @@ def _blank(survey: DatasetSurvey, sample: str) -> list[Finding]:
     blank = [name for name, i in zip(survey.names, survey.images, strict=True) if not i.thumb.any()]
     text = (
         f'{len(blank):,} of {sample} have a single color and nothing to learn '
-        f'({"; ".join(blank[:2])}); remove them. Masks beside the images are such: keep them in '
-        'another folder, or list the images in a file (files:LIST)'
+        f'({"; ".join(blank[:2])}); remove them. Masks beside the images are such: leave them '
+        'out with config.data.exclude'
     )
     return [Finding('warning', text)] if blank else []
 
