@@ -284,7 +284,7 @@ def test_eval_batches_and_cache_reject_other_channels(source, photographs) -> No
     batches = host.eval_batches(
         Reader(source, 5), batch_size=BATCH, size=12, resize=16, local=WHOLE
     )
-    with pytest.raises(errors.UserError, match=r'only TIFF and \.npy files may have 5 channels'):
+    with pytest.raises(errors.UserError, match=r'shape \(30, 40, 3\); expected \[H, W, 5\]'):
         next(batches)
 
 

@@ -2,7 +2,6 @@
 
 import glob
 import os
-import pathlib
 import re
 
 import numpy as np
@@ -146,7 +145,8 @@ def read_file(path: str) -> bytes:
       OSError: The file cannot be read.
     """
     if not is_remote(path):
-        return pathlib.Path(path).read_bytes()
+        with open(path, 'rb', buffering=0) as file:  # half the time of pathlib, under the lock
+            return file.readall()
     tf = lazy_tf.load()
     try:
         with tf.io.gfile.GFile(path, 'rb') as file:

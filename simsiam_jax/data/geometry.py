@@ -56,9 +56,21 @@ def crop_resize(
     Bilinear, and antialiased if the crop shrinks: as PIL and torchvision, within rounding. Rows
     come first, because whole rows are summed at a time.
     """
+    out = np.empty((out_height, out_width, image.shape[2]), np.uint8)
     taps_y = _taps(top, height, out_height, 0, out_height)
     taps_x = _taps(left, width, out_width, 0, out_width)
-    return _resize(image, left + width, taps_y, taps_x)
+    _resize(image, left + width, taps_y, taps_x, out)
+    return out
+
+
+@_compiled
+@no_type_check
+def crop_resize_into(outputs: Any, i: int, image: Any, boxes: Any) -> None:
+    """Writes the crop_resize of an image with boxes[i], int64 [n, 4], to outputs[i]."""
+    top, left, height, width = boxes[i]
+    taps_y = _taps(top, height, outputs.shape[1], 0, outputs.shape[1])
+    taps_x = _taps(left, width, outputs.shape[2], 0, outputs.shape[2])
+    _resize(image, left + width, taps_y, taps_x, outputs[i])
 
 
 @_compiled
@@ -69,20 +81,21 @@ def resize_crop(image: Any, height: int, width: int, top: int, left: int, size: 
     It computes only the crop, to the bits of crop_resize: of a long, thin image the rest would take
     gigabytes.
     """
+    out = np.empty((size, size, image.shape[2]), np.uint8)
     taps_y = _taps(0, image.shape[0], height, top, size)
     taps_x = _taps(0, image.shape[1], width, left, size)
-    return _resize(image, image.shape[1], taps_y, taps_x)
+    _resize(image, image.shape[1], taps_y, taps_x, out)
+    return out
 
 
 @_compiled
 @no_type_check
-def _resize(image: Any, right: int, taps_y: Any, taps_x: Any) -> Any:
-    """Returns uint8 outputs [Y, X, C] of their taps in rows and columns, left of `right`."""
+def _resize(image: Any, right: int, taps_y: Any, taps_x: Any, out: Any) -> None:
+    """Writes uint8 outputs [Y, X, C] of their taps in rows and in columns left of `right`."""
     channels = image.shape[2]
     rows = image.reshape(image.shape[0], -1)
     first_y, weights_y = taps_y
     first_x, weights_x = taps_x
-    out = np.empty((len(first_y), len(first_x), channels), np.uint8)
     left = first_x[0]
     begin = left * channels
     count = (min(first_x[-1] + weights_x.shape[1], right) - left) * channels
@@ -99,7 +112,6 @@ def _resize(image: Any, right: int, taps_y: Any, taps_x: Any) -> Any:
             _columns_rgb(row, first_x - left, weights_x, out[y])
         else:
             _columns(row, first_x - left, weights_x, out[y])
-    return out
 
 
 @_compiled

@@ -19,6 +19,8 @@ from simsiam_jax.data.sampler import IndexSampler
 # What runs on the device besides the normalization: nothing, the color operations with blur and
 # flip, or the crops too.
 ON_DEVICE = ('none', 'color', 'all')
+# Images that a thread loads in one call, at most: each call costs Python's global lock.
+_IMAGES = 16
 
 
 def to_views(batch: dict[str, Any], recipes: Sequence[Recipe]) -> list[Any]:
@@ -68,26 +70,18 @@ def train_batches(
     batch_size = local.stop - local.start
     batch_params = _once(lambda step: sample_batch_params(sampler, recipes, step, local))
 
-    def load(position: np.int64) -> tuple[Any, ...]:
-        step, b = divmod(int(position), batch_size)
+    def load(step: int, positions: np.ndarray) -> tuple[np.ndarray, ...]:
         indices, views = batch_params(step)
-        image, label = reader.example(int(indices[b]))
-        params = [{k: v[b] for k, v in view.items()} for view in views]
-        return np.int64(label), *stage.load(image, params)
+        images, labels = zip(*map(reader.example, indices[positions].tolist()), strict=True)
+        params = [{k: v[positions] for k, v in view.items()} for view in views]
+        return np.array(labels, np.int64), *stage.load(list(images), params)
 
-    shapes, dtypes = zip(((), np.int64), *stage.outputs(), strict=True)
-    load_or_blank = _unless_error(load, tuple(map(np.zeros, shapes, dtypes)))
-
-    def make(position: Any) -> Any:
-        arrays = tf.numpy_function(load_or_blank, [position], dtypes, stateful=False)
-        label, *arrays = map(tf.ensure_shape, arrays, shapes)
-        return label, *stage.finish(tf, arrays)
-
-    data = tf.data.Dataset.range(start * batch_size, stop * batch_size)
-    data = _batched(tf, data, make, batch_size)
-    for step, (label, *arrays) in enumerate(_checked(data, reader, stop - start), start):
-        indices, views = batch_params(step)
-        yield {'index': indices, 'label': label} | stage.assemble(arrays, views)
+    outputs = [((), np.int64), *stage.outputs()]
+    data = _mapped(tf, reader, load, outputs, start, stop, batch_size, stage.finish)
+    for step, (label, *arrays) in enumerate(data, start):
+        yield {'index': batch_params(step)[0], 'label': label} | stage.assemble(
+            arrays, batch_params(step)[1]
+        )
 
 
 def eval_batches(
@@ -110,73 +104,86 @@ def eval_batches(
     tf = lazy_tf.load()
     check_resize(size, resize)
     batches = math.ceil(len(reader) / batch_size)
-    black = np.zeros((size, size, reader.channels), np.uint8)
-    blank = black, np.int64(-1), np.int64(-1)
 
-    def load(index: np.int64) -> tuple[np.ndarray, np.int64, np.int64]:
-        if index >= len(reader):
+    def load(step: int, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        crops = np.zeros((len(positions), size, size, reader.channels), np.uint8)
+        labels, indices = np.full((2, len(positions)), -1)
+        for i, index in enumerate((step * batch_size + local.start + positions).tolist()):
+            image, label = reader.read(index) if index < len(reader) else (None, -1)
+            if image is None:
+                continue
+            if not resize and image.shape[:2] != (size, size):
+                reader.error = errors.UserError(
+                    f'image {reader.source.name(index)} is {image.shape[0]}x{image.shape[1]}; '
+                    f'expected {size}x{size} (config.augment.size), because config.eval.resize is '
+                    '0. Set config.eval.resize'
+                )
+                raise reader.error
+            crops[i], labels[i], indices[i] = _center(image, size, resize), label, index
+        return crops, labels, indices
+
+    outputs = [((size, size, reader.channels), np.uint8), ((), np.int64), ((), np.int64)]
+    yield from _mapped(tf, reader, load, outputs, 0, batches, local.stop - local.start)
+
+
+def _mapped(
+    tf: Any,
+    reader: Reader,
+    load: Callable[[int, np.ndarray], tuple[np.ndarray, ...]],
+    outputs: Sequence[tuple[tuple[int, ...], Any]],
+    start: int,
+    stop: int,
+    batch_size: int,
+    finish: Callable[[Any, list[Any]], list[Any]] | None = None,
+) -> Iterator[Any]:
+    """Yields the arrays of each batch, which are loaded in parallel.
+
+    Args:
+      tf: TensorFlow.
+      reader: Its error is raised where TensorFlow cannot hide it.
+      load: Function (step, positions in the batch [n]) -> arrays [n, ...].
+      outputs: Shape of an image's part, and dtype, of each array.
+      start: First step.
+      stop: Step after the last.
+      batch_size: Images of a batch.
+      finish: Function (TensorFlow, all arrays but the first) -> what it makes of them.
+    """
+    parts = math.ceil(batch_size / _IMAGES)
+    length = math.ceil(batch_size / parts)
+    shapes, dtypes = [(length, *shape) for shape, _ in outputs], [dtype for _, dtype in outputs]
+    blank = tuple(np.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+
+    def load_or_blank(position: np.int64) -> tuple[np.ndarray, ...]:
+        step, part = divmod(int(position), parts)
+        # The last part repeats an image: TensorFlow batches parts of equal length.
+        positions = np.minimum(part * length + np.arange(length), batch_size - 1)
+        try:
+            return load(step, positions)
+        except errors.UserError:  # in reader.error; TensorFlow would print its traceback
             return blank
-        image, label = reader.read(int(index))
-        if image is None:
-            return blank
-        if not resize and image.shape[:2] != (size, size):
-            reader.error = errors.UserError(
-                f'image {reader.source.name(int(index))} is {image.shape[0]}x{image.shape[1]}; '
-                f'expected {size}x{size} (config.augment.size), because config.eval.resize is 0. '
-                'Set config.eval.resize'
-            )
-            raise reader.error
-        return _center(image, size, resize), np.int64(label), index
 
-    load_or_blank = _unless_error(load, blank)
-
-    def make(index: Any) -> Any:
-        types = (tf.uint8, tf.int64, tf.int64)
-        arrays = tf.numpy_function(load_or_blank, [index], types, stateful=False)
-        return tuple(map(tf.ensure_shape, arrays, (black.shape, (), ())))
-
-    def positions() -> np.ndarray:
-        return np.arange(batches * batch_size).reshape(batches, batch_size)[:, local].ravel()
-
-    data = tf.data.Dataset.from_tensor_slices(positions())
-    yield from _checked(_batched(tf, data, make, local.stop - local.start), reader, batches)
-
-
-def _batched(tf: Any, data: Any, function: Callable[..., Any], batch_size: int) -> Any:
     # No Python control flow depends on a tensor, and AutoGraph takes long to find that out.
-    function = tf.autograph.experimental.do_not_convert(function)
-    data = data.map(function, num_parallel_calls=_cpus(), deterministic=True)
+    @tf.autograph.experimental.do_not_convert
+    def make(position: Any) -> Any:
+        arrays = tf.numpy_function(load_or_blank, [position], dtypes, stateful=False)
+        first, *rest = map(tf.ensure_shape, arrays, shapes)
+        return first, *(finish(tf, rest) if finish else rest)
+
+    data = tf.data.Dataset.range(start * parts, stop * parts)
+    data = data.map(make, num_parallel_calls=_cpus(), deterministic=True)
     options = tf.data.Options()
     # The thread that tunes the number of calls can hold up the end of the data for seconds.
     options.autotune.enabled = False
-    return data.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
+    data = data.batch(parts, drop_remainder=True).prefetch(2).with_options(options)
+    for arrays in itertools.islice(data.as_numpy_iterator(), stop - start):
+        if reader.error:
+            raise reader.error
+        yield tuple(x.reshape(-1, *x.shape[2:])[:batch_size] for x in arrays)
 
 
 def _cpus() -> int:
     """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-def _unless_error(load: Callable[[Any], Any], blank: Any) -> Callable[[Any], Any]:
-    """Returns `load` with `blank` in place of a UserError, whose traceback TensorFlow would print.
-
-    _checked raises the error, which is in reader.error.
-    """
-
-    def load_or_blank(position: Any) -> Any:
-        try:
-            return load(position)
-        except errors.UserError:
-            return blank
-
-    return load_or_blank
-
-
-def _checked(data: Any, reader: Reader, count: int) -> Iterator[Any]:
-    for arrays in itertools.islice(data.as_numpy_iterator(), count):
-        if reader.error:
-            raise reader.error
-        yield arrays
 
 
 def _once(function: Callable[[int], Any]) -> Callable[[int], Any]:

@@ -1,4 +1,8 @@
-"""The part of the augmentation that runs on the host: one class for each choice of on_device."""
+"""The part of the augmentation that runs on the host: one class for each choice of on_device.
+
+A stage processes a few images in one call: Python holds its global lock for each call, not for each
+image and parameter.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,16 +18,21 @@ Params = dict[str, Any]
 
 @runtime_checkable
 class HostStage(Protocol):
-    """What the host computes for each image of a batch, and the batch that it becomes."""
+    """What the host computes for some images of a batch, and the batch that they become."""
 
     def outputs(self) -> list[tuple[tuple[int, ...], type]]:
-        """Returns shape and dtype of each array of `load`."""
+        """Returns shape, without the number of images, and dtype of each array of `load`."""
 
-    def load(self, image: np.ndarray, params: list[Params]) -> tuple[np.ndarray, ...]:
-        """Computes the arrays of an image with NumPy and numba, given each view's parameters."""
+    def load(self, images: list[np.ndarray], params: list[Params]) -> tuple[np.ndarray, ...]:
+        """Computes the arrays of n images with NumPy and numba.
+
+        Args:
+          images: Decoded images, uint8 [H, W, C] of any sizes.
+          params: Parameters of each view, arrays [n, ...].
+        """
 
     def finish(self, tf: Any, arrays: list[Any]) -> list[Any]:
-        """Computes with TensorFlow what remains to be done for an image."""
+        """Computes with TensorFlow what remains to be done for these images."""
 
     def assemble(self, arrays: list[np.ndarray], params: list[Params]) -> dict[str, Any]:
         """Returns the entries of a device batch, given batched arrays and parameters."""
@@ -58,8 +67,8 @@ class CropStage:
     def outputs(self) -> list[tuple[tuple[int, ...], type]]:
         return [((r.size, r.size, self.channels), np.uint8) for r in self.recipes]
 
-    def load(self, image: np.ndarray, params: list[Params]) -> tuple[np.ndarray, ...]:
-        return tuple(_crop(image, p, r) for p, r in zip(params, self.recipes, strict=True))
+    def load(self, images: list[np.ndarray], params: list[Params]) -> tuple[np.ndarray, ...]:
+        return tuple(_crops(images, p, r) for p, r in zip(params, self.recipes, strict=True))
 
     def finish(self, tf: Any, arrays: list[Any]) -> list[Any]:
         return arrays
@@ -80,14 +89,15 @@ class ViewStage:
         crops = CropStage(self.recipes, self.channels).outputs()
         return [*crops, *[packed] * len(self.recipes)]
 
-    def load(self, image: np.ndarray, params: list[Params]) -> tuple[np.ndarray, ...]:
-        crops = CropStage(self.recipes, self.channels).load(image, params)
+    def load(self, images: list[np.ndarray], params: list[Params]) -> tuple[np.ndarray, ...]:
+        crops = CropStage(self.recipes, self.channels).load(images, params)
         return *crops, *map(tf_augment.pack, params)
 
     def finish(self, tf: Any, arrays: list[Any]) -> list[Any]:
         crops, packed = arrays[: len(self.recipes)], arrays[len(self.recipes) :]
         return [
-            tf_augment.color(tf, *args) for args in zip(crops, packed, self.recipes, strict=True)
+            tf.stack([tf_augment.color(tf, x[i], p[i], recipe) for i in range(x.shape[0])])
+            for x, p, recipe in zip(crops, packed, self.recipes, strict=True)
         ]
 
     def assemble(self, arrays: list[np.ndarray], params: list[Params]) -> dict[str, Any]:
@@ -104,17 +114,24 @@ class CanvasStage:
     def outputs(self) -> list[tuple[tuple[int, ...], type]]:
         return [((self.canvas, self.canvas, self.channels), np.uint8), ((2,), np.float32)]
 
-    def load(self, image: np.ndarray, params: list[Params]) -> tuple[np.ndarray, ...]:
-        height, width, channels = image.shape
-        if max(height, width) > self.canvas:
-            from simsiam_jax.data import geometry
+    def load(self, images: list[np.ndarray], params: list[Params]) -> tuple[np.ndarray, ...]:
+        padded = np.zeros((len(images), self.canvas, self.canvas, self.channels), np.uint8)
+        sizes = np.empty((len(images), 2), np.float32)
+        for i, image in enumerate(images):
+            image = self._shrunk(image)
+            sizes[i] = height, width = image.shape[:2]
+            padded[i, :height, :width] = image
+        return padded, sizes
 
-            scale = self.canvas / max(height, width)
-            shape = (max(1, round(height * scale)), max(1, round(width * scale)))
-            image = geometry.crop_resize(image, 0, 0, height, width, shape[0], shape[1])
-        padded = np.zeros((self.canvas, self.canvas, channels), np.uint8)
-        padded[: image.shape[0], : image.shape[1]] = image
-        return padded, np.array(image.shape[:2], np.float32)
+    def _shrunk(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        if max(height, width) <= self.canvas:
+            return image
+        from simsiam_jax.data import geometry
+
+        scale = self.canvas / max(height, width)
+        shape = (max(1, round(height * scale)), max(1, round(width * scale)))
+        return geometry.crop_resize(image, 0, 0, height, width, shape[0], shape[1])
 
     def finish(self, tf: Any, arrays: list[Any]) -> list[Any]:
         return arrays
@@ -124,12 +141,19 @@ class CanvasStage:
         return {'image': image, 'size': size, 'views': params}
 
 
-def _crop(image: np.ndarray, params: Params, recipe: Recipe) -> np.ndarray:
+def _crops(images: list[np.ndarray], params: Params, recipe: Recipe) -> np.ndarray:
+    """Returns a view's crop of each image, uint8 [n, S, S, C]."""
     from simsiam_jax.data import geometry  # a dataset cached on the device needs no numba
 
     if recipe.rotation:
-        image = geometry.rotate(image, float(params['angle']))
-    shape = np.float32(image.shape[0]), np.float32(image.shape[1])
-    box = crop_box(params, *shape, recipe.crop_ratio, np)
-    top, left, height, width = (int(edge) for edge in box)
-    return geometry.crop_resize(image, top, left, height, width, recipe.size, recipe.size)
+        images = [
+            geometry.rotate(image, float(angle))
+            for image, angle in zip(images, params['angle'], strict=True)
+        ]
+    shapes = np.array([image.shape[:2] for image in images], np.float32)
+    edges = crop_box(params, shapes[:, 0], shapes[:, 1], recipe.crop_ratio, np)
+    boxes = np.stack(edges, -1).astype(np.int64)
+    crops = np.empty((len(images), recipe.size, recipe.size, images[0].shape[2]), np.uint8)
+    for i, image in enumerate(images):
+        geometry.crop_resize_into(crops, i, image, boxes)
+    return crops

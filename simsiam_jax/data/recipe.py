@@ -170,25 +170,31 @@ def crop_box(
     ratios.
 
     Args:
-      params: Area [10], ratio [10] and position [2] of one view, from `sample`.
-      height, width: Size of the image, float32 scalars.
+      params: Area [..., 10], ratio [..., 10] and position [..., 2] of views, from `sample`.
+      height, width: Size of the images, float32 [...].
       ratio_range: Range of the ratios, crop_ratio of the recipe.
-      xp: Module of the arrays: numpy, jax.numpy or tensorflow.
+      xp: Module of the arrays: numpy or jax.numpy.
     """
-    area = params['area'] * (height * width)
+    rows, columns = height[..., None], width[..., None]
+    area = params['area'] * (rows * columns)
     tries_h = xp.round(xp.sqrt(area / params['ratio']))
     tries_w = xp.round(xp.sqrt(area * params['ratio']))
-    fits = (tries_h > 0) & (tries_h <= height) & (tries_w > 0) & (tries_w <= width)
-    first = xp.argmax(xp.where(fits, 1, 0), 0)
-    fit = fits[first]
+    fits = (tries_h > 0) & (tries_h <= rows) & (tries_w > 0) & (tries_w <= columns)
+    first = xp.argmax(fits, -1)[..., None]
+
+    def of_first(tries: Any) -> Any:
+        return xp.take_along_axis(tries, first, -1)[..., 0]
+
+    fit = of_first(fits)
     low, high = ratio_range
-    crop_h = xp.where(fit, tries_h[first], xp.minimum(height, xp.round(width / low)))
-    crop_w = xp.where(fit, tries_w[first], xp.minimum(width, xp.round(height * high)))
-    place = xp.where(fit, params['position'], 0.5)
+    crop_h = xp.where(fit, of_first(tries_h), xp.minimum(height, xp.round(width / low)))
+    crop_w = xp.where(fit, of_first(tries_w), xp.minimum(width, xp.round(height * high)))
+    place = xp.where(fit[..., None], params['position'], 0.5)
     ends = xp.where(fit, 1.0, 0.0)  # a try may start at either end of its slack
 
     def start(position: Any, slack: Any) -> Any:
         # A position just under 1 may round up to the end of its range in float32.
         return xp.minimum(xp.floor(position * (slack + ends)), slack)
 
-    return start(place[0], height - crop_h), start(place[1], width - crop_w), crop_h, crop_w
+    top, left = start(place[..., 0], height - crop_h), start(place[..., 1], width - crop_w)
+    return top, left, crop_h, crop_w

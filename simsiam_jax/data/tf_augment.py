@@ -15,9 +15,10 @@ PACKED = 12
 
 
 def pack(params: dict[str, Any]) -> np.ndarray:
-    """Packs the color parameters of one view as float32 [PACKED]."""
-    rest = (params['gray'], params['sigma'], params['flip'], params['solarize'])
-    return np.concatenate([params['factors'], params['order'], rest]).astype(np.float32)
+    """Packs the color parameters of views as float32 [..., PACKED]."""
+    rest = [params[key] for key in ('gray', 'sigma', 'flip', 'solarize')]
+    parts = [params['factors'], params['order'], np.stack(rest, -1)]
+    return np.concatenate(parts, -1).astype(np.float32)
 
 
 def color(tf: Any, crop: Any, packed: Any, recipe: Recipe) -> Any:
