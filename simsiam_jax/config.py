@@ -149,6 +149,7 @@ def default() -> ConfigDict:
     # both; None follows augment.size, see resize_of
     config.eval.k = 200  # neighbors
     config.eval.temperature = 0.2  # temperature of the neighbors' votes
+    config.eval.bank_dtype = 'float32'  # type of the bank of features: float32 (exact) | float16
     config.eval.baselines = False  # evaluate raw pixels and the random initialization too
 
     config.checkpoint = ConfigDict()

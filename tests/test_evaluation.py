@@ -19,9 +19,10 @@ from simsiam_jax import errors
 from simsiam_jax.data import files, sources, subset, tfds_source
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.sampler import IndexSampler
+from simsiam_jax.data.sources import ArraySource
 from simsiam_jax.runtime import distributed
 from simsiam_jax.tasks import eval_setup, knn, loop, pretrain, probe, selection, supervised
-from simsiam_jax.tasks.features import Features
+from simsiam_jax.tasks.features import CropLoader, Features, extract_features
 from simsiam_jax.training import classifier, optim, sgd_heads
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training.step import TrainState
@@ -288,16 +289,22 @@ def test_probe_judges_better_kind_of_each_encoder(
 
 def test_raw_pixels_are_reduced_to_principal_components(capsys) -> None:
     rng = np.random.default_rng(0)
-    hidden, mix = rng.normal(size=(900, 40)), rng.normal(size=(40, 700))
-    x, labels = np.float32(hidden @ mix), np.zeros(900, int)
-    train, test = (Features(x[i], labels[i], labels[i]) for i in (slice(600), slice(600, 900)))
-    reduced = probe.reduce_pixels(train, test, seed=0)
-    assert [f.x.shape for f in reduced] == [(600, 512), (300, 512)]
-    assert 'raw pixels: 512 principal components of 700 values, 100.0%' in capsys.readouterr().out
+    mix = np.abs(rng.normal(size=(40, 16 * 16 * 3)))
+    mixed = np.abs(rng.normal(size=(900, 40))) @ mix
+    images = np.uint8(255 * mixed / mixed.max()).reshape(900, 16, 16, 3)
+    train, test = (ArraySource(x, np.zeros(len(x), int), ()) for x in (images[:600], images[600:]))
+    mesh = mesh_lib.make_mesh()
+    loader = CropLoader(mesh, channels=3, size=16, resize=0, batch_size=64)
+    encode, variables = probe.pixel_encoder(train, loader, seed=0)
+    assert 'raw pixels: 512 principal components of 768 values, 100.0%' in capsys.readouterr().out
+    reduced = extract_features(encode, variables, test, loader).x
+    assert reduced.shape == (300, 512)
     # Distances survive, so that nothing a linear classifier uses is lost.
-    kept, whole = (np.linalg.norm(f.x[0] - f.x[1:9], axis=1) for f in (reduced[1], test))
-    np.testing.assert_allclose(kept, whole, rtol=1e-3)
-    assert probe.reduce_pixels(reduced[0], reduced[1], seed=0)[0] is reduced[0]
+    whole = images[600:].reshape(300, -1) / 255
+    kept, expected = (np.linalg.norm(x[0] - x[1:9], axis=1) for x in (reduced, whole))
+    np.testing.assert_allclose(kept, expected, rtol=1e-3)
+    small = CropLoader(mesh, channels=3, size=8, resize=8, batch_size=64)
+    assert probe.pixel_encoder(train, small, seed=0)[1] == {}
 
 
 def test_choose_prefers_calibrated_head_within_chance() -> None:

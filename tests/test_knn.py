@@ -8,6 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from simsiam_jax import errors
 from simsiam_jax.data.sources import ArraySource, open_source
+from simsiam_jax.tasks import bank as bank_lib
 from simsiam_jax.tasks import knn
 from simsiam_jax.tasks.features import CropLoader, extract_features, raw_pixels
 from simsiam_jax.training import mesh as mesh_lib
@@ -85,6 +86,23 @@ def test_knn_of_raw_pixels_equals_scikit_learn() -> None:
         assert (one.k, twenty.k) == (1, 20)
         assert twenty.top1 == pytest.approx(expected, abs=1e-9)
         assert one.top5 <= twenty.top5 <= 1  # one neighbor has one class
+
+
+def test_bank_stays_on_the_devices_that_computed_it() -> None:
+    train = open_source('digits/train')
+    loader = make(train, train, 64).loader
+    bank, labels = bank_lib.extract(raw_pixels, {}, train, loader, np.float16)
+    (share,) = {shard.data.shape for shard in bank.features.addressable_shards}
+    assert share == (-(-len(train) // 64) * 8, 64)
+    assert bank.features.dtype == np.float16
+    np.testing.assert_array_equal(labels, train.labels)
+    rows = np.asarray(bank.rows)
+    np.testing.assert_array_equal(np.sort(rows[rows >= 0]), np.arange(len(train)))
+    pixels = train.images.reshape(len(train), -1)[rows]
+    cosine = (pixels * np.asarray(bank.features, np.float32)).sum(1) / np.linalg.norm(
+        pixels, axis=1
+    )
+    np.testing.assert_allclose(cosine[rows >= 0], 1, atol=1e-3)
 
 
 def brightness(scale, images):

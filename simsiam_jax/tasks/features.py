@@ -125,15 +125,12 @@ def extract_features(
     Raises:
       UserError: None of the images can be read.
     """
-    replicated = NamedSharding(loader.mesh, P())
-    run = jax.jit(_encode, static_argnums=(0, 1), out_shardings=replicated)
-    gather = jax.jit(_identity, out_shardings=replicated)
     features: Features | None = None
     count = 0
-    for images, *where in itertools.islice(loader.batches(source), batches):
-        x = np.asarray(run(encode, l2, variables, images))
-        labels, indices = jax.device_get(gather(where))
-        if features is None:  # filled in place, since a bank may need half of the host's memory
+    evaluated = features_of(encode, variables, source, loader, l2=l2)
+    for on_devices, labels, indices in itertools.islice(evaluated, batches):
+        x = np.asarray(on_devices)
+        if features is None:  # filled in place, since all features may need much of the memory
             n = len(source)
             features = Features(
                 np.empty((n, x.shape[1]), dtype), np.empty(n, np.int64), np.empty(n, np.int64)
@@ -146,6 +143,22 @@ def extract_features(
     if features is None or not count:
         raise errors.UserError('none of the images to evaluate can be read')
     return Features(*(array[:count] for array in features))
+
+
+def features_of(
+    encode: Encode, variables: Any, source: ImageSet, loader: CropLoader, *, l2: bool = False
+) -> Iterator[tuple[Array, Int[np.ndarray, 'B'], Int[np.ndarray, 'B']]]:
+    """Yields features [B, D], on every device, labels and indices of all batches of a source.
+
+    The arguments are those of extract_features. Images that cannot be read, and the padding of the
+    last batch, have index -1.
+    """
+    replicated = NamedSharding(loader.mesh, P())
+    run = jax.jit(encode_normalized if l2 else _encode, static_argnums=0, out_shardings=replicated)
+    gather = jax.jit(_identity, out_shardings=replicated)
+    for images, *where in loader.batches(source):
+        x = run(encode, variables, images)
+        yield x, *jax.device_get(gather(where))
 
 
 def check_evaluation(
@@ -193,9 +206,13 @@ def extract_together(
     return {name: features._replace(x=x) for name, x in zip(encoders, parts, strict=True)}
 
 
-def _encode(encode: Encode, l2: bool, variables: Any, images: Array) -> Any:
-    x = encode(variables, images)
-    return l2_normalize(x) if l2 else x
+def encode_normalized(encode: Encode, variables: Any, images: Array) -> Array:
+    """Returns l2-normalized features."""
+    return l2_normalize(encode(variables, images))
+
+
+def _encode(encode: Encode, variables: Any, images: Array) -> Array:
+    return encode(variables, images)
 
 
 def _identity(x: Any) -> Any:

@@ -7,27 +7,25 @@ weights exp(similarity / T). Each image counts once, including the last batch.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
 from simsiam_jax.data.recipe import Recipe
+from simsiam_jax.tasks import bank as bank_lib
 from simsiam_jax.tasks import eval_setup, inputs, verdict
-from simsiam_jax.tasks.features import CropLoader, Encode, extract_features, raw_pixels
+from simsiam_jax.tasks.features import CropLoader, Encode, features_of, raw_pixels
 from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.tasks.verdict import Answers
 from simsiam_jax.terminal import say
 from simsiam_jax.training import mesh as mesh_lib
-
-DATA = mesh_lib.DATA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,28 +74,32 @@ class Knn:
 
     def __call__(self, encode: Encode, variables: Any) -> list[KnnScore]:
         """Returns the scores of an encoder, arguments as in extract_features."""
-        extract = functools.partial(extract_features, encode, variables, l2=True)
-        bank = extract(self.train, self.loader, dtype=np.dtype(self.bank_dtype))
-        queries = extract(self.test, self.loader)
-        return knn_accuracy(
-            bank.x,
-            bank.labels,
-            queries.x,
-            queries.labels,
-            mesh=self.loader.mesh,
+        dtype = np.dtype(self.bank_dtype)
+        bank, classes = bank_lib.extract(encode, variables, self.train, self.loader, dtype)
+        k = min(max(self.k), int((classes >= 0).sum()))
+        found: list[tuple[np.ndarray, ...]] = []
+        for x, labels, indices in features_of(encode, variables, self.test, self.loader, l2=True):
+            similarity, places = map(np.asarray, bank.nearest(x, k))
+            readable = indices >= 0
+            found.append((similarity[readable], classes[places[readable]], labels[readable]))
+        similarity, votes, labels = (np.concatenate(x) for x in zip(*found, strict=True))
+        if not len(labels):
+            raise errors.UserError('none of the images to evaluate can be read')
+        return accuracy(
+            similarity,
+            votes,
+            labels,
             k=self.k,
             temperature=self.temperature,
             classes=len(self.train.classes),
         )
 
 
-def knn_accuracy(
-    bank: Float[np.ndarray, 'N D'],
-    bank_labels: Int[np.ndarray, 'N'],
-    queries: Float[np.ndarray, 'Q D'],
+def accuracy(
+    similarity: Float[np.ndarray, 'Q K'],
+    votes: Int[np.ndarray, 'Q K'],
     labels: Int[np.ndarray, 'Q'],
     *,
-    mesh: Mesh,
     k: Sequence[int],
     temperature: Sequence[float],
     classes: int,
@@ -105,17 +107,13 @@ def knn_accuracy(
     """Returns the accuracy of kNN classification, for each k with each temperature.
 
     Args:
-      bank: Features [N, D] of the training set, l2-normalized.
-      bank_labels: Classes [N] of the bank, from 0 to classes - 1.
-      queries: Features [Q, D] to classify, l2-normalized.
+      similarity: Similarities [Q, K] of the neighbors of each query, largest first.
+      votes: Classes [Q, K] of the neighbors, from 0 to classes - 1.
       labels: True classes [Q] of the queries.
-      mesh: Devices that share the search.
       k: Numbers of neighbors that vote.
       temperature: Temperatures T of the weights exp(similarity / T).
       classes: Number of classes.
     """
-    similarity, places = nearest(bank, queries, mesh, k=max(k))
-    votes = bank_labels[places]
     scores = []
     for neighbors, t in itertools.product(k, temperature):
         ranked = vote(similarity[:, :neighbors], votes[:, :neighbors], t, classes=classes)
@@ -160,69 +158,24 @@ def nearest(
 ) -> tuple[Float[np.ndarray, 'Q K'], Int[np.ndarray, 'Q K']]:
     """Returns the k largest inner products with the bank [Q, K], largest first, and their rows.
 
-    The bank is sharded over the devices in its own dtype. Each device searches its share block by
-    block, keeping the k nearest so far; then the nearest of all devices are merged.
-
     Args:
-      bank: Features [N, D].
+      bank: Features [N, D]; each device gets a share, in their type.
       queries: Features [Q, D].
       mesh: Devices that share the bank.
       k: Number of neighbors; a k above N returns all N.
       chunk: Queries per call.
       block: Rows of the bank that are compared at once.
     """
-    n, k = len(bank), min(k, len(bank))
-    share = -(-n // mesh.size)  # rows per device
-    block = min(block, share)
-    rows = np.arange(-(-share // block) * block * mesh.size)
-    shards = mesh_lib.shard_global(
-        (np.pad(bank, ((0, len(rows) - n), (0, 0))), np.where(rows < n, rows, -1)), mesh
-    )
-    search = _search(mesh, k, block)
+    shared = bank_lib.from_host(bank, mesh, block)
     parts = []
     chunk = min(chunk, len(queries))
     for start in range(0, len(queries), chunk):
         part = queries[start : start + chunk]
         padded = np.pad(part, ((0, chunk - len(part)), (0, 0)))
-        parts.append([np.asarray(x)[: len(part)] for x in search(padded, *shards)])
+        found = shared.nearest(padded, min(k, len(bank)))
+        parts.append([np.asarray(x)[: len(part)] for x in found])
     similarity, places = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return similarity, places
-
-
-@functools.lru_cache(maxsize=8)  # compiled once, not at each evaluation
-def _search(mesh: Mesh, k: int, block: int) -> Callable[..., tuple[Array, Array]]:
-    """Returns a function (queries, bank, rows, -1 for padding) -> the arrays of `nearest`."""
-
-    def on_device(queries: Array, bank: Array, rows: Array) -> tuple[Array, Array]:
-        def merge(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
-            part = jax.lax.dynamic_slice_in_dim(bank, start, block).astype(jnp.float32)
-            places = jax.lax.dynamic_slice_in_dim(rows, start, block)
-            similarity = jnp.matmul(queries, part.T, precision='highest')
-            similarity = jnp.where(places >= 0, similarity, -jnp.inf)
-            similarity, where = jax.lax.top_k(similarity, min(k, block))
-            similarity = jnp.concatenate([best[0], similarity], 1)
-            places = jnp.concatenate([best[1], places[where]], 1)
-            similarity, where = jax.lax.top_k(similarity, k)
-            return (similarity, jnp.take_along_axis(places, where, 1)), None
-
-        none = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1)
-        none = jax.lax.pcast(none, (DATA,), to='varying')
-        return jax.lax.scan(merge, none, jnp.arange(0, len(bank), block))[0]
-
-    on_devices = jax.shard_map(
-        on_device,
-        mesh=mesh,
-        in_specs=(P(), P(DATA), P(DATA)),
-        out_specs=(P(None, DATA), P(None, DATA)),
-    )
-
-    @jax.jit
-    def search(queries: Array, bank: Array, rows: Array) -> tuple[Array, Array]:
-        similarity, places = on_devices(queries, bank, rows)
-        similarity, where = jax.lax.top_k(similarity, k)
-        return similarity, jnp.take_along_axis(places, where, 1)
-
-    return search
 
 
 def make_monitor(config: ConfigDict, recipe: Recipe, mesh: Mesh) -> Knn | None:
@@ -248,7 +201,14 @@ def make_monitor(config: ConfigDict, recipe: Recipe, mesh: Mesh) -> Knn | None:
         resize=config.eval.resize,
         batch_size=config.eval.batch_size,
     )
-    return Knn(train, test, loader, (config.eval.k,), (config.eval.temperature,))
+    return Knn(
+        train,
+        test,
+        loader,
+        (config.eval.k,),
+        (config.eval.temperature,),
+        config.eval.bank_dtype,
+    )
 
 
 def run(config: ConfigDict, workdir: str) -> None:

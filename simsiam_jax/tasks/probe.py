@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
@@ -17,7 +18,15 @@ from sklearn.decomposition import PCA
 from simsiam_jax import errors
 from simsiam_jax.data import jax_augment, subset
 from simsiam_jax.tasks import eval_setup, selection, verdict
-from simsiam_jax.tasks.features import Encode, Features, extract_together, raw_pixels
+from simsiam_jax.tasks.features import (
+    CropLoader,
+    Encode,
+    Features,
+    extract_features,
+    extract_together,
+    raw_pixels,
+)
+from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.tasks.selection import HeadScores
 from simsiam_jax.tasks.verdict import Answers
 from simsiam_jax.terminal import say
@@ -79,20 +88,18 @@ def run(config: ConfigDict, workdir: str) -> None:
             'above 0 and below 1. Set it to 0.1 or so'
         )
     setup.announce('probe')
+    loader = setup.loader()
     encoders: dict[str, tuple[Encode, Any]] = {
         'checkpoint': (setup.encode, setup.encoder.variables)
     }
     if config.eval.baselines:
         random = setup.encode, setup.random_variables()
-        encoders = {_RAW_PIXELS: (_pixels, {}), 'random initialization': random} | encoders
-    loader = setup.loader()
+        pixels = pixel_encoder(setup.train, loader, config.seed)
+        encoders = {_RAW_PIXELS: pixels, 'random initialization': random} | encoders
     train, test = (extract_together(encoders, s, loader) for s in (setup.train, setup.test))
     results, answers = {}, {}
     for name in encoders:
-        features = train[name], test[name]
-        if name == _RAW_PIXELS:
-            features = reduce_pixels(*features, config.seed)
-        probed = _probe(name, *features, len(setup.train.classes), config)
+        probed = _probe(name, train[name], test[name], len(setup.train.classes), config)
         results[name] = {kind: p.result for kind, p in probed.items()}
         answers[name] = _best(probed).answers
     judged = verdict.judge(
@@ -112,19 +119,38 @@ def _pixels(_: Any, images: jax.Array) -> jax.Array:
     return raw_pixels(None, jax_augment.normalize(images, (0.0,), (1.0,)))
 
 
-def reduce_pixels(train: Features, test: Features, seed: int) -> tuple[Features, Features]:
-    """Returns raw pixels, if above 512 values an image, as their 512 first principal components."""
-    components = min(_COMPONENTS, len(train.x) - 1)
-    if train.x.shape[1] <= components:
-        return train, test
-    sample = np.random.default_rng(seed).permutation(len(train.x))[:_SAMPLE]
-    pca = PCA(components, svd_solver='randomized', random_state=seed).fit(train.x[sample])
+def pixel_encoder(source: ImageSet, loader: CropLoader, seed: int) -> tuple[Encode, Any]:
+    """Returns an encoder to raw pixels of at most 512 values an image, and its variables.
+
+    More values are projected on the first principal components of a sample, so that the pixels of a
+    million images fit into memory.
+
+    Args:
+      source: Images of the sample.
+      loader: Loader of the crops.
+      seed: Seed of the sample.
+
+    Raises:
+      UserError: None of the images can be read.
+    """
+    sample = np.random.default_rng(seed).permutation(len(source))[:_SAMPLE]
+    components = min(_COMPONENTS, len(sample) - 1)
+    crop = jax.ShapeDtypeStruct((1, *loader.shape), np.uint8)
+    values = jax.eval_shape(_pixels, {}, crop).shape[1]
+    if values <= components:
+        return _pixels, {}
+    x = extract_features(_pixels, {}, subset.take(source, np.sort(sample)), loader).x
+    pca = PCA(min(components, len(x)), svd_solver='randomized', random_state=seed).fit(x)
     say(
-        f'raw pixels: {components} principal components of {train.x.shape[1]} values, '
+        f'raw pixels: {pca.n_components_} principal components of {values} values, '
         f'{pca.explained_variance_ratio_.sum():.1%} of the variance'
     )
-    train, test = (f._replace(x=pca.transform(f.x).astype(np.float32)) for f in (train, test))
-    return train, test
+
+    def project(variables: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+        centered = _pixels({}, images) - variables['mean']
+        return jnp.matmul(centered, variables['components'], precision='highest')
+
+    return project, {'mean': np.float32(pca.mean_), 'components': np.float32(pca.components_.T)}
 
 
 def _probe(
