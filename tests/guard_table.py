@@ -129,7 +129,8 @@ def run(case: Case, steps: int | None = None) -> Outcome:
     steps = steps or (min(last // 5, LONGEST) if case.cause else last)
     for step, batch in enumerate(parts.batches(0, steps), 1):
         state, metrics = train_step(state, batch)
-        if measured := monitor.update(step, state, batch):
+        result = monitor.update(step, state, batch)
+        if result and (measured := result()):
             history.append(measured)
             verdict = guard.diagnose(history, data.duplicates)
             if verdict != guard.HEALTHY:

@@ -135,12 +135,13 @@ def test_sample_dataset_counts_near_duplicates() -> None:
 
 
 def callback_of(
-    config: ConfigDict, measurements: list[monitor.RepresentationMetrics]
+    config: ConfigDict, measurements: list[monitor.RepresentationMetrics], late: int = 0
 ) -> tuple[collapse_callback.CollapseCallback, mock.Mock, mock.Mock]:
     """Returns a callback whose guard returns these measurements, its checkpoints and its log."""
     monitored = mock.create_autospec(guard.Guard, instance=True)
     monitored.measure.return_value = BEFORE
-    monitored.update.side_effect = measurements
+    monitored.update.side_effect = [lambda now=now: now for now in measurements]
+    monitored.ready.side_effect = lambda step: step + late
     checkpoints = mock.create_autospec(checkpoint.Checkpoints, instance=True)
     checkpoints.pin.side_effect = lambda step: step
     log = mock.create_autospec(writers.MetricWriter, instance=True)
@@ -168,13 +169,33 @@ def test_callback_warns_once_and_pins_healthy_checkpoint(capsys: pytest.CaptureF
     assert 'checkpoint 30, from before the collapse, is kept' in output
 
 
+@pytest.mark.parametrize('late', [5, 100])  # before and after the next measurement
+def test_callback_reports_the_measured_step(late: int, capsys: pytest.CaptureFixture) -> None:
+    callback, _, log = callback_of(load('quickstart'), [NARROW] * 4, late)
+    callback._guard.update.side_effect = [
+        (lambda: NARROW) if i % 10 == 0 else None for i in range(46)
+    ]
+    for step in range(10, 46):
+        callback(step, STATE, None, {'loss': jnp.float32(-step / 100)})
+    assert [call.args[0] for call in log.scalars.call_args_list] == [
+        0,
+        10,
+        20,
+        30,
+        *[40] * (late == 5),
+    ]
+    assert 'complete collapse at step 30: loss -0.3000' in capsys.readouterr().out
+
+
 def test_resumed_callback_compares_with_first_measurement(tmp_path: pathlib.Path) -> None:
     config, measured = load('quickstart'), []
     for step, now in ((0, BEFORE), (20, NARROW), (40, NARROW)):
         if step == 40:  # the log is lost
             (tmp_path / 'metrics.jsonl').unlink()
         monitored = mock.create_autospec(guard.Guard, instance=True)
-        monitored.measure.return_value = monitored.update.return_value = now
+        monitored.measure.return_value = now
+        monitored.update.return_value = lambda now=now: now
+        monitored.ready.side_effect = lambda step: step
         checkpoints = mock.create_autospec(checkpoint.Checkpoints, instance=True)
         source = sources.open_source('digits/train')
         with writers.MetricWriter(str(tmp_path), tensorboard=False, step=step) as log:

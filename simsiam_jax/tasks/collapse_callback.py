@@ -21,6 +21,21 @@ from simsiam_jax.training.step import TrainState
 CHOICES = ('warn', 'stop', 'off')
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A measurement whose metrics are not yet read.
+
+    Attributes:
+      step: Step of the measurement.
+      result: Waits for the metrics.
+      metrics: Metrics of the step, on the devices.
+    """
+
+    step: int
+    result: guard.Result
+    metrics: dict[str, jax.Array]
+
+
 class CollapseCallback:
     """Detects a collapse. Call on_train_begin() before the first step, the object after each step.
 
@@ -44,6 +59,7 @@ class CollapseCallback:
         self._checkpoints, self._log = checkpoints, log
         self._dataset = diagnosis.sample_dataset(source)
         self._history: list[RepresentationMetrics] = []
+        self._pending: _Pending | None = None
         self._start = 0  # step that this process started from
         self._healthy = 0  # last step with a healthy measurement
         self._pinned: int | None = None
@@ -78,6 +94,8 @@ class CollapseCallback:
     ) -> None:
         """Measures the network if due; warns if it has collapsed.
 
+        The metrics are ready some steps after the measurement, so that the training need not wait.
+
         Args:
           step: Step that ended.
           state: State after the step.
@@ -87,7 +105,19 @@ class CollapseCallback:
         Raises:
           UserError: The network has collapsed, and config.guard is 'stop'.
         """
-        measured = self._guard.update(step, state, batch)
+        result = self._guard.update(step, state, batch)
+        if self._pending and (result or step >= self._guard.ready(self._pending.step)):
+            self._judge()
+        if result:
+            self._pending = _Pending(step, result, metrics)
+            if self._guard.ready(step) <= step:
+                self._judge()
+
+    def _judge(self) -> None:
+        """Logs the pending measurement and warns if it shows a collapse."""
+        assert self._pending is not None
+        pending, self._pending = self._pending, None
+        step, measured = pending.step, pending.result()
         if measured is None:
             return
         self._history.append(measured)
@@ -98,7 +128,7 @@ class CollapseCallback:
             return
         causes = diagnosis.causes(self._config, measured, self._dataset)
         text = distributed.broadcast_from_process_0(
-            self._text(verdict, step, float(metrics['loss']), causes)
+            self._text(verdict, step, float(pending.metrics['loss']), causes)
         )
         say(f'warning: {text}')
         self._warnings[verdict] = text

@@ -172,7 +172,8 @@ class _ShortTraining:
         bar = terminal.progress(batches, f'base rate {rate:g}', total=self._steps, unit=' steps')
         for number, batch in enumerate(bar, 1):
             state, train_metrics = self._train_step(state, batch)
-            if metrics := self._guard.update(number, state, batch):
+            result = self._guard.update(number, state, batch)
+            if result and (metrics := result()):
                 history.append(metrics)
                 verdict = guard.diagnose(history, self._duplicates)
                 if verdict != guard.HEALTHY:

@@ -1,5 +1,6 @@
 """The guard: measures a run at intervals and detects representation collapse."""
 
+import concurrent.futures
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -31,6 +32,10 @@ DUPLICATES = 0.5
 
 # Number of consecutive measurements that must show a collapse.
 WINDOW = 3
+
+
+# Waits for the metrics of a measurement; None if they are not finite. All processes must call it.
+Result = Callable[[], RepresentationMetrics | None]
 
 
 def classify(history: Sequence[RepresentationMetrics]) -> str:
@@ -116,7 +121,8 @@ class Guard:
             jax.shard_map(measure, mesh=mesh, in_specs=(P(), P(DATA)), out_specs=P())
         )
         self.batches = math.ceil(method.network.backbone.features / batch_size)
-        self._interval = max(50 * self.batches, last // 100)
+        self._interval, self._last = max(50 * self.batches, last // 100), last
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._moments: Any = None
         self._count = 0
 
@@ -127,21 +133,27 @@ class Guard:
         multiple, rest = divmod(step, 10 * self.batches)
         return rest == 0 and multiple > 0 and multiple & (multiple - 1) == 0  # a power of 2
 
-    def update(self, step: int, state: TrainState, batch: Any) -> RepresentationMetrics | None:
-        """Adds a step's batch if a measurement needs it; returns the metrics if one is due.
+    def update(self, step: int, state: TrainState, batch: Any) -> Result | None:
+        """Adds a step's batch if a measurement needs it; returns the result if one is due.
 
-        Call it after every step. Returns None also if the metrics are not finite, or if the run
-        was resumed too few steps ago.
+        Call it after every step. The result is a function that waits for the metrics, which a
+        thread computes: RankMe of 2,048 channels takes seconds. It returns None if they are not
+        finite. Returns no result if the run was resumed too few steps ago.
         """
         if any(self.due(step + ahead) for ahead in range(self.batches)):
             self._accumulate(state, batch)
         return self._finish() if self.due(step) else None
 
+    def ready(self, step: int) -> int:
+        """Returns the step after which to ask for the result of a step's measurement."""
+        return min(step + min(step, self._interval) // 2, self._last)
+
     def measure(self, state: TrainState, batches: Iterable[Any]) -> RepresentationMetrics | None:
         """Returns the metrics of a state on self.batches batches; None if not finite."""
         for batch in batches:
             self._accumulate(state, batch)
-        return self._finish()
+        result = self._finish()
+        return result() if result else None
 
     def _accumulate(self, state: TrainState, batch: Any) -> None:
         moments = self._measure(state, batch)
@@ -149,15 +161,23 @@ class Guard:
             moments = jax.tree.map(jnp.add, self._moments, moments)
         self._moments, self._count = moments, self._count + 1
 
-    def _finish(self) -> RepresentationMetrics | None:
-        """Ends a measurement: returns its metrics and starts the next one."""
-        moments, count = jax.device_get(self._moments), self._count
+    def _finish(self) -> Result | None:
+        """Ends a measurement: returns its result and starts the next one."""
+        moments, count = self._moments, self._count
         self._moments, self._count = None, 0
         if count < self.batches:
             return None
-        mean = jax.tree.map(lambda x: x / count, moments)
+
+        def summarize() -> dict[str, float] | None:
+            mean = jax.tree.map(lambda x: x / count, jax.device_get(moments))
+            return dataclasses.asdict(monitor.summary(mean)) if monitor.is_finite(mean) else None
+
         # All processes must reach the same verdict, but their metrics may differ in the last bit.
-        values = distributed.broadcast_from_process_0(
-            dataclasses.asdict(monitor.summary(mean)) if monitor.is_finite(mean) else None
-        )
-        return RepresentationMetrics(**values) if values else None
+        first = jax.process_index() == 0
+        values = self._thread.submit(summarize) if first else None
+
+        def result() -> RepresentationMetrics | None:
+            agreed = distributed.broadcast_from_process_0(values.result() if values else None)
+            return RepresentationMetrics(**agreed) if agreed else None
+
+        return result
