@@ -29,7 +29,7 @@ class _Zip:
     def __init__(self, path: str):
         with zipfile.ZipFile(path) as file:
             self._members = [member for member in file.infolist() if not member.is_dir()]
-        self.path, self.names = path, [member.filename for member in self._members]
+        self.path, self.names = path, [_plain(member.filename) for member in self._members]
 
     def read(self, position: int) -> bytes:
         member = self._members[position]
@@ -49,17 +49,22 @@ class _Tar:
 
     def __init__(self, path: str):
         index = _cached_index(path)
-        self.path, self.names = path, [name for name, _, _ in index]
+        self.path, self.names = path, [_plain(name) for name, _, _ in index]
         self._places = np.array([place for _, *place in index], np.int64).reshape(-1, 2)
 
     def read(self, position: int) -> bytes:
-        offset, size = self._places[position]
+        offset, size = self._places[position].tolist()
         with open(self.path, 'rb') as file:
             file.seek(offset)
             content = file.read(size)
         if len(content) < size:
             raise ValueError(f'{self.path} is truncated')
         return content
+
+
+def _plain(name: str) -> str:
+    """Returns a name in an archive with / for the \\ of Windows, and without ./ at its start."""
+    return name.replace('\\', '/').removeprefix('./').lstrip('/')
 
 
 def _cached_index(path: str) -> list[list]:
@@ -115,11 +120,11 @@ class ArchiveSource:
         return len(self.places)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        number, position = self.places[index]
+        number, position = self.places[index].tolist()
         return self.archives[number].read(position), self.labels[index]
 
     def name(self, index: int) -> str:
-        number, position = self.places[index]
+        number, position = self.places[index].tolist()
         archive = self.archives[number]
         return paths.printable(f'{archive.path}/{archive.names[position]}')
 
@@ -155,7 +160,7 @@ def open_archives(spec: str, patterns: Patterns = ALL) -> ArchiveSource:
     for number, archive in enumerate(archives):
         for position, name in enumerate(archive.names):
             folder, _, base = name.rpartition('/')
-            if any(map(listing.is_system, filter(_is_named, folder.split('/')))):
+            if any(map(listing.is_system, folder.split('/'))):
                 walk.hidden['files in such folders'] += 1
             elif name.endswith('.cls'):
                 label_files[number, _key(name)] = position
@@ -182,10 +187,6 @@ def open_archives(spec: str, patterns: Patterns = ALL) -> ArchiveSource:
     else:
         labels = class_names.by_folder(names, spec, descend=True)
     return ArchiveSource(archives, np.array(places), *labels)
-
-
-def _is_named(folder: str) -> bool:
-    return folder not in ('', '.')
 
 
 def _key(name: str) -> str:
