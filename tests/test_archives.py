@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import Commands
 from configurations import load
 from PIL import Image
 
@@ -305,6 +306,45 @@ def test_integers_beyond_the_named_classes_are_refused(tmp_path: pathlib.Path) -
     pq.write_table(table.replace_schema_metadata(metadata), path)
     with pytest.raises(errors.UserError, match='has a label 2; expected 0 to 1, as it names 2 cl'):
         open_source(f'parquet:{path}')
+
+
+def test_run_on_part_of_an_archive_resumes_from_its_folder(
+    command: Commands, tmp_path: pathlib.Path
+) -> None:
+    rng = np.random.default_rng(0)
+    files = {}
+    for i in range(32):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(buffer, 'PNG')
+        files |= {f'{"ab"[i % 2]}/{i}.png': buffer.getvalue(), f'{"ab"[i % 2]}/{i}_mask.png': b''}
+    spec = pack(tmp_path / 'a.zip', files)
+    with zipfile.ZipFile(tmp_path / 'a.zip') as archive:
+        archive.extractall(tmp_path / 'unpacked')
+
+    def run(source: str) -> str:
+        done = command(
+            'simsiam_jax.main',
+            '--config=configs/quickstart.py',
+            f'--workdir={tmp_path / "run"}',
+            f'--config.data.source={source}',
+            '--config.data.exclude=*_mask.*',
+            '--config.eval.train=',
+            '--config.eval.test=',
+            '--config.batch_size=16',
+            '--config.epochs=1',
+            '--config.model.stages=(1,)',
+            '--config.model.width_multiplier=0.125',
+            '--config.guard=off',
+            '--config.log.report=False',
+            '--config.log.tensorboard=False',
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    run(spec)
+    output = run(f'folder:{tmp_path}/unpacked')
+    assert 'the 32 images have the same names' in output
+    assert 'resuming from step 2' in output
 
 
 @pytest.mark.parametrize('kind', ['zip', 'tar', 'parquet'])
