@@ -18,7 +18,7 @@ class Variant:
     Attributes:
       method: Name of the method.
       epochs: Number of epochs; 0 keeps the file's.
-      source: Source folder:DIR or npz:FILE; '' keeps the file's.
+      source: Source of images, such as folder:DIR or npz:FILE; '' keeps the file's.
     """
 
     method: str = 'simsiam'
@@ -64,7 +64,7 @@ def parse(text: str, file: str, others: Sequence[str] = ()) -> Variant:
             variant = dataclasses.replace(variant, method=word)
         elif (match := re.fullmatch(r'(\d+)ep', word)) and int(match[1]):
             variant = dataclasses.replace(variant, epochs=int(match[1]))
-        elif re.fullmatch('(folder|npz):.+', word):
+        elif re.fullmatch('(folder|files|zip|tar|parquet|npz):.+', word):
             variant = dataclasses.replace(variant, source=word)
         else:
             raise errors.UserError(

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import struct
 
 import jax
 import numpy as np
@@ -261,3 +262,22 @@ def test_tfrecord_source_reads_by_index(tmp_path: pathlib.Path) -> None:
         file.truncate(os.path.getsize(shards[0][0]) - 5)
     with pytest.raises(errors.UserError, match=r'0\.tfrecord is truncated'):
         tfds_source.TfRecordSource(shards, (), 'tfds:x/train')
+
+
+def test_index_of_tfrecord_files_is_remembered(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(listing, '_LARGE', 2)
+    path = tmp_path / 'a.tfrecord'
+    record = struct.pack('<Q4x', 5) + bytes(5 + 4)
+    path.write_bytes(record * 3)
+    assert len(tfds_source.TfRecordSource([(str(path), 0, 3)], (), 'tfds:x/train')) == 3
+    with monkeypatch.context() as patched:
+        patched.setattr(tfds_source, '_offsets', None)
+        assert len(tfds_source.TfRecordSource([(str(path), 1, 2)], (), 'tfds:x/train')) == 2
+    path.write_bytes(record * 4)
+    assert len(tfds_source.TfRecordSource([(str(path), 0, 4)], (), 'tfds:x/train')) == 4
+    path.unlink()
+    with pytest.raises(errors.UserError, match=r'a\.tfrecord cannot be read: No such file'):
+        tfds_source.TfRecordSource([(str(path), 0, 4)], (), 'tfds:x/train')

@@ -11,13 +11,13 @@ from configurations import load
 from PIL import Image
 
 from simsiam_jax import errors, lazy_tf
-from simsiam_jax.data import image_files, listing, overlap, subset
+from simsiam_jax.data import image_files, listing, overlap, subset, survey
 from simsiam_jax.data.decode import decode
 from simsiam_jax.data.patterns import Patterns
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.sources import fingerprint, open_source
 from simsiam_jax.tasks import inputs
-from simsiam_jax.tools.doctor import masks
+from simsiam_jax.tools.doctor import context, image_checks, masks
 
 
 def touch(root: pathlib.Path, *names: str) -> pathlib.Path:
@@ -305,3 +305,22 @@ def test_masks_are_found_by_name(names: list[str], expected: list | None) -> Non
     assert found == expected
     for pattern, count, _ in found:
         assert len(Patterns(exclude=pattern).select(names, '')) == len(names) - count
+
+
+def test_doctor_names_masks_and_how_to_leave_them_out(tmp_path: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
+        small.resize((40, 40)).save(tmp_path / f'{i}.jpg')
+        Image.new('L', (40, 40), 255).save(tmp_path / f'{i}.png')
+
+    def warnings(patterns: Patterns) -> str:
+        source = open_source(f'folder:{tmp_path}', '', patterns)
+        run = context.Context(load('folder'), source=source, survey=survey.survey(source))
+        return '\n'.join(map(str, image_checks.check_images(run)))
+
+    assert (
+        'warning  4 of 8 files have the name of another image (0.png): masks or copies, which '
+        "training would use as images. Leave them out: --config.data.exclude='*.png'"
+    ) in warnings(Patterns())
+    assert 'masks' not in warnings(Patterns(exclude='*.png'))

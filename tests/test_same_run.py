@@ -65,7 +65,7 @@ def test_epochs_are_refused_with_the_way_to_train_longer() -> None:
 
 
 def test_source_may_move_if_its_images_are_the_same() -> None:
-    moved = {'data__source': 'folder:/scratch/7', 'data__tfds_data_dir': '/scratch'}
+    moved = {'data__source': 'folder:/scratch/7', 'data__exclude': '*.ico'}
     given, stored = identity(**moved), identity()
     assert same_run.refusal(WORKDIR, given, stored) == ''
     (note,) = same_run.notes(given, stored)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import glob
-import hashlib
-import json
 import os
 import re
 import struct
@@ -18,7 +16,6 @@ from simsiam_jax import errors, paths, terminal
 from simsiam_jax.data import class_names, image_files, listing
 from simsiam_jax.data.patterns import ALL, Patterns
 
-_LARGE = 10_000  # tar files of at least this many members get their index cached
 # First bytes of compressed files, and the commands that decompress them.
 _COMPRESSED = {b'\x1f\x8b': 'gunzip', b'BZh': 'bunzip2', b'\xfd7z': 'unxz', b'\x28\xb5': 'unzstd'}
 
@@ -29,7 +26,7 @@ class _Zip:
     def __init__(self, path: str):
         with zipfile.ZipFile(path) as file:
             self._members = [member for member in file.infolist() if not member.is_dir()]
-        self.path, self.names = path, [member.filename for member in self._members]
+        self.path, self.names = path, [_plain(member.filename) for member in self._members]
 
     def read(self, position: int) -> bytes:
         member = self._members[position]
@@ -48,12 +45,12 @@ class _Tar:
     """A tar file with an index; read() may be called from many threads."""
 
     def __init__(self, path: str):
-        index = _cached_index(path)
-        self.path, self.names = path, [name for name, _, _ in index]
+        index = listing.remember([path], lambda: list(_index(path)))
+        self.path, self.names = path, [_plain(name) for name, _, _ in index]
         self._places = np.array([place for _, *place in index], np.int64).reshape(-1, 2)
 
     def read(self, position: int) -> bytes:
-        offset, size = self._places[position]
+        offset, size = self._places[position].tolist()
         with open(self.path, 'rb') as file:
             file.seek(offset)
             content = file.read(size)
@@ -62,25 +59,9 @@ class _Tar:
         return content
 
 
-def _cached_index(path: str) -> list[list]:
-    """Returns name, offset and size of the files in a tar file; caches them for large ones."""
-    home, status = paths.cache_folder(), os.stat(path)
-    if home is None:
-        return list(_index(path))
-    key = '\0'.join([os.path.realpath(path), str(status.st_size), str(status.st_mtime_ns)])
-    cache = home / 'listings' / f'{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.json'
-    try:
-        if cache.exists():
-            return json.loads(cache.read_text())
-    except (OSError, ValueError) as error:
-        paths.warn_without_cache(cache, error)
-    index = list(_index(path))
-    if len(index) >= _LARGE:
-        try:
-            listing.replace(cache, json.dumps(index).encode())
-        except OSError as error:
-            paths.warn_without_cache(cache, error)
-    return index
+def _plain(name: str) -> str:
+    """Returns a name in an archive with / for the \\ of Windows, and without ./ at its start."""
+    return name.replace('\\', '/').removeprefix('./').lstrip('/')
 
 
 def _index(path: str) -> Iterator[list]:
@@ -115,11 +96,11 @@ class ArchiveSource:
         return len(self.places)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        number, position = self.places[index]
+        number, position = self.places[index].tolist()
         return self.archives[number].read(position), self.labels[index]
 
     def name(self, index: int) -> str:
-        number, position = self.places[index]
+        number, position = self.places[index].tolist()
         archive = self.archives[number]
         return paths.printable(f'{archive.path}/{archive.names[position]}')
 
@@ -155,7 +136,7 @@ def open_archives(spec: str, patterns: Patterns = ALL) -> ArchiveSource:
     for number, archive in enumerate(archives):
         for position, name in enumerate(archive.names):
             folder, _, base = name.rpartition('/')
-            if any(map(listing.is_system, filter(_is_named, folder.split('/')))):
+            if any(map(listing.is_system, folder.split('/'))):
                 walk.hidden['files in such folders'] += 1
             elif name.endswith('.cls'):
                 label_files[number, _key(name)] = position
@@ -182,10 +163,6 @@ def open_archives(spec: str, patterns: Patterns = ALL) -> ArchiveSource:
     else:
         labels = class_names.by_folder(names, spec, descend=True)
     return ArchiveSource(archives, np.array(places), *labels)
-
-
-def _is_named(folder: str) -> bool:
-    return folder not in ('', '.')
 
 
 def _key(name: str) -> str:

@@ -3,6 +3,7 @@
 import os
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -119,27 +120,31 @@ def unite(parts: Sequence[tuple[Sequence[int] | np.ndarray, tuple[str, ...], str
     return [position[name] for name in named], united
 
 
-def of_values(values: Sequence[int | str], classes: Sequence[str], where: str) -> Labels:
+def of_values(values: Sequence[Any], classes: Sequence[str], where: str) -> Labels:
     """Returns labels and classes of stored values: integers count from 0, text names a class.
 
     Args:
-      values: Value of each image.
+      values: Value of each image; None or a negative integer is no label.
       classes: Names of the classes; () uses the values.
       where: What has these values, for messages.
 
     Raises:
-      UserError: An integer has no class.
+      UserError: A value is neither integer nor text, or has no class.
     """
-    if all(isinstance(value, str) for value in values):
-        return number(list(map(str, values)), where)
-    numbers = [-1 if value is None else int(value) for value in values]
-    if min(numbers) < 0:
+    if any(value is None or (isinstance(value, int) and value < 0) for value in values):
         errors.warn_once(f'{where} has images without a label, so the images have no classes')
         return unlabeled(len(values))
-    names = tuple(classes) or tuple(map(str, range(max(numbers) + 1)))
-    if max(numbers) >= len(names):
+    if all(isinstance(value, str) for value in values):
+        return number(values, where)
+    if other := [value for value in values if not isinstance(value, int)]:
         raise errors.UserError(
-            f'{where} has a label {max(numbers)}; expected 0 to {len(names) - 1}, the number of '
-            'its names of classes less 1'
+            f'{where} has a label {other[0]!r:.40}; expected integers or text. Choose another '
+            'column of labels'
         )
-    return numbers, names
+    names = tuple(classes) or tuple(map(str, range(max(values) + 1)))
+    if max(values) >= len(names):
+        raise errors.UserError(
+            f'{where} has a label {max(values)}; expected 0 to {len(names) - 1}, as it names '
+            f'{len(names)} classes. Correct the labels'
+        )
+    return list(values), names

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from simsiam_jax import errors, lazy_tf, terminal
 from simsiam_jax import paths as paths_lib
@@ -171,6 +171,35 @@ def _cached(cache: pathlib.Path, root: str, walk: Walk) -> list[str]:
     walk.hidden.update(found['hidden'])
     walk.skipped.update(found['skipped'])
     return names
+
+
+def remember(files: Sequence[str], make: Callable[[], list]) -> list:
+    """Returns the index that `make` makes of some files; caches large ones until a file changes.
+
+    Args:
+      files: The indexed files.
+      make: Returns the index, with JSON's types.
+
+    Raises:
+      OSError: A file is missing.
+    """
+    states = [(os.path.realpath(file), os.stat(file)) for file in files]
+    if (home := paths_lib.cache_folder()) is None:
+        return make()
+    key = '\0'.join(f'{path}\0{state.st_size}\0{state.st_mtime_ns}' for path, state in states)
+    cache = home / 'listings' / f'{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.json'
+    try:
+        if cache.exists():
+            return json.loads(cache.read_text())
+    except (OSError, ValueError) as error:
+        paths_lib.warn_without_cache(cache, error)
+    index = make()
+    if len(index) >= _LARGE:
+        try:
+            replace(cache, json.dumps(index).encode())
+        except OSError as error:
+            paths_lib.warn_without_cache(cache, error)
+    return index
 
 
 def replace(file: pathlib.Path, content: bytes) -> None:

@@ -38,6 +38,7 @@ class _Column:
 
         self._files, self._path = files, path
         self._metadata = [pq.read_metadata(file) for file in files]
+        self.counts = [metadata.num_rows for metadata in self._metadata]
         self._groups = [
             (n, i) for n, m in enumerate(self._metadata) for i in range(m.num_row_groups)
         ]
@@ -142,8 +143,8 @@ def open_parquet(spec: str, patterns: Patterns = ALL) -> ParquetSource:
         ) from error
     names = [
         f'{os.path.basename(file)}:{row}'
-        for file, table in zip(files, tables, strict=True)
-        for row in range(len(table))
+        for file, count in zip(files, column.counts, strict=True)
+        for row in range(count)
     ]
     stored = [name for table in tables for name in table.column(0).to_pylist()] if has_paths else []
     if stored and None not in stored:

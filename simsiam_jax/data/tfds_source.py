@@ -1,5 +1,6 @@
 """Splits of TFDS datasets, read by index."""
 
+import concurrent.futures
 import contextlib
 import difflib
 import fcntl
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from simsiam_jax import errors, lazy_tf, paths, terminal
+from simsiam_jax.data import listing
 
 
 class TfdsSource:
@@ -43,13 +45,13 @@ class TfRecordSource:
     def __init__(self, shards: list[tuple[str, int, int]], classes: tuple[str, ...], name: str):
         self.classes, self.identity = classes, name
         self._files = [file for file, _, _ in shards]
-        offsets, numbers = [], []
-        for number, (file, skip, take) in enumerate(
-            terminal.progress(shards, 'indexing TFRecord files', unit=' files')
-        ):
-            offsets.append(_offsets(file)[skip : skip + take])
-            numbers.append(np.full(len(offsets[-1]), number))
-        self._offsets, self._numbers = np.concatenate(offsets), np.concatenate(numbers)
+        found = _index(self._files)
+        bounds = np.searchsorted(found[:, 0], np.arange(len(shards) + 1))
+        kept = [
+            found[start + skip : min(start + skip + take, stop)]
+            for (_, skip, take), start, stop in zip(shards, bounds[:-1], bounds[1:], strict=True)
+        ]
+        self._numbers, self._offsets = np.concatenate(kept).T
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -67,20 +69,43 @@ class TfRecordSource:
         return f'{self._files[self._numbers[index]]} at byte {self._offsets[index]}'
 
 
-def _offsets(path: str) -> np.ndarray:
+def _index(files: list[str]) -> np.ndarray:
+    """Returns file and offset [N, 2] of each record, remembered until a file changes.
+
+    Raises:
+      UserError: A file is missing or truncated.
+    """
+
+    def make() -> list[list[int]]:
+        # Each record takes one read, which a network answers late: many files at a time.
+        with concurrent.futures.ThreadPoolExecutor(32) as threads:
+            offsets = terminal.progress(
+                threads.map(_offsets, files), 'indexing', total=len(files), unit=' files'
+            )
+            return [[number, at] for number, own in enumerate(offsets) for at in own]
+
+    try:
+        return np.array(listing.remember(files, make), np.int64).reshape(-1, 2)
+    except OSError as error:
+        raise errors.UserError(
+            f'TFRecord file {error.filename} cannot be read: {error.strerror}'
+        ) from error
+
+
+def _offsets(path: str) -> list[int]:
     """Returns the offset of each record: 8 bytes of length, 4 of checksum, data, 4 of checksum."""
-    offsets, at, size = [], 0, os.path.getsize(path)
-    with open(path, 'rb') as file:
+    offsets, at = [], 0
+    with open(path, 'rb', buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
         while at < size:
             offsets.append(at)
-            header = file.read(8)
+            header = os.pread(file.fileno(), 8, at)
             if len(header) < 8:
                 raise errors.UserError(f'{path} is truncated; prepare the dataset again')
-            at += 16 + struct.unpack('<Q', header)[0]
-            file.seek(at)
+            at += 16 + int.from_bytes(header, 'little')
     if at > size:
         raise errors.UserError(f'{path} is truncated; prepare the dataset again')
-    return np.array(offsets, np.int64)
+    return offsets
 
 
 def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
