@@ -7,7 +7,7 @@ weights exp(similarity / T). Each image counts once, including the last batch.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -178,8 +178,16 @@ def nearest(
     return similarity, places
 
 
-def make_monitor(config: ConfigDict, recipe: Recipe, mesh: Mesh) -> Knn | None:
+def make_monitor(
+    config: ConfigDict, recipe: Recipe, mesh: Mesh, opened: Mapping[str, ImageSet]
+) -> Knn | None:
     """Returns the evaluation during pre-training; None if config.eval names no labeled sets.
+
+    Args:
+      config: Configuration of the pre-training.
+      recipe: Augmentation, of which the size counts.
+      mesh: Devices to use.
+      opened: Source -> images that are open already.
 
     Raises:
       UserError: Only one of the two sets is named, or see Knn.
@@ -192,7 +200,8 @@ def make_monitor(config: ConfigDict, recipe: Recipe, mesh: Mesh) -> Knn | None:
             f'config.eval.test is {config.eval.test!r}. Set both, or neither'
         )
     train, test = (
-        inputs.open_source(spec, config.data) for spec in (config.eval.train, config.eval.test)
+        opened.get(spec) or inputs.open_source(spec, config.data)
+        for spec in (config.eval.train, config.eval.test)
     )
     loader = CropLoader(
         mesh,

@@ -114,7 +114,7 @@ def build(
         to_views=to_views,
         init=init,
         encode=make_encode(method.network.backbone, recipes[0].mean, recipes[0].std),
-        knn=make_monitor(config, recipes[0], mesh),
+        knn=make_monitor(config, recipes[0], mesh, {config.data.source: source}),
     )
 
 
