@@ -50,7 +50,7 @@ def make_folder(root: pathlib.Path, count: int) -> None:
         picture = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
         picture.resize((64, 48)).save(originals / f'{i}.jpg')
     for label in range(CLASSES):
-        (root / f'n{label:08}').mkdir()
+        (root / f'n{label:08}').mkdir(parents=True)
     for i in range(count):
         name = root / f'n{i % CLASSES:08}' / f'n{i % CLASSES:08}_{i}.jpg'
         os.link(originals / f'{i % LINKED}.jpg', name)

@@ -136,6 +136,45 @@ def test_shards_of_webdataset_have_labels(tmp_path: pathlib.Path) -> None:
         open_source(f'tar:{tmp_path}/moved/train-{{000..003}}.tar')
 
 
+def test_tar_with_links_and_appended_versions_is_read(tmp_path: pathlib.Path) -> None:
+    spec = pack(tmp_path / 'a.tar', {'a.png': png(1), 'b.png': png(2)})
+    with tarfile.open(tmp_path / 'a.tar', 'a') as archive:
+        link = tarfile.TarInfo('c.png')
+        link.type, link.linkname = tarfile.LNKTYPE, 'b.png'
+        archive.addfile(link)
+        newer = tarfile.TarInfo('a.png')
+        newer.size = len(png(3))
+        archive.addfile(newer, io.BytesIO(png(3)))
+    source = open_source(spec)
+    assert dict(zip(source.names(), values(source), strict=True)) == {
+        'a.png': 3,
+        'b.png': 2,
+        'c.png': 2,
+    }
+
+
+def test_labels_of_shards_may_be_text_but_not_missing(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    files = {'0.png': png(0), '0.cls': b'dog', '1.jpg': png(1), '1.cls': b'cat\n'}
+    for kind in ('a.zip', 'a.tar'):
+        source = open_source(pack(tmp_path / kind, files))
+        assert (source.classes, source.labels) == (('cat', 'dog'), [1, 0])
+    del files['1.cls']
+    assert open_source(pack(tmp_path / 'b.tar', files)).classes == ()
+    assert 'b.tar has images without a label, so the images have no cl' in capsys.readouterr().err
+
+
+def test_archive_of_a_dataset_names_its_parts(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    files = {f'set/{part}/{c}/0.png': png(0) for part in ('train', 'test') for c in 'ab'}
+    open_source(pack(tmp_path / 'a.zip', files))
+    warning = capsys.readouterr().err
+    assert 'Unpack it to DIR and set config.data.source' in warning
+    assert 'config.eval.test to folder:DIR/set/test' in warning
+
+
 def test_index_of_large_tar_is_cached_until_a_change(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

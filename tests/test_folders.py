@@ -200,7 +200,7 @@ def test_patterns_that_match_nothing_are_named(
 def test_configuration_selects_files_of_all_sets(tmp_path: pathlib.Path) -> None:
     root = touch(tmp_path, 'a/1.png', 'a/1_mask.png', 'b/2.png')
     config = load('folder', data__exclude='*_mask.*')
-    config.data.channels, config.data.backend = 3, 'host'
+    config.data.update(backend='host', range='dtype')
     assert inputs.open_source(f'folder:{root}', config.data).source.names() == [
         'a/1.png',
         'b/2.png',

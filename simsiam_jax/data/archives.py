@@ -7,7 +7,6 @@ import re
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int
@@ -21,12 +20,25 @@ _COMPRESSED = {b'\x1f\x8b': 'gunzip', b'BZh': 'bunzip2', b'\xfd7z': 'unxz', b'\x
 
 
 class _Zip:
-    """A zip file with an index; read() may be called from many threads."""
+    """A zip file with an index; read() may be called from many threads.
+
+    Attributes:
+      path: Path of the file.
+      names: Names of the files in it, without those of labels.
+      labels: Text of the .cls files by what _key returns for them.
+    """
 
     def __init__(self, path: str):
         with zipfile.ZipFile(path) as file:
-            self._members = [member for member in file.infolist() if not member.is_dir()]
-        self.path, self.names = path, [_plain(member.filename) for member in self._members]
+            members = {_plain(m.filename): m for m in file.infolist() if not m.is_dir()}
+            texts = {
+                name: file.read(member).decode(errors='replace').strip()
+                for name, member in members.items()
+                if name.endswith('.cls')
+            }
+        self.path, self.names = path, [name for name in members if name not in texts]
+        self.labels = {_key(name): text for name, text in texts.items()}
+        self._members = [members[name] for name in self.names]
 
     def read(self, position: int) -> bytes:
         member = self._members[position]
@@ -42,12 +54,12 @@ class _Zip:
 
 
 class _Tar:
-    """A tar file with an index; read() may be called from many threads."""
+    """A tar file with an index, as _Zip."""
 
     def __init__(self, path: str):
-        index = listing.remember([path], lambda: list(_index(path)))
-        self.path, self.names = path, [_plain(name) for name, _, _ in index]
-        self._places = np.array([place for _, *place in index], np.int64).reshape(-1, 2)
+        places, self.labels = listing.remember([path], lambda: _index(path), lambda x: len(x[0]))
+        self.path, self.names = path, list(places)
+        self._places = np.array(list(places.values()), np.int64).reshape(-1, 2)
 
     def read(self, position: int) -> bytes:
         offset, size = self._places[position].tolist()
@@ -59,17 +71,35 @@ class _Tar:
         return content
 
 
+# Offset and size by name, and the labels of _Zip.
+_Index = tuple[dict[str, list[int]], dict[str, str]]
+
+
+def _index(path: str) -> _Index:
+    places: dict[str, list[int]] = {}
+    labels: dict[str, str] = {}
+    with tarfile.open(path, 'r:') as file:
+        while (member := file.next()) is not None:
+            name = _plain(member.name)
+            if name.endswith('.cls') and (content := file.extractfile(member)):
+                labels[_key(name)] = content.read().decode(errors='replace').strip()
+            elif member.islnk() and (target := places.get(_plain(member.linkname))):
+                places[name] = target
+            elif member.isreg() and not member.issparse():
+                places[name] = [member.offset_data, member.size]
+            file.members = []  # type: ignore[attr-defined]  # tarfile keeps all of them
+    return places, labels
+
+
 def _plain(name: str) -> str:
     """Returns a name in an archive with / for the \\ of Windows, and without ./ at its start."""
     return name.replace('\\', '/').removeprefix('./').lstrip('/')
 
 
-def _index(path: str) -> Iterator[list]:
-    with tarfile.open(path, 'r:') as file:
-        while (member := file.next()) is not None:
-            if member.isreg() and not member.issparse():
-                yield [member.name, member.offset_data, member.size]
-            file.members = []  # type: ignore[attr-defined]  # tarfile keeps all of them
+def _key(name: str) -> str:
+    """Returns what the files of a WebDataset's sample share: the name up to its first dot."""
+    folder, _, base = name.rpartition('/')
+    return f'{folder}/{base.partition(".")[0]}'
 
 
 @dataclasses.dataclass
@@ -132,14 +162,12 @@ def open_archives(spec: str, patterns: Patterns = ALL) -> ArchiveSource:
     files = find_files(spec)
     opened = terminal.progress(map(_open, files), 'indexing archives', total=len(files))
     archives, walk = list(opened), listing.Walk()
-    places, names, label_files = [], [], {}
+    places, names = [], []
     for number, archive in enumerate(archives):
         for position, name in enumerate(archive.names):
             folder, _, base = name.rpartition('/')
             if any(map(listing.is_system, folder.split('/'))):
                 walk.hidden['files in such folders'] += 1
-            elif name.endswith('.cls'):
-                label_files[number, _key(name)] = position
             elif walk.is_image(base):
                 places.append((number, position))
                 names.append(name)
@@ -152,23 +180,14 @@ def open_archives(spec: str, patterns: Patterns = ALL) -> ArchiveSource:
     chosen = patterns.select(names, spec) if patterns else range(len(names))
     order = sorted(chosen, key=lambda i: (places[i][0], names[i]))
     places, names = [places[i] for i in order], [names[i] for i in order]
-    label_places = [
-        label_files.get((n, _key(name))) for (n, _), name in zip(places, names, strict=True)
-    ]
-    if None not in label_places:
-        found = zip(places, label_places, strict=True)
-        texts = [archives[n].read(i).decode().strip() for (n, _), i in found]
-        integers = all(map(str.isdigit, texts))
-        labels = class_names.of_values(list(map(int, texts)) if integers else texts, (), spec)
+    texts = [archives[n].labels.get(_key(name)) for (n, _), name in zip(places, names, strict=True)]
+    if any(texts):
+        integers = all(map(str.isdigit, filter(None, texts)))
+        values = [int(text) if text and integers else text for text in texts]
+        labels = class_names.of_values(values, (), spec)
     else:
         labels = class_names.by_folder(names, spec, descend=True)
     return ArchiveSource(archives, np.array(places), *labels)
-
-
-def _key(name: str) -> str:
-    """Returns what the files of a WebDataset's sample share: the name up to its first dot."""
-    folder, _, base = name.rpartition('/')
-    return f'{folder}/{base.partition(".")[0]}'
 
 
 def _open(path: str) -> _Zip | _Tar:
@@ -184,7 +203,7 @@ def _open(path: str) -> _Zip | _Tar:
                     f'index. Decompress it once: {command} {path}'
                 )
         return _Tar(path)
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, tarfile.TarError, zipfile.BadZipFile, RuntimeError) as error:
         raise errors.UserError(
             f'archive {path} cannot be read: {errors.reason(error)}; expected a zip or tar file'
         ) from error

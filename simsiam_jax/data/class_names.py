@@ -74,7 +74,7 @@ def by_folder(names: Sequence[str], where: str, *, descend: bool = False) -> Lab
                 )
             )
         return unlabeled(len(names))
-    _warn_of_splits(classes, inner)
+    _warn_of_splits(classes, where, common)
     if common and not descend:
         errors.warn_once(
             f'{where} has no classes, because all images are in one subfolder. To use its '
@@ -84,15 +84,18 @@ def by_folder(names: Sequence[str], where: str, *, descend: bool = False) -> Lab
     return number([tops[name.rpartition('/')[0]] for name in names], where)
 
 
-def _warn_of_splits(classes: set[str], where: str) -> None:
+def _warn_of_splits(classes: set[str], where: str, common: str) -> None:
     train = sorted(name for name in classes if name.lower() in _TRAIN)
     test = sorted(name for name in classes if name.lower() in _TEST)
     if train and test:
+        is_archive = os.path.isfile(where)
+        parts = os.path.join('DIR' if is_archive else where, common, '')
         errors.warn_once(
             f'{where} has the parts {train[0]} and {", ".join(test)} of a dataset as subfolders: '
-            'training would use the images of all, and the parts would be the classes. Set '
-            f'config.data.source and config.eval.train to folder:{where}/{train[0]}, and '
-            f'config.eval.test to folder:{where}/{test[0]}'
+            'training would use the images of all, and the parts would be the classes. '
+            f'{"Unpack it to DIR and set" if is_archive else "Set"} config.data.source and '
+            f'config.eval.train to folder:{parts}{train[0]}, and config.eval.test to '
+            f'folder:{parts}{test[0]}'
         )
 
 

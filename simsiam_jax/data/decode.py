@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float, Num, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from simsiam_jax.data import raster_files
 from simsiam_jax.data.raster import Raster
@@ -41,16 +41,7 @@ def decode(
     Raises:
       ValueError: The file is damaged, not an image, has other channels or is too large.
     """
-    try:
-        raster = raster_files.read(encoded, luminance=channels == 1)
-        return to_uint8(raster, channels, decoding)
-    except ValueError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ValueError('unknown image format') from error
-    # Damaged files raise errors of any type from the libraries.
-    except Exception as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+    return to_uint8(raster_files.read(encoded, luminance=channels == 1), channels, decoding)
 
 
 def to_uint8(raster: Raster, channels: int, decoding: Decoding) -> UInt8[np.ndarray, 'H W C']:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from simsiam_jax import errors, lazy_tf, terminal
 from simsiam_jax import paths as paths_lib
@@ -173,12 +174,15 @@ def _cached(cache: pathlib.Path, root: str, walk: Walk) -> list[str]:
     return names
 
 
-def remember(files: Sequence[str], make: Callable[[], list]) -> list:
+def remember(
+    files: Sequence[str], make: Callable[[], Any], size: Callable[[Any], int] = len
+) -> Any:
     """Returns the index that `make` makes of some files; caches large ones until a file changes.
 
     Args:
       files: The indexed files.
       make: Returns the index, with JSON's types.
+      size: Returns the number of an index's entries.
 
     Raises:
       OSError: A file is missing.
@@ -194,7 +198,7 @@ def remember(files: Sequence[str], make: Callable[[], list]) -> list:
     except (OSError, ValueError) as error:
         paths_lib.warn_without_cache(cache, error)
     index = make()
-    if len(index) >= _LARGE:
+    if size(index) >= _LARGE:
         try:
             replace(cache, json.dumps(index).encode())
         except OSError as error:

@@ -189,7 +189,7 @@ def _columns(schema: Any, given: dict[str, str], file: str) -> tuple[str, str, t
         )
     metadata = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
     features = metadata.get('info', {}).get('features', {})
-    named = {n: f['names'] for n, f in features.items() if f.get('_type') == 'ClassLabel'}
+    named = {n: f['names'] for n, f in features.items() if 'names' in f and '_type' in f}
     candidates = [n for n in (*_LABELS, *named) if n in schema.names and n != image]
     label = given.get('label') or next(iter(candidates), '')
     return image, label, tuple(named.get(label, ()))

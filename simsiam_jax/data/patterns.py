@@ -65,7 +65,8 @@ ALL = Patterns()
 
 def _matches(patterns: str, names: Sequence[str]) -> np.ndarray:
     parts = [_normal(part.strip().strip('/')) for part in patterns.split(',')]
-    either = '|'.join(fnmatch.translate(part).removesuffix(r'\Z') for part in parts if part)
+    # Without the \Z, in newer versions \z, at the end of each.
+    either = '|'.join(fnmatch.translate(part)[:-2] for part in parts if part)
     pattern = re.compile(rf'(?:.*/)?(?:{either})(?:/.*)?', re.IGNORECASE | re.DOTALL)
     return np.array([pattern.fullmatch(_normal(name)) is not None for name in names])
 

@@ -1,13 +1,12 @@
 """Reads image files of all formats as they are stored."""
 
-import functools
 import importlib
 import io
 import re
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from simsiam_jax.data import tiff
 from simsiam_jax.data.raster import Raster, check_pixels, of_array, orientation_of, split_alpha
@@ -32,9 +31,20 @@ def read(encoded: bytes, *, luminance: bool = False) -> Raster:
       luminance: Whether a color JPEG is read as gray.
 
     Raises:
-      ValueError: The file is an image, but of a kind that is not read.
-      Exception: The file is damaged or not an image; the type depends on how.
+      ValueError: The file is damaged, not an image, of a kind that is not read, or too large.
     """
+    try:
+        return _read(encoded, luminance)
+    except ValueError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ValueError('unknown image format') from error
+    # Damaged files raise errors of any type from the libraries.
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _read(encoded: bytes, luminance: bool) -> Raster:
     if encoded[:3] == _JPEG and (raster := _read_jpeg(encoded, luminance)):
         return raster
     if encoded[:6] == b'\x93NUMPY':
@@ -132,12 +142,13 @@ def _read_deep_png(encoded: bytes) -> Raster:
 
 
 def _read_pil(encoded: bytes) -> Raster:
-    pil = _pil()
+    # Annotation tools write megabytes of text into PNG files, whose reading PIL would refuse.
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 2**24)
     formats: tuple[str, ...] = _FORMATS
     if encoded[4:8] == b'ftyp' and encoded[8:12] in _HEIF:
         _extra('pillow_heif', 'pillow-heif', 'HEIC files').register_heif_opener()
         formats = ('HEIF', 'AVIF')
-    with pil.open(io.BytesIO(encoded), formats=formats) as image:
+    with Image.open(io.BytesIO(encoded), formats=formats) as image:
         check_pixels(image.height, image.width)
         orientation = orientation_of(image.getexif)
         if image.mode == 'F':
@@ -154,15 +165,6 @@ def _read_pil(encoded: bytes) -> Raster:
         values = np.asarray(image.convert(colors))
     values = np.ascontiguousarray(values.reshape(*values.shape[:2], -1))
     return Raster(values, 8, None if alpha is None or alpha.min() == 255 else alpha, orientation)
-
-
-@functools.cache
-def _pil() -> ModuleType:
-    from PIL import Image, PngImagePlugin
-
-    # Annotation tools write megabytes of text into PNG files, whose reading PIL would refuse.
-    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 2**24)
-    return Image
 
 
 def _extra(module: str, package: str, what: str) -> Any:
