@@ -161,8 +161,9 @@ def _read_pil(encoded: bytes) -> Raster:
         if image.has_transparency_data:
             whole = image.convert('RGBA')
             alpha = np.asarray(whole.getchannel('A'))
-            image = whole.convert('RGB')
-        values = np.asarray(image.convert(colors))
+            values = np.asarray(whole.convert('RGB').convert(colors))
+        else:
+            values = np.asarray(image.convert(colors))
     values = np.ascontiguousarray(values.reshape(*values.shape[:2], -1))
     return Raster(values, 8, None if alpha is None or alpha.min() == 255 else alpha, orientation)
 
