@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import difflib
 import fcntl
+import itertools
 import os
 import struct
 import textwrap
@@ -45,13 +46,12 @@ class TfRecordSource:
     def __init__(self, shards: list[tuple[str, int, int]], classes: tuple[str, ...], name: str):
         self.classes, self.identity = classes, name
         self._files = [file for file, _, _ in shards]
-        found = _index(self._files)
-        bounds = np.searchsorted(found[:, 0], np.arange(len(shards) + 1))
         kept = [
-            found[start + skip : min(start + skip + take, stop)]
-            for (_, skip, take), start, stop in zip(shards, bounds[:-1], bounds[1:], strict=True)
+            offsets[skip : skip + take]
+            for (_, skip, take), offsets in zip(shards, _index(self._files), strict=True)
         ]
-        self._numbers, self._offsets = np.concatenate(kept).T
+        self._offsets = np.array(list(itertools.chain.from_iterable(kept)), np.int64)
+        self._numbers = np.repeat(np.arange(len(kept)), list(map(len, kept)))
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -69,8 +69,8 @@ class TfRecordSource:
         return f'{self._files[self._numbers[index]]} at byte {self._offsets[index]}'
 
 
-def _index(files: list[str]) -> np.ndarray:
-    """Returns file and offset [N, 2] of each record, remembered until a file changes.
+def _index(files: list[str]) -> list[list[int]]:
+    """Returns the offsets of each file's records, remembered until a file changes.
 
     Raises:
       UserError: A file is missing or truncated.
@@ -79,13 +79,11 @@ def _index(files: list[str]) -> np.ndarray:
     def make() -> list[list[int]]:
         # Each record takes one read, which a network answers late: many files at a time.
         with concurrent.futures.ThreadPoolExecutor(32) as threads:
-            offsets = terminal.progress(
-                threads.map(_offsets, files), 'indexing', total=len(files), unit=' files'
-            )
-            return [[number, at] for number, own in enumerate(offsets) for at in own]
+            offsets = threads.map(_offsets, files)
+            return list(terminal.progress(offsets, 'indexing', total=len(files), unit=' files'))
 
     try:
-        return np.array(listing.remember(files, make), np.int64).reshape(-1, 2)
+        return listing.remember(files, make, lambda index: sum(map(len, index)))
     except OSError as error:
         raise errors.UserError(
             f'TFRecord file {error.filename} cannot be read: {error.strerror}'
