@@ -68,7 +68,7 @@ def test_error_that_passes_is_not_damage(error, workdir, monkeypatch, capsys) ->
     with reopen(workdir) as checkpoints:
         assert checkpoints.start_step == 33
     assert not (workdir / checkpoint.DAMAGED).exists()
-    assert f'checkpoint {workdir}/checkpoints/33 can be read again' in capsys.readouterr().err
+    assert f'checkpoint {workdir}/checkpoints/33 can be used again' in capsys.readouterr().err
 
 
 def test_error_that_stays_leaves_checkpoint_in_place(workdir, monkeypatch) -> None:
@@ -77,7 +77,7 @@ def test_error_that_stays_leaves_checkpoint_in_place(workdir, monkeypatch) -> No
 
     monkeypatch.setattr(checkpoint_reader, '_read', fail)
     monkeypatch.setattr(patience, 'SECONDS', 0.2)
-    with pytest.raises(errors.TemporaryError, match='33 cannot be read for 0 s now: Stale'):
+    with pytest.raises(errors.TemporaryError, match='33 cannot be used for 0 s now: Stale'):
         checkpoint_reader.load(workdir, 'state')
     assert checkpoint_reader.list_steps(workdir / 'checkpoints') == list(STEPS)
 

@@ -77,7 +77,7 @@ def test_open_folder_caches_listing_until_a_change(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(listing, '_LARGE', 3)
+    monkeypatch.setattr(listing, 'LARGE', 3)
     root = tmp_path / 'images'
     for i in range(4):
         save(root / 'a' / f'{i}\n.png', i)  # names may contain newlines
@@ -103,7 +103,7 @@ def test_names_that_are_not_utf8_are_escaped_for_messages_but_read(
         save(root / os.fsdecode(folder) / os.fsdecode(b'\xe9t\xe9.png'), 5)
     (root / 'list.csv').write_bytes(b'caf\xe9/\xe9t\xe9.png,\xe9\n')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(listing, '_LARGE', 1)
+    monkeypatch.setattr(listing, 'LARGE', 1)
     for source in (files.open_folder(str(root)), files.open_list(str(root / 'list.csv'))):
         assert source.name(0) == f'{tmp_path}/m\\xfcnchen/caf\\xe9/\\xe9t\\xe9.png'
         assert decode(source.read(0)[0], 3)[0, 0, 0] == 5
@@ -139,7 +139,7 @@ def test_folders_that_may_not_be_entered_are_skipped_with_a_warning(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(listing, '_LARGE', 1)
+    monkeypatch.setattr(listing, 'LARGE', 1)
     root = tmp_path / 'images'
     for folder in ('a', 'b', 'private'):
         save(root / folder / '0.png', 1)
@@ -168,7 +168,7 @@ def test_folders_that_may_not_be_entered_are_skipped_with_a_warning(
 def test_listing_needs_no_cache(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(listing, '_LARGE', 1)
+    monkeypatch.setattr(listing, 'LARGE', 1)
     for i in range(2):
         save(tmp_path / 'images' / f'{i}.png', i)
     monkeypatch.setenv('XDG_CACHE_HOME', '/dev/null/cache')  # nobody can write there

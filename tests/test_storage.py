@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simsiam_jax import errors
+from simsiam_jax import errors, patience
 from simsiam_jax.checkpoints import checkpoint, checkpoint_reader, weights
 from simsiam_jax.logs import writers
 from simsiam_jax.pages import runs
@@ -115,7 +115,7 @@ def test_unreachable_checkpoint_is_not_treated_as_damaged(bucket, workdir, monke
     array = checkpoint_reader._open_array(storage.folder(workdir) / 'checkpoints/33/state', 'step')
     with pytest.raises(ValueError, match='PERMISSION_DENIED') as refused:  # TensorStore's
         array.result()
-    assert storage.is_forbidden(refused.value)
+    assert patience.is_forbidden(refused.value)
 
 
 def test_incomplete_save_is_ignored_and_replaced(bucket, workdir) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from simsiam_jax import errors, migration
+from simsiam_jax import errors, migration, patience
 from simsiam_jax._version import __version__
 from simsiam_jax.checkpoints import checkpoint_reader, pinned_checkpoint, same_run
 from simsiam_jax.runtime import distributed, storage
@@ -84,7 +84,7 @@ def open(
                 _write_config(folder, given.config)
                 manager = pinned_checkpoint.open_manager(folder, max_to_keep, keep_period)
                 stack.callback(manager.close)
-        except storage.io_errors() as error:
+        except patience.io_errors() as error:
             raise errors.UserError(_cannot_write(workdir, error)) from error
         checkpoints = Checkpoints(folder, given, newest, manager)
         stack.callback(checkpoints.wait)  # runs first: the manager must close after the last save
@@ -105,7 +105,7 @@ def _lock(folder: epath.Path, stack: contextlib.ExitStack) -> None:
             (folder / checkpoint_reader.FOLDER).mkdir(exist_ok=True)
         except errors.UserError as error:
             problem = str(error)
-        except storage.io_errors() as error:
+        except patience.io_errors() as error:
             problem = _cannot_write(folder, error)
     if problem := distributed.broadcast_from_process_0(problem):
         raise errors.UserError(problem)
@@ -243,7 +243,7 @@ class Checkpoints:
             if step is not None:
                 return self._pinned.pin(step, self._manager.all_steps())
             self._pinned.unpin()
-        except storage.io_errors() as error:
+        except patience.io_errors() as error:
             self._failure = f'{pinned_checkpoint.FILE} cannot be written: {_reason(error)}'
         return None
 

@@ -84,7 +84,7 @@ def load(
             raise
         # Damaged files raise nearly anything: Exception, ValueError, OSError, KeyError, ...
         except Exception as error:
-            if storage.is_forbidden(error):
+            if patience.is_forbidden(error):
                 raise storage.read_error(folder / str(candidate), error) from error
             problem = errors.reason(error)
         if distributed.all_processes(not problem):
@@ -135,7 +135,7 @@ def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
     except errors.UserError:
         raise
     except Exception as error:  # as in load()
-        if storage.is_forbidden(error):
+        if patience.is_forbidden(error):
             raise storage.read_error(item, error) from error
         raise errors.UserError(
             f'{item} is damaged: {errors.reason(error)}. Use another step'
@@ -174,7 +174,7 @@ def _read_patiently(
       Exception: As _read.
     """
     what = f'the checkpoint {folder}'
-    return patience.call(lambda: _read(folder, item, keys), what, storage.is_temporary)
+    return patience.call(lambda: _read(folder, item, keys), what)
 
 
 def _read(

@@ -4,13 +4,14 @@ import csv
 import io
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Int
 
-from simsiam_jax import errors, lazy_tf
+from simsiam_jax import errors, lazy_tf, patience
 from simsiam_jax import paths as paths_lib
-from simsiam_jax.data import listing
+from simsiam_jax.data import listing, remote_listing
 from simsiam_jax.data.listing import EXTENSIONS
 
 
@@ -54,21 +55,31 @@ class FileSource:
         return FileSource(paths, labels, self.classes, self._root)
 
 
-def open_folder(root: str) -> FileSource:
+def list_folder(root: str, retry_seconds: int | float = patience.SECONDS) -> list[str]:
+    """Returns the images below a folder or URL, sorted; see listing and remote_listing."""
+    module = remote_listing if _remote(root) else listing
+    return module.list_images(root, retry_seconds)
+
+
+def open_folder(root: str, list_folder: Callable[[str], list[str]] = list_folder) -> FileSource:
     """Opens all images below `root`; two or more subfolders are the classes.
 
     Hidden files, hidden folders and folders of systems (listing.SYSTEM) are skipped, as are folders
     that may not be entered; a warning counts them. `root` may be remote (gs://...).
+
+    Args:
+      root: Folder or URL.
+      list_folder: Function that lists the images below it.
 
     Raises:
       UserError: The folder is missing, unreadable or contains no images.
     """
     if not _remote(root):
         root = paths_lib.expand(root)
-        if not os.path.isdir(root):
-            raise errors.UserError(f'image folder {root} does not exist or is not a folder')
     try:
-        paths = listing.list_remote(root) if _remote(root) else listing.list_cached(root)
+        paths = list_folder(root)
+    except patience.ABSENT as error:
+        raise errors.UserError(f'image folder {root} does not exist or is not a folder') from error
     except OSError as error:
         raise errors.UserError(f'image folder {root} cannot be read: {error}') from error
     if not paths:

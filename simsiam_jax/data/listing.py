@@ -10,7 +10,7 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
-from simsiam_jax import errors, lazy_tf, terminal
+from simsiam_jax import errors, patience, terminal
 from simsiam_jax import paths as paths_lib
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.npy')
@@ -31,11 +31,11 @@ SYSTEM = {
 _CLOSED = (errno.EACCES, errno.EPERM, errno.ELOOP)
 
 # Listings of at least this many images are cached.
-_LARGE = 10_000
+LARGE = 10_000
 
 
 @dataclasses.dataclass
-class _Walk:
+class Walk:
     """What a walk through folders meets besides images.
 
     Attributes:
@@ -85,38 +85,39 @@ def _is_system(name: str) -> bool:
     return name.startswith('.') or name.lower() in SYSTEM
 
 
-def list_remote(root: str) -> list[str]:
-    """Returns the images below a URL, sorted."""
-    tf = lazy_tf.load()
-    walk, paths = _Walk(), []
-    try:
-        for folder, _, names in tf.io.gfile.walk(root):
-            above, _, name = folder[len(root) :].strip('/').rpartition('/')
-            if any(map(_is_system, above.split('/'))) or walk.is_skipped_folder(name):
-                continue
-            listed = terminal.progress(names, 'listing images', unit=' files')
-            paths += [os.path.join(folder, name) for name in listed if walk.is_image(name)]
-    except tf.errors.OpError as error:
-        raise OSError(error.message) from error
-    walk.warn(root)
-    return sorted(paths)
+def list_images(root: str, retry_seconds: int | float = patience.SECONDS) -> list[str]:
+    """Returns the images below a folder on a disk, sorted; waits if the disk fails for a moment.
+
+    Raises:
+      OSError: The folder is missing or cannot be read.
+      TemporaryError: The disk has failed for longer than retry_seconds.
+    """
+    what = f'the image folder {root}'
+    patience.call(lambda: os.scandir(root).close(), what, seconds=retry_seconds)
+    return patience.call(
+        lambda: _list_cached(root),
+        what,
+        # The folder was there: if a part of it is missing now, it is away.
+        lambda error: patience.is_temporary(error) or isinstance(error, patience.ABSENT),
+        seconds=retry_seconds,
+    )
 
 
-def list_cached(root: str) -> list[str]:
+def _list_cached(root: str) -> list[str]:
     """Returns the images below `root`, sorted; caches large listings until a folder changes."""
     home = paths_lib.cache_folder()
     cache = home / 'listings' / _key(root) if home else None
     if cache and (names := _cached(cache, root)):
         return [os.path.join(root, name) for name in names]
-    walk = _Walk()
+    walk = Walk()
     paths = sorted(terminal.progress(_walk(root, walk), 'listing images', unit=' images'))
     walk.warn(root)
     # Access may be given to a closed folder without a change in its time.
-    if cache and len(paths) >= _LARGE and not walk.closed:
+    if cache and len(paths) >= LARGE and not walk.closed:
         names = [os.path.relpath(path, root) for path in paths]
         header = json.dumps({os.path.relpath(f, root): t for f, t in walk.times.items()})
         try:
-            _replace(cache, '\0'.join([header, *names]).encode('utf-8', 'surrogateescape'))
+            replace(cache, '\0'.join([header, *names]).encode('utf-8', 'surrogateescape'))
         except OSError as error:
             paths_lib.warn_without_cache(cache, error)
     return paths
@@ -140,7 +141,8 @@ def _cached(cache: pathlib.Path, root: str) -> list[str]:
     return names if all(_time(os.path.join(root, f)) == t for f, t in times.items()) else []
 
 
-def _replace(file: pathlib.Path, content: bytes) -> None:
+def replace(file: pathlib.Path, content: bytes) -> None:
+    """Writes a file at once, and its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile('wb', dir=file.parent, delete=False) as partial:
         try:
@@ -159,7 +161,7 @@ def _time(folder: str) -> int | None:
         return None
 
 
-def _walk(folder: str, walk: _Walk, above: tuple[str, ...] = ()) -> Iterator[str]:
+def _walk(folder: str, walk: Walk, above: tuple[str, ...] = ()) -> Iterator[str]:
     """Yields the images at any depth; follows links, but never into a cycle."""
     real = os.path.realpath(folder)
     if real in above:

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -82,7 +83,11 @@ class ArraySource:
         return len(self.images)
 
 
-def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
+def open_source(
+    spec: str,
+    data_dir: str = '',
+    list_folder: Callable[[str], list[str]] = files.list_folder,
+) -> Source | ArraySource:
     """Opens the source that `spec` names.
 
     Args:
@@ -96,6 +101,7 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
         'split:0.2/test:SOURCE' (a fifth of the images of a folder, list or array, held out by
         their names) or 'split:0.2/train:SOURCE' (the others).
       data_dir: Folder of TFDS data; '' uses the default of TFDS.
+      list_folder: Function that lists the images below a folder or URL.
 
     Raises:
       UserError: The source does not exist or has no images.
@@ -104,7 +110,7 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
     if kind == 'tfds' and rest:
         return tfds_source.open_split(rest, data_dir)
     if kind == 'folder' and rest:
-        return files.open_folder(rest)
+        return files.open_folder(rest, list_folder)
     if kind == 'files' and rest:
         return files.open_list(rest)
     if kind == 'npz' and '.npz' in rest:
@@ -112,7 +118,8 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
     if kind == 'npy' and rest:
         return array_files.open_npy(rest)
     if match := re.fullmatch(r'split:(0?\.\d+)/(train|test):(.+)', spec):
-        return _part(open_source(match[3], data_dir), float(match[1]), match[2], match[3])
+        whole = open_source(match[3], data_dir, list_folder)
+        return _part(whole, float(match[1]), match[2], match[3])
     if spec in ('digits', 'digits/train', 'digits/test'):
         return _digits(spec.removeprefix('digits').lstrip('/'))
     if kind in FORMS:

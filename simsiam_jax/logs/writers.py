@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from simsiam_jax import errors, lazy_tf
+from simsiam_jax import errors, lazy_tf, patience
 from simsiam_jax.logs import loggers as loggers_lib
 from simsiam_jax.logs.progress import Throughput
 from simsiam_jax.runtime import distributed, storage, versions
@@ -136,7 +136,7 @@ class MetricWriter:
             self._failed = False
         try:
             yield
-        except storage.io_errors() as error:
+        except patience.io_errors() as error:
             self._failed = True
             if not self._warned:
                 reason = storage.reason(error)

@@ -1,5 +1,6 @@
 """Opens image sets as a configuration's data section describes them, and loads batches."""
 
+import functools
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
-from simsiam_jax.data import device_cache, host, sources
+from simsiam_jax.data import device_cache, files, host, sources
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sampler import IndexSampler
@@ -61,7 +62,8 @@ def open_source(spec: str, data: ConfigDict) -> ImageSet:
         processes of the run see different images.
     """
     errors.check_choice('data.backend', data.backend, ('auto', 'resident', 'host'))
-    source = sources.open_source(spec, data.tfds_data_dir)
+    list_folder = functools.partial(_list_folder, retry_seconds=data.retry_seconds)
+    source = sources.open_source(spec, data.tfds_data_dir, list_folder)
     if jax.process_count() > 1:
         _check_same_images(spec, source)
     if isinstance(source, sources.ArraySource):
@@ -76,6 +78,13 @@ def open_source(spec: str, data: ConfigDict) -> ImageSet:
             f'readable or exceed data.resident_limit = {data.resident_limit} bytes. Use auto'
         )
     return images or reader
+
+
+def _list_folder(root: str, retry_seconds: int | float) -> list[str]:
+    """Returns the images below a folder or URL; process 0 lists a URL for all processes."""
+    if '://' not in root:
+        return files.list_folder(root, retry_seconds)
+    return distributed.from_process_0(lambda: files.list_folder(root, retry_seconds))
 
 
 def _check_same_images(spec: str, source: sources.Identified) -> None:

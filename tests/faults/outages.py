@@ -59,7 +59,7 @@ def run(outages: int, longest: float, folder: pathlib.Path) -> int:
         raise AssertionError((folder / 'whole' / 'process0.log').read_text())
     if names := kills.differing(folder / 'whole', disturbed):
         raise AssertionError(f'the final state differs from the undisturbed run in {names}')
-    return log.read_text().count('can be read again')
+    return log.read_text().count('can be used again')
 
 
 if __name__ == '__main__':
