@@ -77,6 +77,11 @@ def is_temporary(error: Exception) -> bool:
     )
 
 
+def is_away(error: Exception) -> bool:
+    """Returns whether storage that was there may be away: as is_temporary, or a path is missing."""
+    return is_temporary(error) or isinstance(error, ABSENT)
+
+
 class Patience:
     """Sleeps between attempts until storage works again, for a limited time; for many threads.
 

@@ -97,8 +97,7 @@ def list_images(root: str, retry_seconds: int | float = patience.SECONDS) -> lis
     return patience.call(
         lambda: _list_cached(root),
         what,
-        # The folder was there: if a part of it is missing now, it is away.
-        lambda error: patience.is_temporary(error) or isinstance(error, patience.ABSENT),
+        patience.is_away,  # the folder was there, so what is missing now is away
         seconds=retry_seconds,
     )
 

@@ -41,6 +41,17 @@ def mkdirs(folder: epath.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def read_text(path: epath.Path) -> str:
+    """Returns the content of a file; '' if it is missing.
+
+    Path.exists() must not be asked first: it returns False for storage that fails for a moment.
+    """
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ''
+
+
 def require_client(folder: epath.Path) -> None:
     """Raises UserError if the folder is in a bucket and Orbax's client for it is missing."""
     if not is_remote(folder):

@@ -141,6 +141,7 @@ def train(
                     waiting = False
                     with throughput.pause(state):
                         _check_finite(config, number, metrics, rates, checkpoints, state)
+                        log.flush()
                         checkpoints.save(state)
                 if stopping or number == last:
                     _wait_for_save(checkpoints, number)
