@@ -165,6 +165,26 @@ def test_folders_that_may_not_be_entered_are_skipped_with_a_warning(
         files.open_folder(str(root))
 
 
+def test_listing_waits_for_a_disk_that_fails_for_a_moment(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    for name in ('a', 'b'):
+        save(tmp_path / name / '0.png', 0)
+    real, failures = os.scandir, [FileNotFoundError(2, 'missing'), None, OSError(116, 'Stale')]
+
+    def failing(folder: str) -> object:
+        if failures and (failure := failures.pop()):
+            raise failure
+        return real(folder)
+
+    monkeypatch.setattr(os, 'scandir', failing)
+    assert len(files.open_folder(str(tmp_path))) == 2
+    assert failures == []
+    assert f'waiting up to 300 s for the image folder {tmp_path}: Stale' in capsys.readouterr().err
+    with pytest.raises(errors.UserError, match='none does not exist or is not a folder'):
+        files.open_folder(f'{tmp_path}/none')
+
+
 def test_listing_needs_no_cache(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -145,8 +145,20 @@ def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
 def list_steps(path: str | os.PathLike[str]) -> list[int]:
     """Returns the steps of the checkpoints in a folder, ascending, as process 0 lists them."""
     folder = epath.Path(path)
-    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
-    return distributed.broadcast_from_process_0(steps)
+    return distributed.from_process_0(
+        lambda: patience.call(lambda: _list_steps(folder), f'the folder {folder}')
+    )
+
+
+def _list_steps(folder: epath.Path) -> list[int]:
+    # is_dir() would return False for storage that fails for a moment.
+    try:
+        steps = sorted(ocp.utils.checkpoint_steps(folder))
+    except patience.ABSENT:
+        steps = []
+    if not steps and storage.is_remote(folder):
+        list(folder.glob('*'))  # raises the error that TensorFlow took for a missing folder
+    return steps
 
 
 def _identity(meta: dict[str, Any], origin: epath.Path) -> RunIdentity:
@@ -173,8 +185,12 @@ def _read_patiently(
       TemporaryError: The errors did not pass.
       Exception: As _read.
     """
-    what = f'the checkpoint {folder}'
-    return patience.call(lambda: _read(folder, item, keys), what)
+    return patience.call(
+        lambda: _read(folder, item, keys),
+        f'the checkpoint {folder}',
+        # The folder was listed before: if it is missing as a whole, its storage is away.
+        lambda error: patience.is_temporary(error) or not folder.is_dir(),
+    )
 
 
 def _read(

@@ -186,9 +186,13 @@ def write(workdir: str, name: str, result: Any) -> None:
     folder = storage.folder(workdir)
     if jax.process_index():
         return
-    try:
+
+    def write() -> None:
         storage.mkdirs(folder)
         (folder / name).write_text(json.dumps(result, indent=2) + '\n')
+
+    try:
+        patience.call(write, f'the workdir {folder}')
     except patience.io_errors() as error:
         raise errors.UserError(
             f'{folder / name} cannot be written: {storage.reason(error)}; '
