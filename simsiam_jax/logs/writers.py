@@ -85,7 +85,11 @@ class MetricWriter:
         self._lines = patience.call(make, f'the workdir {workdir}')
         if tensorboard:
             try:
-                self._events = metric_files.EventFile(workdir, first)
+                self._events = patience.call(
+                    functools.partial(metric_files.EventFile, workdir, first),
+                    f'the workdir {workdir}',
+                    lambda e: isinstance(e, patience.io_errors()) and not patience.is_forbidden(e),
+                )
             except (errors.UserError, ModuleNotFoundError) as error:
                 say(f'no TensorBoard: {error}')
 
