@@ -33,7 +33,7 @@ setup(
         'safetensors',
         'scikit-learn',
         'simplejpeg',
-        'tensorboard',  # clu needs it but does not declare it
+        'tensorboard',
         'tensorflow>=2.21',
         'tensorflow-datasets>=4.9.10',
         'tensorstore',
@@ -43,7 +43,7 @@ setup(
     extras_require={
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
-        # Client that Orbax uses for workdirs in gs:// buckets.
+        # Client that Orbax uses for workdirs in gs:// buckets, and that lists images there.
         'gcs': ['google-cloud-storage'],
         # Loggers of config.log.wandb and config.log.mlflow.
         'loggers': ['mlflow', 'wandb'],

@@ -18,6 +18,8 @@ def load() -> Any:
       UserError: TensorFlow is not installed.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    # Flushing a file in a bucket sends what is new, where TensorFlow would send the whole file.
+    os.environ.setdefault('GCS_APPEND_MODE', 'compose')
     try:
         with _quiet():
             import tensorflow as tf

@@ -1,5 +1,6 @@
 """Waiting for storage that fails for a moment: a remounted folder, a bucket that is busy."""
 
+import errno
 import sys
 import threading
 import time
@@ -10,8 +11,75 @@ from simsiam_jax import errors
 
 T = TypeVar('T')
 
+# Errors that libraries raise for a bucket, none of which is an OSError: module -> class.
+_ERROR_CLASSES = {
+    'tensorflow.python.framework.errors_impl': 'OpError',
+    'google.auth.exceptions': 'GoogleAuthError',
+    'google.api_core.exceptions': 'GoogleAPIError',
+}
+
+# Errors after which the data may still be intact, because nothing was read. TensorStore's messages
+# start with these names, TensorFlow's errors have these codes, and Google's client has HTTP's.
+_FORBIDDEN = {'PERMISSION_DENIED': 7, 'UNAUTHENTICATED': 16}
+_TEMPORARY = {
+    'CANCELLED': 1,
+    'DEADLINE_EXCEEDED': 4,
+    'RESOURCE_EXHAUSTED': 8,
+    'ABORTED': 10,
+    'INTERNAL': 13,
+    'UNAVAILABLE': 14,
+}
+_TEMPORARY_HTTP = (408, 429, 500, 502, 503, 504)
+
+# Errors that waiting does not cure: of full or write-protected disks, and of paths.
+_LASTING = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
+)
+
+# A path is missing: damage or a wrong path, or storage that is away as a whole.
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
 SECONDS = 300.0  # default of config.data.retry_seconds
 _SHORTEST, _LONGEST = 0.1, 10.0  # seconds between two attempts
+
+
+def io_errors() -> tuple[type[Exception], ...]:
+    """Returns the errors that reading and writing can raise, on a disk and in a bucket."""
+    # A library that is not imported cannot have raised an error.
+    libraries = [(sys.modules.get(module), name) for module, name in _ERROR_CLASSES.items()]
+    return (OSError, *(getattr(library, name) for library, name in libraries if library))
+
+
+def is_forbidden(error: Exception) -> bool:
+    """Returns whether the error means that a path may not be read."""
+    return (
+        isinstance(error, PermissionError)
+        or getattr(error, 'error_code', None) in _FORBIDDEN.values()
+        or str(error).startswith(tuple(_FORBIDDEN))
+    )
+
+
+def is_temporary(error: Exception) -> bool:
+    """Returns whether reading or writing failed for a reason that may pass and is no damage.
+
+    A missing file, a wrong checksum or text that cannot be parsed is damage.
+    """
+    error = getattr(error, 'cause', None) or error  # of Google's RetryError
+    if isinstance(error, ABSENT) or is_forbidden(error) or getattr(error, 'errno', 0) in _LASTING:
+        return False
+    return (
+        isinstance(error, (OSError, MemoryError))
+        or getattr(error, 'code', None) in _TEMPORARY_HTTP
+        or getattr(error, 'retryable', False)  # of Google's login
+        or getattr(error, 'error_code', None) in _TEMPORARY.values()
+        or str(error).startswith(tuple(_TEMPORARY))
+    )
+
+
+def is_away(error: Exception) -> bool:
+    """Returns whether storage that was there may be away: as is_temporary, or a path is missing."""
+    return is_temporary(error) or isinstance(error, ABSENT)
 
 
 class Patience:
@@ -42,7 +110,7 @@ class Patience:
             lasted = now - self._began
         if lasted >= self._seconds:
             raise errors.TemporaryError(
-                f'{self._what} cannot be read for {lasted:.0f} s now: {reason}. Check the storage, '
+                f'{self._what} cannot be used for {lasted:.0f} s now: {reason}. Check the storage, '
                 'then rerun the same command'
             ) from error
         time.sleep(min(max(lasted / 2, _SHORTEST), _LONGEST, max(self._seconds - lasted, 0)))
@@ -54,7 +122,7 @@ class Patience:
         with self._lock:
             if self._began is not None:
                 _warn(
-                    f'{self._what} can be read again after {time.monotonic() - self._began:.1f} s'
+                    f'{self._what} can be used again after {time.monotonic() - self._began:.1f} s'
                 )
                 self._began = None
 
@@ -62,19 +130,22 @@ class Patience:
 def call(
     function: Callable[[], T],
     what: str,
-    is_temporary: Callable[[Exception], bool],
+    is_temporary: Callable[[Exception], bool] = is_temporary,
+    *,
+    seconds: int | float | None = None,
 ) -> T:
     """Returns function(), called again while it raises a temporary error.
 
     Args:
       function: Function to call; it can be repeated.
-      what: What it reads, for the messages.
+      what: What it uses, for the messages.
       is_temporary: Whether an error may pass; others are raised.
+      seconds: Longest time to wait; None waits for SECONDS.
 
     Raises:
-      TemporaryError: The error did not pass within SECONDS.
+      TemporaryError: The error did not pass in time.
     """
-    patience = Patience(what, SECONDS)
+    patience = Patience(what, SECONDS if seconds is None else seconds)
     while True:
         try:
             result = function()

@@ -59,7 +59,7 @@ def to_views(batch: dict) -> list:
 def _imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces the source by 1,281,167 images that are never read."""
     source = files.FileSource(['none.png'] * 1281167, [0] * 1281167, ('a', 'b'))
-    monkeypatch.setattr(sources, 'open_source', lambda spec, data_dir='', patterns=None: source)
+    monkeypatch.setattr(sources, 'open_source', lambda spec, *arguments: source)
     monkeypatch.setattr(overlap, 'shared_images', lambda train, test: [])
 
 

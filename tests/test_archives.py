@@ -179,7 +179,7 @@ def test_index_of_large_tar_is_cached_until_a_change(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(listing, '_LARGE', 2)
+    monkeypatch.setattr(listing, 'LARGE', 2)
     spec = pack(tmp_path / 'a.tar', {f'{i}.png': png(i) for i in range(3)})
     assert values(open_source(spec)) == [0, 1, 2]
     with monkeypatch.context() as patched:

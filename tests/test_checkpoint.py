@@ -20,7 +20,7 @@ import pytest
 from etils import epath
 
 from simsiam_jax import errors, patience
-from simsiam_jax.checkpoints import checkpoint, checkpoint_reader
+from simsiam_jax.checkpoints import checkpoint, checkpoint_reader, workdirs
 from simsiam_jax.runtime import lock
 
 CONFIG, STEPS = corruptions.CONFIG, corruptions.STEPS
@@ -67,8 +67,8 @@ def test_error_that_passes_is_not_damage(error, workdir, monkeypatch, capsys) ->
     monkeypatch.setattr(checkpoint_reader, '_read', fail_once)
     with reopen(workdir) as checkpoints:
         assert checkpoints.start_step == 33
-    assert not (workdir / checkpoint.DAMAGED).exists()
-    assert f'checkpoint {workdir}/checkpoints/33 can be read again' in capsys.readouterr().err
+    assert not (workdir / workdirs.DAMAGED).exists()
+    assert f'checkpoint {workdir}/checkpoints/33 can be used again' in capsys.readouterr().err
 
 
 def test_error_that_stays_leaves_checkpoint_in_place(workdir, monkeypatch) -> None:
@@ -77,7 +77,7 @@ def test_error_that_stays_leaves_checkpoint_in_place(workdir, monkeypatch) -> No
 
     monkeypatch.setattr(checkpoint_reader, '_read', fail)
     monkeypatch.setattr(patience, 'SECONDS', 0.2)
-    with pytest.raises(errors.TemporaryError, match='33 cannot be read for 0 s now: Stale'):
+    with pytest.raises(errors.TemporaryError, match='33 cannot be used for 0 s now: Stale'):
         checkpoint_reader.load(workdir, 'state')
     assert checkpoint_reader.list_steps(workdir / 'checkpoints') == list(STEPS)
 
@@ -109,7 +109,7 @@ def test_open_moves_damaged_step_and_saves_it_again(workdir, capsys) -> None:
     with reopen(workdir) as checkpoints:
         assert checkpoints.start_step == 22
         assert 'warning: step 33' in capsys.readouterr().out
-        assert (workdir / checkpoint.DAMAGED / '33').is_dir()
+        assert (workdir / workdirs.DAMAGED / '33').is_dir()
         corruptions.same(checkpoints.restore(corruptions.state_at(0)), corruptions.state_at(22))
         checkpoints.save(corruptions.state_at(33))
     with reopen(workdir) as checkpoints:
@@ -284,3 +284,40 @@ def test_open_removes_save_that_was_killed(tmp_path: pathlib.Path) -> None:
     with reopen(tmp_path) as checkpoints:
         assert checkpoints.start_step is None
     assert not partial.exists()
+
+
+def test_save_waits_for_a_disk_that_fails_for_a_moment(workdir, monkeypatch, capsys) -> None:
+    real, failures = ocp.CheckpointManager.save, [errno.ESTALE, errno.EIO]
+
+    def failing(self: ocp.CheckpointManager, *arguments: object, **options: object) -> bool:
+        if failures:
+            raise OSError(failures[-1], os.strerror(failures.pop()))
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, 'save', failing)
+    with reopen(workdir) as checkpoints:
+        checkpoints.save(corruptions.state_at(44))
+        assert checkpoints.failure(wait=True) == ''
+    assert f'waiting up to 300 s for the workdir {workdir}: Input' in capsys.readouterr().err
+    loaded = checkpoint_reader.load(workdir, 'state')
+    corruptions.same(loaded.tree, vars(corruptions.state_at(44)))
+    failures[:] = [errno.ESTALE]
+    monkeypatch.setattr(patience, 'SECONDS', 0.0)
+    with reopen(workdir) as checkpoints:
+        checkpoints.save(corruptions.state_at(55))
+        assert 'step 55 cannot be saved: the workdir' in checkpoints.failure(wait=True)
+        assert checkpoints.storage_failed
+
+
+def test_disk_that_fails_for_a_moment_is_not_empty(workdir, monkeypatch) -> None:
+    real, failures = ocp.utils.checkpoint_steps, [OSError(errno.ESTALE, 'Stale file handle')]
+
+    def failing(folder: epath.Path) -> list[int]:
+        if failures:
+            raise failures.pop()
+        return real(folder)
+
+    monkeypatch.setattr(ocp.utils, 'checkpoint_steps', failing)
+    assert checkpoint_reader.list_steps(workdir / 'checkpoints') == [11, 22, 33]
+    assert failures == []
+    assert checkpoint_reader.list_steps(workdir / 'none') == []

@@ -39,7 +39,7 @@ def _no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
 
     real = sources.open_source
 
-    def unread(spec: str, data_dir: str = '', patterns: object = None):
+    def unread(spec: str, *arguments: object):
         if spec.startswith('digits'):
             return real(spec)
         return files.FileSource([image] * 4096, [i % 2 for i in range(4096)], ('a', 'b'))

@@ -4,7 +4,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -72,15 +71,10 @@ if jax.process_count() > 1:
 """
 
 
-def free_port() -> int:
-    with socket.create_server(('', 0)) as server:
-        return server.getsockname()[1]
-
-
 @pytest.fixture(scope='module')
 def probed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
     """Results of PROBE on four devices in one process and in two, by 'METHOD NAME'."""
-    folder, port = tmp_path_factory.mktemp('probed'), free_port()
+    folder, port = tmp_path_factory.mktemp('probed'), kills.free_port()
     started = [
         subprocess.Popen(
             [
@@ -179,7 +173,7 @@ def test_processes_that_see_other_images_stop_within_seconds(tmp_path) -> None:
     with np.load(ROOT / 'tests' / 'figures' / 'cifar10.npz') as file:
         for process, count in enumerate((64, 63)):
             np.savez(tmp_path / f'{process}.npz', images=file['train_images'][:count])
-    begin, port = time.monotonic(), free_port()
+    begin, port = time.monotonic(), kills.free_port()
     started = [
         subprocess.Popen(
             [
@@ -250,7 +244,7 @@ def test_killed_runs_resume_to_the_same_end(tmp_path) -> None:
 
 
 def test_rendezvous_names_missing_process_in_bounded_time() -> None:
-    coordinator = f'127.0.0.1:{free_port()}'
+    coordinator = f'127.0.0.1:{kills.free_port()}'
     messages = {}
 
     def connect(process_id: int) -> None:
@@ -271,7 +265,7 @@ def test_rendezvous_names_missing_process_in_bounded_time() -> None:
 
 
 def test_rendezvous_accepts_processes_in_any_order() -> None:
-    coordinator = f'127.0.0.1:{free_port()}'
+    coordinator = f'127.0.0.1:{kills.free_port()}'
     connected = []
 
     def connect(process_id: int) -> None:

@@ -395,9 +395,7 @@ def test_tasks_reject_missing_or_different_labels(pretrained: str, monkeypatch, 
         monkeypatch.setattr(
             sources,
             'open_source',
-            lambda spec, data_dir, patterns, source=source: (
-                source if spec == 'other' else real(spec)
-            ),
+            lambda spec, *arguments, source=source: source if spec == 'other' else real(spec),
         )
         config = load('linear', init_from=pretrained)
         config.eval.test = 'other'

@@ -65,7 +65,7 @@ def small(**changes) -> ConfigDict:
 def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     digits = sources.open_source('digits/train')
     few = sources.ArraySource(digits.images[:256], digits.labels[:256], digits.classes)
-    monkeypatch.setattr(sources, 'open_source', lambda spec, data_dir='', patterns=None: few)
+    monkeypatch.setattr(sources, 'open_source', lambda spec, *arguments: few)
 
 
 @pytest.mark.parametrize(('every', 'last'), [(0.25, 5), (3.0, None)])
@@ -104,7 +104,7 @@ def test_storage_that_stays_away_ends_run_after_a_save(tmp_path, monkeypatch) ->
     with np.load(pathlib.Path(__file__).parent / 'figures' / 'cifar10.npz') as file:
         np.save(tmp_path / 'x.npy', file['train_images'][..., :1])
     source = array_files.open_npy(str(tmp_path / 'x.npy'))
-    monkeypatch.setattr(sources, 'open_source', lambda spec, data_dir='', patterns=None: source)
+    monkeypatch.setattr(sources, 'open_source', lambda spec, *arguments: source)
     config = small(
         **{
             'data.backend': 'host',

@@ -81,7 +81,7 @@ def test_open_folder_caches_listing_until_a_change(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(listing, '_LARGE', 3)
+    monkeypatch.setattr(listing, 'LARGE', 3)
     root = tmp_path / 'images'
     for i in range(4):
         save(root / 'a' / f'{i}\n.png', i)  # names may contain newlines
@@ -107,7 +107,7 @@ def test_names_that_are_not_utf8_are_escaped_for_messages_but_read(
         save(root / os.fsdecode(folder) / os.fsdecode(b'\xe9t\xe9.png'), 5)
     (root / 'list.csv').write_bytes(b'caf\xe9/\xe9t\xe9.png,\xe9\n')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(listing, '_LARGE', 1)
+    monkeypatch.setattr(listing, 'LARGE', 1)
     for source in (files.open_folder(str(root)), lists.open_list(str(root / 'list.csv'))):
         assert source.name(0) == f'{tmp_path}/m\\xfcnchen/caf\\xe9/\\xe9t\\xe9.png'
         assert decode(source.read(0)[0], 3)[0, 0, 0] == 5
@@ -143,7 +143,7 @@ def test_folders_that_may_not_be_entered_are_skipped_with_a_warning(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(listing, '_LARGE', 1)
+    monkeypatch.setattr(listing, 'LARGE', 1)
     root = tmp_path / 'images'
     for folder in ('a', 'b', 'private'):
         save(root / folder / '0.png', 1)
@@ -169,10 +169,30 @@ def test_folders_that_may_not_be_entered_are_skipped_with_a_warning(
         files.open_folder(str(root))
 
 
+def test_listing_waits_for_a_disk_that_fails_for_a_moment(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    for name in ('a', 'b'):
+        save(tmp_path / name / '0.png', 0)
+    real, failures = os.scandir, [FileNotFoundError(2, 'missing'), None, OSError(116, 'Stale')]
+
+    def failing(folder: str) -> object:
+        if failures and (failure := failures.pop()):
+            raise failure
+        return real(folder)
+
+    monkeypatch.setattr(os, 'scandir', failing)
+    assert len(files.open_folder(str(tmp_path))) == 2
+    assert failures == []
+    assert f'waiting up to 300 s for the image folder {tmp_path}: Stale' in capsys.readouterr().err
+    with pytest.raises(errors.UserError, match='none does not exist or is not a folder'):
+        files.open_folder(f'{tmp_path}/none')
+
+
 def test_listing_needs_no_cache(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(listing, '_LARGE', 1)
+    monkeypatch.setattr(listing, 'LARGE', 1)
     for i in range(2):
         save(tmp_path / 'images' / f'{i}.png', i)
     monkeypatch.setenv('XDG_CACHE_HOME', '/dev/null/cache')  # nobody can write there
@@ -268,7 +288,7 @@ def test_index_of_tfrecord_files_is_remembered(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(listing, '_LARGE', 2)
+    monkeypatch.setattr(listing, 'LARGE', 2)
     path = tmp_path / 'a.tfrecord'
     record = struct.pack('<Q4x', 5) + bytes(5 + 4)
     path.write_bytes(record * 3)

@@ -50,7 +50,7 @@ def test_skipped_files_are_counted_by_extension(
 ) -> None:
     monkeypatch.setattr(importlib.util, 'find_spec', lambda package: None)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(listing, '_LARGE', 1)
+    monkeypatch.setattr(listing, 'LARGE', 1)
     root = touch(tmp_path / 'images', 'a.png', 'b.heic', 'c.HEIC', 'x/d.dcm', 'e.txt', 'README')
     touch(root, 'f.txt', 'g.zip')
     for start in ('listed', 'from the cache'):

@@ -131,18 +131,14 @@ def test_wandb_receives_points_and_configuration(tmp_path: pathlib.Path, monkeyp
 def test_resumed_run_replaces_points_of_repeated_steps(
     tmp_path, monkeypatch, step: int, kept: list, starts: bool
 ) -> None:
-    lazy_tf.load()
-    from clu import metric_writers
+    tf = lazy_tf.load()
     from tensorboard.backend.event_processing import plugin_event_accumulator
     from tensorboard.util import tensor_util
-
-    def earlier(workdir: str, first: int) -> metric_writers.SummaryWriter:
-        return metric_writers.SummaryWriter(workdir)
 
     for start, steps, loss in ((0, range(5), 1.0), (step, (3, 4, 5), 2.0)):
         with monkeypatch.context() as patch:
             if loss == 1.0 and not starts:  # events of earlier versions do not name the start
-                patch.setattr(writers, '_open_events', earlier)
+                patch.setattr(tf.raw_ops, 'ImportEvent', lambda **event: None)
             with writers.MetricWriter(str(tmp_path), tensorboard=True, step=start) as log:
                 for at in steps:
                     log.scalars(at, {'loss': loss})
@@ -153,3 +149,24 @@ def test_resumed_run_replaces_points_of_repeated_steps(
     assert [(at, float(tensor_util.make_ndarray(loss))) for at, loss in points] == expected
     lines = map(json.loads, (tmp_path / 'metrics.jsonl').read_text().splitlines())
     assert [(line['step'], line['loss']) for line in lines] == expected
+
+
+def test_lines_of_an_outage_are_written_afterwards(tmp_path: pathlib.Path, capsys) -> None:
+    workdir, away = tmp_path / 'run', tmp_path / 'away'
+    workdir.mkdir()
+    with writers.MetricWriter(str(workdir), tensorboard=False, step=0) as log:
+        log.scalars(1, {'loss': 0.1})
+        workdir.rename(away)
+        log.scalars(2, {'loss': 0.2})
+        away.rename(workdir)
+        log.scalars(3, {'loss': 0.3})
+        assert capsys.readouterr().out.count('metrics cannot be written: No such file') == 1
+        threading.Timer(0.3, away.rename, [workdir]).start()
+        workdir.rename(away)
+        log.scalars(4, {'loss': 0.4})
+        log.text('verdict.txt', 'good')  # waits
+    lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+    assert [(line['step'], line['loss']) for line in lines] == [
+        (step, step / 10) for step in range(1, 5)
+    ]
+    assert (workdir / 'verdict.txt').read_text() == 'good\n'

@@ -406,7 +406,7 @@ def test_reader_waits_while_no_image_can_be_read(number: int, capsys) -> None:
     assert (reader.bad, reader.error) == ({}, None)
     first, second = capsys.readouterr().err.splitlines()
     assert f'waiting up to 60 s for the storage of the images: {os.strerror(number)}' in first
-    assert 'the storage of the images can be read again after 0.' in second
+    assert 'the storage of the images can be used again after 0.' in second
 
 
 def test_reader_gives_up_after_retry_seconds() -> None:
@@ -416,7 +416,7 @@ def test_reader_gives_up_after_retry_seconds() -> None:
 
     reader = Reader(Flaky(fails), 3, 0.5, 0.3)
     reader.read(0)
-    with pytest.raises(errors.TemporaryError, match=r'cannot be read for 0 s now: Stale file'):
+    with pytest.raises(errors.TemporaryError, match=r'cannot be used for 0 s now: Stale file'):
         reader.read(1)
     assert reader.bad == {}
     assert isinstance(reader.error, errors.TemporaryError)  # raised between batches

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simsiam_jax import errors
+from simsiam_jax import errors, patience
 from simsiam_jax.checkpoints import checkpoint, checkpoint_reader, weights
 from simsiam_jax.logs import writers
 from simsiam_jax.pages import runs
@@ -115,7 +115,7 @@ def test_unreachable_checkpoint_is_not_treated_as_damaged(bucket, workdir, monke
     array = checkpoint_reader._open_array(storage.folder(workdir) / 'checkpoints/33/state', 'step')
     with pytest.raises(ValueError, match='PERMISSION_DENIED') as refused:  # TensorStore's
         array.result()
-    assert storage.is_forbidden(refused.value)
+    assert patience.is_forbidden(refused.value)
 
 
 def test_incomplete_save_is_ignored_and_replaced(bucket, workdir) -> None:
@@ -189,18 +189,46 @@ def test_missing_bucket_or_credentials_raise_user_errors(bucket, workdir, monkey
     assert names_below(bucket, workdir) == []
 
 
-def test_outage_loses_metrics_and_a_save_but_run_continues(bucket, workdir, capsys) -> None:
+def test_metrics_are_sent_in_parts_at_intervals(bucket, workdir, monkeypatch) -> None:
+    name = f'{workdir}/metrics.jsonl'.removeprefix('gs://bucket/')
+    monkeypatch.setattr(writers, 'INTERVAL', 1e9)
+    with writers.MetricWriter(workdir, tensorboard=False, step=0) as log:
+        log.scalars(1, {'loss': 0.1})
+        log.scalars(2, {'loss': 0.2})
+        log._pending.result()
+        assert bucket.get(name)[1].count(b'\n') == 1  # the first point is sent at once
+        sent = bucket.counts()['bytes']
+        for step in range(3, 103):
+            log.scalars(step, {'loss': 0.1})
+        log.flush()
+        log._pending.result()
+        size = len(bucket.get(name)[1])
+        assert bucket.get(name)[1].count(b'\n') == 102
+        for step in range(103, 108):
+            log.scalars(step, {'loss': 0.1})
+            log.flush()
+    assert [step for step, _ in runs.read_curves(workdir)['loss']] == list(range(1, 108))
+    assert bucket.counts()['bytes'] - sent < 1.5 * size
+    assert bucket.names(f'{name.rpartition("/")[0]}/.tmpcompose/') == []
+
+
+def test_outage_loses_a_save_but_no_metrics_and_run_continues(bucket, workdir, capsys) -> None:
     with (
         reopen(workdir) as checkpoints,
         writers.MetricWriter(workdir, tensorboard=False, step=0) as log,
     ):
         bucket.token.write_text('another')
         log.scalars(1, {'loss': 0.1})
+        log._pending.result()  # a thread sends it
         assert 'metrics cannot be written: ' in capsys.readouterr().out
         checkpoints.save(corruptions.state_at(11))
         assert checkpoints.failure(wait=True).startswith('step 11 cannot be saved: ')
         bucket.token.write_text(fake_gcs.TOKEN)
         log.scalars(2, {'loss': 0.2})
+        sent = bucket.counts()['requests']
+        log.flush()
+        log._pending.result()
+        assert bucket.counts()['requests'] > sent
         checkpoints.save(corruptions.state_at(22))
         assert checkpoints.failure(wait=True) == ''
     # From the bucket itself: for five seconds TensorFlow may return what it has read before.

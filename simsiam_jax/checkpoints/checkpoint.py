@@ -4,7 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
-import json
+import functools
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,16 +15,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from simsiam_jax import errors, migration
+from simsiam_jax import errors, migration, patience
 from simsiam_jax._version import __version__
-from simsiam_jax.checkpoints import checkpoint_reader, pinned_checkpoint, same_run
-from simsiam_jax.runtime import distributed, storage
-from simsiam_jax.runtime.lock import Lock
+from simsiam_jax.checkpoints import checkpoint_reader, pinned_checkpoint, same_run, workdirs
+from simsiam_jax.runtime import storage
 from simsiam_jax.terminal import say
 from simsiam_jax.training.step import TrainState
-
-# Folder of a workdir for damaged checkpoints.
-DAMAGED = 'damaged'
 
 
 def encoder_variables(state: TrainState) -> dict[str, Any]:
@@ -71,7 +67,7 @@ def open(
     folder = storage.folder(workdir)
     with contextlib.ExitStack() as stack:
         try:
-            _lock(folder, stack)
+            workdirs.lock(folder, stack)
             newest = _load_newest(folder)
             if newest is not None and newest.step:  # any run may start from converted weights
                 if problem := same_run.refusal(folder, given, newest.run, free=free, place=place):
@@ -80,35 +76,19 @@ def open(
                     say(note)
             manager = None
             if jax.process_index() == 0:
-                _move_damaged(folder, newest)
-                _write_config(folder, given.config)
-                manager = pinned_checkpoint.open_manager(folder, max_to_keep, keep_period)
+                what = f'the workdir {folder}'
+                for damaged in newest.damaged if newest else ():
+                    patience.call(functools.partial(workdirs.move_damaged, folder, damaged), what)
+                patience.call(lambda: workdirs.write_config(folder, given.config), what)
+                manager = patience.call(
+                    lambda: pinned_checkpoint.open_manager(folder, max_to_keep, keep_period), what
+                )
                 stack.callback(manager.close)
-        except storage.io_errors() as error:
-            raise errors.UserError(_cannot_write(workdir, error)) from error
+        except patience.io_errors() as error:
+            raise errors.UserError(workdirs.cannot_write(workdir, error)) from error
         checkpoints = Checkpoints(folder, given, newest, manager)
         stack.callback(checkpoints.wait)  # runs first: the manager must close after the last save
         yield checkpoints
-
-
-def _lock(folder: epath.Path, stack: contextlib.ExitStack) -> None:
-    """Creates the workdir and locks it until the stack closes, in process 0.
-
-    Raises:
-      UserError: The workdir cannot be locked; all processes raise it.
-    """
-    problem = ''
-    if jax.process_index() == 0:
-        try:
-            storage.require_client(folder)
-            stack.callback(Lock(folder).release)
-            (folder / checkpoint_reader.FOLDER).mkdir(exist_ok=True)
-        except errors.UserError as error:
-            problem = str(error)
-        except storage.io_errors() as error:
-            problem = _cannot_write(folder, error)
-    if problem := distributed.broadcast_from_process_0(problem):
-        raise errors.UserError(problem)
 
 
 def _load_newest(folder: epath.Path) -> checkpoint_reader.CheckpointItem | None:
@@ -116,24 +96,6 @@ def _load_newest(folder: epath.Path) -> checkpoint_reader.CheckpointItem | None:
     if not checkpoint_reader.list_steps(folder / checkpoint_reader.FOLDER):
         return None
     return checkpoint_reader.load(folder, 'state')
-
-
-def _move_damaged(folder: epath.Path, newest: checkpoint_reader.CheckpointItem | None) -> None:
-    """Moves the damaged checkpoints that are newer than `newest` to WORKDIR/damaged."""
-    for step in newest.damaged if newest else ():
-        target = folder / DAMAGED / str(step)
-        target.parent.mkdir(exist_ok=True)
-        if target.exists():
-            target.rmtree()
-        (folder / checkpoint_reader.FOLDER / str(step)).rename(target)
-
-
-def _write_config(folder: epath.Path, config: Mapping[str, Any]) -> None:
-    """Writes WORKDIR/config.json; a crash leaves the old file or the new one."""
-    stamp = {'format': migration.FORMAT, 'version': __version__}
-    partial = folder / 'config.json.partial'
-    partial.write_text(json.dumps(stamp | dict(config), indent=2) + '\n')
-    partial.replace(folder / 'config.json')
 
 
 class Checkpoints:
@@ -146,6 +108,9 @@ class Checkpoints:
       run: Configuration and images of the run, stored with each checkpoint.
       newest: Checkpoint to start from; None starts at step 0.
       manager: Orbax's manager; None in all processes but process 0.
+
+    Attributes:
+      storage_failed: Whether the last failure was one of the storage that may pass.
     """
 
     def __init__(
@@ -159,7 +124,7 @@ class Checkpoints:
         self._pinned = pinned_checkpoint.PinnedStep(folder / pinned_checkpoint.FILE)
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._pending: concurrent.futures.Future[Any] = self._thread.submit(int)  # no save yet
-        self._failure = ''
+        self._failure, self.storage_failed = '', False
 
     @property
     def start_step(self) -> int | None:
@@ -181,30 +146,47 @@ class Checkpoints:
             self._pending = self._thread.submit(self._write, step, host)
 
     def _write(self, step: int, state: TrainState) -> None:
-        """Writes a checkpoint and its checksums; a failure is kept for failure()."""
-        assert self._manager is not None
+        """Writes a checkpoint and its checksums, again if the storage fails for a moment.
+
+        A failure is kept for failure().
+        """
         items = {'state': vars(state), 'encoder': encoder_variables(state)}
+        meta: dict[str, Any] = {
+            'format': migration.FORMAT,
+            'version': __version__,
+            'step': step,
+            **dataclasses.asdict(self._run),
+            'items': {name: checkpoint_reader.describe(tree) for name, tree in items.items()},
+        }
+        args = ocp.args.Composite(
+            **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+            meta=ocp.args.JsonSave(meta | {'seal': checkpoint_reader.seal(meta)}),
+        )
+        size = sum(x.nbytes for x in jax.tree.leaves(items))
         try:
-            size = sum(x.nbytes for x in jax.tree.leaves(items))
-            if not storage.is_remote(self._folder) and shutil.disk_usage(self._folder).free < size:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            meta: dict[str, Any] = {
-                'format': migration.FORMAT,
-                'version': __version__,
-                'step': step,
-                **dataclasses.asdict(self._run),
-                'items': {name: checkpoint_reader.describe(tree) for name, tree in items.items()},
-            }
-            args = ocp.args.Composite(
-                **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-                meta=ocp.args.JsonSave(meta | {'seal': checkpoint_reader.seal(meta)}),
+            patience.call(
+                functools.partial(self._attempt, step, args, size),
+                f'the workdir {self._folder}',
+                lambda error: not (patience.is_forbidden(error) or _lasting(error)),
             )
-            self._manager.save(step, args=args, force=True)
         except Exception as error:  # its type depends on what failed
+            self.storage_failed = isinstance(error, errors.TemporaryError)
             self._failure = f'step {step} cannot be saved: {_reason(error)}'
+
+    def _attempt(self, step: int, args: ocp.args.Composite, size: int) -> None:
+        """Writes a checkpoint, unless an earlier attempt has; leaves no part of it."""
+        assert self._manager is not None
+        if step in self._manager.all_steps():
+            return
+        if not storage.is_remote(self._folder) and shutil.disk_usage(self._folder).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        try:
+            self._manager.save(step, args=args, force=True)
+        except Exception:  # its type depends on what failed
             for partial in (self._folder / checkpoint_reader.FOLDER).glob(f'{step}.*'):
                 partial.rmtree()  # the disk may be full
             self._manager.reload()
+            raise
 
     def failure(self, *, wait: bool = False) -> str:
         """Returns why the last save failed, and the checkpoints that exist; '' if it did not.
@@ -243,7 +225,7 @@ class Checkpoints:
             if step is not None:
                 return self._pinned.pin(step, self._manager.all_steps())
             self._pinned.unpin()
-        except storage.io_errors() as error:
+        except patience.io_errors() as error:
             self._failure = f'{pinned_checkpoint.FILE} cannot be written: {_reason(error)}'
         return None
 
@@ -279,15 +261,12 @@ class Checkpoints:
         self._thread.shutdown()
 
 
-def _cannot_write(workdir: str | epath.Path, error: Exception) -> str:
-    reason, hint = storage.reason(error), storage.write_hint(workdir)
-    return f'workdir {workdir} cannot be written: {reason}; {hint}'
-
-
 def _reason(error: Exception) -> str:
     """Returns a short reason, without the paths and types that libraries wrap it in."""
-    text = str(error)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
-        if os.strerror(number) in text:
-            return os.strerror(number)
-    return errors.reason(error)
+    return _lasting(error) or errors.reason(error)
+
+
+def _lasting(error: Exception) -> str:
+    """Returns the reason if it is one that waiting does not cure, else ''."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+    return next((text for text in map(os.strerror, numbers) if text in str(error)), '')

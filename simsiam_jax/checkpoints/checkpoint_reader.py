@@ -86,7 +86,7 @@ def load(
             raise
         # Damaged files raise nearly anything: Exception, ValueError, OSError, KeyError, ...
         except Exception as error:
-            if storage.is_forbidden(error):
+            if patience.is_forbidden(error):
                 raise storage.read_error(folder / str(candidate), error) from error
             problem = errors.reason(error)
         if distributed.all_processes(not problem):
@@ -130,9 +130,7 @@ def newest_run(workdir: str | os.PathLike[str]) -> RunIdentity | None:
     for step in reversed([step for step in steps if step]):
         what = f'the checkpoint {folder / str(step)}'
         try:
-            return patience.call(
-                functools.partial(read_run, workdir, step), what, storage.is_temporary
-            )
+            return patience.call(functools.partial(read_run, workdir, step), what)
         except errors.UserError:
             raise
         except Exception as error:  # damage, which load() reports
@@ -155,7 +153,7 @@ def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
     except errors.UserError:
         raise
     except Exception as error:  # as in load()
-        if storage.is_forbidden(error):
+        if patience.is_forbidden(error):
             raise storage.read_error(item, error) from error
         raise errors.UserError(
             f'{item} is damaged: {errors.reason(error)}. Use another step'
@@ -165,8 +163,20 @@ def load_item(path: str | os.PathLike[str]) -> dict[str, Any]:
 def list_steps(path: str | os.PathLike[str]) -> list[int]:
     """Returns the steps of the checkpoints in a folder, ascending, as process 0 lists them."""
     folder = epath.Path(path)
-    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
-    return distributed.broadcast_from_process_0(steps)
+    return distributed.from_process_0(
+        lambda: patience.call(lambda: _list_steps(folder), f'the folder {folder}')
+    )
+
+
+def _list_steps(folder: epath.Path) -> list[int]:
+    # is_dir() would return False for storage that fails for a moment.
+    try:
+        steps = sorted(ocp.utils.checkpoint_steps(folder))
+    except patience.ABSENT:
+        steps = []
+    if not steps and storage.is_remote(folder):
+        list(folder.glob('*'))  # raises the error that TensorFlow took for a missing folder
+    return steps
 
 
 def _identity(meta: dict[str, Any], origin: epath.Path) -> RunIdentity:
@@ -193,8 +203,12 @@ def _read_patiently(
       TemporaryError: The errors did not pass.
       Exception: As _read.
     """
-    what = f'the checkpoint {folder}'
-    return patience.call(lambda: _read(folder, item, keys), what, storage.is_temporary)
+    return patience.call(
+        lambda: _read(folder, item, keys),
+        f'the checkpoint {folder}',
+        # The folder was listed before: if it is missing as a whole, its storage is away.
+        lambda error: patience.is_temporary(error) or not folder.is_dir(),
+    )
 
 
 def _read(

@@ -10,6 +10,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from simsiam_jax.checkpoints import checkpoint_reader
+from simsiam_jax.runtime import storage
 
 FILE = 'pinned.json'  # in the workdir
 
@@ -55,7 +56,7 @@ class PinnedStep(preservation_policy.PreservationPolicy):
     @property
     def step(self) -> int | None:
         """The pinned step; None if there is none."""
-        return json.loads(self.path.read_text()) if self.path.exists() else None
+        return json.loads(storage.read_text(self.path) or 'null')
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Returns whether each checkpoint is the pinned one; called by Orbax."""

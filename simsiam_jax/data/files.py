@@ -3,13 +3,14 @@
 import glob
 import os
 import re
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Int
 
-from simsiam_jax import errors, lazy_tf
+from simsiam_jax import errors, lazy_tf, patience
 from simsiam_jax import paths as paths_lib
-from simsiam_jax.data import class_names, image_files, listing
+from simsiam_jax.data import class_names, image_files, listing, remote_listing
 from simsiam_jax.data.patterns import ALL, Patterns
 
 _WILDCARD = re.compile(r'[*?[]')
@@ -54,7 +55,15 @@ class FileSource:
         return FileSource(paths, labels, self.classes, self._root)
 
 
-def open_folder(root: str, patterns: Patterns = ALL) -> FileSource:
+def list_folder(root: str, retry_seconds: int | float = patience.SECONDS) -> list[str]:
+    """Returns the images below a folder or URL, sorted; see listing and remote_listing."""
+    module = remote_listing if is_remote(root) else listing
+    return module.list_images(root, retry_seconds)
+
+
+def open_folder(
+    root: str, patterns: Patterns = ALL, list_folder: Callable[[str], list[str]] = list_folder
+) -> FileSource:
     """Opens all images below `root`; two or more subfolders are the classes.
 
     Hidden files, hidden folders and folders of systems (listing.SYSTEM) are skipped, as are folders
@@ -69,12 +78,20 @@ def open_folder(root: str, patterns: Patterns = ALL) -> FileSource:
       patterns: Images to use. If they leave only images in one subfolder, its subfolders are the
         classes.
 
+    Args:
+      root: Folder or URL.
+      list_folder: Function that lists the images below it.
+
     Raises:
       UserError: The folder is missing, unreadable or contains no images.
     """
     root = paths_lib.expand(root)
     folders = _folders(root)
-    found = [(path, len(os.path.join(folder, ''))) for folder in folders for path in _list(folder)]
+    found = [
+        (path, len(os.path.join(folder, '')))
+        for folder in folders
+        for path in _listed(folder, list_folder)
+    ]
     if not found:
         raise errors.UserError(
             f'image folder {root} contains no images; expected '
@@ -120,9 +137,11 @@ def _remote_matches(pattern: str) -> list[str]:
     return matches
 
 
-def _list(root: str) -> list[str]:
+def _listed(root: str, list_folder: Callable[[str], list[str]]) -> list[str]:
     try:
-        return listing.list_remote(root) if is_remote(root) else listing.list_cached(root)
+        return list_folder(root)
+    except patience.ABSENT as error:
+        raise errors.UserError(f'image folder {root} does not exist or is not a folder') from error
     except OSError as error:
         raise errors.UserError(f'image folder {root} cannot be read: {error}') from error
 

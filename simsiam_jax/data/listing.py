@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from simsiam_jax import errors, lazy_tf, terminal
+from simsiam_jax import errors, patience, terminal
 from simsiam_jax import paths as paths_lib
 from simsiam_jax.data import image_files
 
@@ -31,7 +31,7 @@ SYSTEM = {
 _CLOSED = (errno.EACCES, errno.EPERM, errno.ELOOP)
 
 # Listings of at least this many images are cached.
-_LARGE = 10_000
+LARGE = 10_000
 
 
 @dataclasses.dataclass
@@ -109,24 +109,24 @@ def is_system(name: str) -> bool:
     return name.startswith('.') or name.lower() in SYSTEM
 
 
-def list_remote(root: str) -> list[str]:
-    """Returns the images below a URL, sorted."""
-    tf = lazy_tf.load()
-    walk, paths = Walk(), []
-    try:
-        for folder, _, names in tf.io.gfile.walk(root):
-            above, _, name = folder[len(root) :].strip('/').rpartition('/')
-            if any(map(is_system, above.split('/'))) or walk.is_skipped_folder(name):
-                continue
-            listed = terminal.progress(names, 'listing images', unit=' files')
-            paths += [os.path.join(folder, name) for name in listed if walk.is_image(name)]
-    except tf.errors.OpError as error:
-        raise OSError(error.message) from error
-    walk.warn(root)
-    return sorted(paths)
+def list_images(root: str, retry_seconds: int | float = patience.SECONDS) -> list[str]:
+    """Returns the images below a folder on a disk, sorted; waits if the disk fails for a moment.
+
+    Raises:
+      OSError: The folder is missing or cannot be read.
+      TemporaryError: The disk has failed for longer than retry_seconds.
+    """
+    what = f'the image folder {root}'
+    patience.call(lambda: os.scandir(root).close(), what, seconds=retry_seconds)
+    return patience.call(
+        lambda: _list_cached(root),
+        what,
+        patience.is_away,  # the folder was there, so what is missing now is away
+        seconds=retry_seconds,
+    )
 
 
-def list_cached(root: str) -> list[str]:
+def _list_cached(root: str) -> list[str]:
     """Returns the images below `root`, sorted; caches large listings until a folder changes."""
     home, walk = paths_lib.cache_folder(), Walk()
     cache = home / 'listings' / _key(root, walk) if home else None
@@ -137,7 +137,7 @@ def list_cached(root: str) -> list[str]:
     paths = sorted(terminal.progress(_walk(root, walk), 'listing images', unit=' images'))
     walk.warn(root)
     # Access may be given to a closed folder without a change in its time.
-    if cache and len(paths) >= _LARGE and not walk.closed:
+    if cache and len(paths) >= LARGE and not walk.closed:
         names = [os.path.relpath(path, root) for path in paths]
         times = {os.path.relpath(f, root): t for f, t in walk.times.items()}
         header = json.dumps({'times': times, 'hidden': walk.hidden, 'skipped': walk.skipped})
@@ -198,7 +198,7 @@ def remember(
     except (OSError, ValueError) as error:
         paths_lib.warn_without_cache(cache, error)
     index = make()
-    if size(index) >= _LARGE:
+    if size(index) >= LARGE:
         try:
             replace(cache, json.dumps(index).encode())
         except OSError as error:
@@ -207,7 +207,7 @@ def remember(
 
 
 def replace(file: pathlib.Path, content: bytes) -> None:
-    """Writes a file of the cache at once: readers never see half of it."""
+    """Writes a file at once, and its folder: readers never see half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile('wb', dir=file.parent, delete=False) as partial:
         try:

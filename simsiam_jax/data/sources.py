@@ -98,7 +98,6 @@ class ArraySource:
 
 # Kinds that data.include and data.exclude apply to.
 _OPENERS: dict[str, Callable[[str, Patterns], Source]] = {
-    'folder': files.open_folder,
     'files': lists.open_list,
     'zip': archives.open_archives,
     'tar': archives.open_archives,
@@ -106,7 +105,12 @@ _OPENERS: dict[str, Callable[[str, Patterns], Source]] = {
 }
 
 
-def open_source(spec: str, data_dir: str = '', patterns: Patterns = ALL) -> Source | ArraySource:
+def open_source(
+    spec: str,
+    data_dir: str = '',
+    patterns: Patterns = ALL,
+    list_folder: Callable[[str], list[str]] = files.list_folder,
+) -> Source | ArraySource:
     """Opens the source that `spec` names.
 
     Args:
@@ -124,17 +128,21 @@ def open_source(spec: str, data_dir: str = '', patterns: Patterns = ALL) -> Sour
         both, if neither is of TFDS or digits).
       data_dir: Folder of TFDS data; '' uses the default of TFDS.
       patterns: Files to use, of folders, lists, archives and Parquet files.
+      list_folder: Function that lists the images below a folder or URL.
 
     Raises:
       UserError: The source does not exist or has no images.
     """
     kind, _, rest = spec.partition(':')
     if match := re.fullmatch(r'split:(0?\.\d+)/(train|test):(.+)', spec):
-        whole = open_source(match[3], data_dir, patterns)
+        whole = open_source(match[3], data_dir, patterns, list_folder)
         return _part(whole, float(match[1]), match[2], match[3])
     parts = re.split(rf'\+(?=(?:{"|".join(FORMS)}):)', spec)
     if len(parts) > 1:
-        return _joined(parts, data_dir, patterns)
+        opened = [open_source(part, data_dir, patterns, list_folder) for part in parts]
+        return _joined(parts, opened)
+    if kind == 'folder' and rest:
+        return files.open_folder(rest, patterns, list_folder)
     if kind in _OPENERS and rest:
         return _OPENERS[kind](rest, patterns)
     if patterns:
@@ -164,8 +172,7 @@ def fingerprint(source: Identified) -> dict[str, Any]:
     return {'count': len(source), 'digest': digest}
 
 
-def _joined(specs: list[str], data_dir: str, patterns: Patterns) -> JoinedSource:
-    parts = [open_source(spec, data_dir, patterns) for spec in specs]
+def _joined(specs: list[str], parts: list[Source | ArraySource]) -> JoinedSource:
     for spec, part in zip(specs, parts, strict=True):
         if not isinstance(part, Listed):
             raise errors.UserError(

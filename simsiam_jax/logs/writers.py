@@ -1,10 +1,13 @@
 """Writing metrics to the terminal, metrics.jsonl, TensorBoard and other loggers."""
 
-import contextlib
+import concurrent.futures
+import functools
 import gc
+import io
 import json
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -12,11 +15,15 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from simsiam_jax import errors, lazy_tf
+from simsiam_jax import errors, patience
 from simsiam_jax.logs import loggers as loggers_lib
+from simsiam_jax.logs import metric_files
 from simsiam_jax.logs.progress import Throughput
 from simsiam_jax.runtime import distributed, storage, versions
 from simsiam_jax.terminal import say
+
+# Seconds between two uploads of metrics to a bucket, which also happen at each checkpoint.
+INTERVAL = 60.0
 
 # Metrics that progress lines show, if measured, with their formats.
 _PROGRESS = {'loss': '.4f', 'z_std': '.3f', 'top1': '.3f', 'lr': '.4g'}
@@ -49,7 +56,7 @@ class MetricWriter:
 
     Args:
       workdir: Workdir of the run; exists.
-      tensorboard: Write TensorBoard events; needs clu and TensorFlow.
+      tensorboard: Write TensorBoard events; needs TensorFlow.
       step: Step from which the run starts or resumes; what was written of later steps is dropped.
       loggers: Loggers that receive the same metrics.
     """
@@ -64,22 +71,25 @@ class MetricWriter:
     ):
         self.workdir, self._start, self._loggers = workdir, step, loggers
         self._folder = storage.folder(workdir)
-        self._events: Any = None
+        self._events: metric_files.EventFile | None = None
+        self._sent = -math.inf  # time of the last upload to a bucket
+        self._thread, self._pending = None, concurrent.futures.Future[None]()
         self._num_bad_images, self._warned, self._failed = 0, False, False
         self._first = jax.process_index() == 0
         if not self._first:
             return
-        path = self._folder / 'metrics.jsonl'
-        kept = path.read_text().splitlines() if path.exists() else []
+        if storage.is_remote(workdir):  # a request may take minutes there
+            self._thread = concurrent.futures.ThreadPoolExecutor(1)
         first = step + 1 if step else 0  # the first step that is written again
-        self._lines = [line for line in kept if _is_before(line, first)]
-        # Replacing the file at once keeps the old lines if the run is killed here.
-        partial = self._folder / 'metrics.jsonl.partial'
-        partial.write_text(''.join(line + '\n' for line in self._lines))
-        partial.replace(path)
+        make = functools.partial(metric_files.LineFile, self._folder, first)
+        self._lines = patience.call(make, f'the workdir {workdir}')
         if tensorboard:
             try:
-                self._events = _open_events(workdir, first)
+                self._events = patience.call(
+                    functools.partial(metric_files.EventFile, workdir, first),
+                    f'the workdir {workdir}',
+                    lambda e: isinstance(e, patience.io_errors()) and not patience.is_forbidden(e),
+                )
             except (errors.UserError, ModuleNotFoundError) as error:
                 say(f'no TensorBoard: {error}')
 
@@ -91,10 +101,9 @@ class MetricWriter:
         if self._first:
             start = {'time': round(time.time(), 3), 'step': self._start, 'images': images}
             path = self._folder / 'starts.jsonl'
-            line = start | {'steps_per_epoch': steps_per_epoch} | versions.describe_process()
-            with self._tolerate_io_errors():
-                earlier = path.read_text() if path.exists() else ''
-                path.write_text(earlier + json.dumps(line) + '\n')
+            start |= {'steps_per_epoch': steps_per_epoch} | versions.describe_process()
+            line = json.dumps(start) + '\n'
+            self._do(lambda: path.write_text(storage.read_text(path) + line))
         viewer = 'tensorboard --logdir' if self._events else 'python -m simsiam_jax.tools.report'
         say(f'writing to {self.workdir}; view curves with: {viewer} {self.workdir}')
 
@@ -102,46 +111,66 @@ class MetricWriter:
         """Writes one line of metrics.jsonl and one point of each curve."""
         if self._first:
             rounded = {key: float(f'{value:.7g}') for key, value in values.items()}
-            with self._tolerate_io_errors():
-                self._append(json.dumps({'step': step, 'time': round(time.time(), 3)} | rounded))
+            line = json.dumps({'step': step, 'time': round(time.time(), 3)} | rounded)
+            self._do(lambda: self._lines.append(line), wait=False)
+            if self._events:
+                self._do(functools.partial(self._events.scalars, step, values), wait=False)
+            if self._thread is None or time.monotonic() - self._sent >= INTERVAL:
+                self.flush()
         for logger in self._loggers:
             logger.scalars(step, values)
-        if self._events:
-            with self._tolerate_io_errors():
-                self._events.write_scalars(step, values)
-                self._events.flush()
+
+    def flush(self) -> None:
+        """Writes the metrics so far; call it before a checkpoint is saved."""
+        if self._first:
+            self._sent = time.monotonic()
+            self._do(self._lines.flush, wait=False)
+            if self._events:
+                self._do(self._events.flush, wait=False)
 
     def before_training(self, section: str) -> dict[str, float]:
         """Returns what was written of step 0 as SECTION/NAME, by name; {} if another process."""
-        lines = map(json.loads, self._lines if self._first else ())
+        lines = map(json.loads, self._lines.kept if self._first else ())
         values = {key: x for line in lines if line['step'] == 0 for key, x in line.items()}
         start = f'{section}/'
         return {key.removeprefix(start): x for key, x in values.items() if key.startswith(start)}
 
-    def _append(self, line: str) -> None:
-        self._lines.append(line)
-        path = self._folder / 'metrics.jsonl'
-        if storage.is_remote(path):  # objects in a bucket cannot be appended to
-            path.write_text('\n'.join(self._lines) + '\n')
-            return
-        with path.open('a') as lines:
-            lines.write(line + '\n')
+    def _do(self, write: Callable[[], object], *, wait: bool = True) -> None:
+        """Calls a function that writes to the workdir, for a bucket in a thread.
 
-    @contextlib.contextmanager
-    def _tolerate_io_errors(self) -> Iterator[None]:
-        """Prints the first error of writing in this context and lets the run continue."""
+        Args:
+          write: Function to call, again if the storage fails for a moment.
+          wait: Waits for the storage; otherwise, what could not be written follows later.
+        """
+        if self._thread is None:
+            self._attempt(write, wait)
+            return
+        if self._pending.done():
+            self._pending.result()  # raises what is no error of the storage
+        self._pending = self._thread.submit(self._attempt, write, wait)
+
+    def _attempt(self, write: Callable[[], object], wait: bool) -> None:
+        """Prints the first error of the storage and lets the run continue."""
         if self._failed:
             # A bucket's file that failed is written when it is freed: not over the next one.
             gc.collect()
             self._failed = False
         try:
-            yield
-        except storage.io_errors() as error:
-            self._failed = True
-            if not self._warned:
-                reason = storage.reason(error)
-                say(f'warning: metrics cannot be written: {reason}; training continues')
-            self._warned = True
+            if wait:
+                patience.call(write, f'the workdir {self.workdir}', patience.is_away)
+            else:
+                write()
+        except errors.TemporaryError as error:
+            self._warn(error)
+        except patience.io_errors() as error:
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        self._failed = True
+        if not self._warned:
+            reason = storage.reason(error)
+            say(f'warning: metrics cannot be written: {reason}; training continues')
+        self._warned = True
 
     def training(self, step: int, metrics: dict[str, Any], throughput: Throughput) -> None:
         """Writes the metrics of a step, with the rate since the last call, and a progress line."""
@@ -163,8 +192,7 @@ class MetricWriter:
     def text(self, name: str, text: str) -> None:
         """Writes a text file in the workdir."""
         if self._first:
-            with self._tolerate_io_errors():
-                (self._folder / name).write_text(text + '\n')
+            self._do(lambda: (self._folder / name).write_text(text + '\n'))
 
     def bad_images(self, bad: dict[str, str]) -> None:
         """Writes unreadable images and the reasons to bad_images.txt, and prints their number.
@@ -185,11 +213,11 @@ class MetricWriter:
         from PIL import Image
 
         if self._first:
-            picture = Image.fromarray(np.round(grid * 255).astype(np.uint8))
-            with self._tolerate_io_errors(), (self._folder / 'views.png').open('wb') as file:
-                picture.save(file, 'PNG')
+            picture = io.BytesIO()
+            Image.fromarray(np.round(grid * 255).astype(np.uint8)).save(picture, 'PNG')
+            self._do(lambda: (self._folder / 'views.png').write_bytes(picture.getvalue()))
         if self._events:
-            self._events.write_images(0, {'views': grid[None]})
+            self._do(functools.partial(self._events.image, 'views', grid), wait=False)
 
     def __enter__(self) -> 'MetricWriter':
         return self
@@ -197,31 +225,12 @@ class MetricWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
     ) -> None:
+        if self._first:
+            self._do(self._lines.flush)
         if self._events:
-            self._events.close()
+            self._do(self._events.close)
+        if self._thread:
+            self._thread.shutdown()
+            self._pending.result()
         for logger in self._loggers:
             logger.close(failed=kind is not None)
-
-
-def _open_events(workdir: str, first: int) -> Any:
-    """Returns a writer of events, at whose start TensorBoard drops the points from a step on."""
-    tf = lazy_tf.load()
-    from clu import metric_writers
-    from tensorboard.compat.proto import event_pb2
-
-    events = metric_writers.SummaryWriter(workdir)
-    session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    start = event_pb2.Event(wall_time=time.time(), step=first, session_log=session)
-    # Neither clu nor tf.summary has a function for events that are not summaries.
-    resource = events._summary_writer._resource
-    # TensorBoard drops nothing at the first start in a folder. Earlier versions wrote no starts.
-    for _ in range(2):
-        tf.raw_ops.ImportEvent(writer=resource, event=start.SerializeToString())
-    return events
-
-
-def _is_before(line: str, step: int) -> bool:
-    try:
-        return json.loads(line)['step'] < step
-    except ValueError:  # a kill truncated the line
-        return False

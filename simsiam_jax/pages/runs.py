@@ -1,6 +1,7 @@
 """Records of runs, read from workdirs of running, finished or interrupted runs."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -11,7 +12,7 @@ from typing import Any
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from simsiam_jax import errors, migration
+from simsiam_jax import errors, migration, patience
 from simsiam_jax.runtime import storage
 
 Curve = list[tuple[int, float]]  # (step, value)
@@ -75,17 +76,18 @@ def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[RunRecord]:
     records = []
     for path in paths:
         with storage.reading(path):
-            records.append(_read_run(path, '/'.join(path.parts[common:])))
+            read = functools.partial(_read_run, path, '/'.join(path.parts[common:]))
+            records.append(patience.call(read, f'the workdir {path}'))
     return records
 
 
 def _read_run(folder: epath.Path, name: str) -> RunRecord:
-    if not (folder / 'metrics.jsonl').exists():
+    lines = _read_json_lines(folder / 'metrics.jsonl')
+    if not lines and not (folder / 'metrics.jsonl').exists():
         raise errors.UserError(
             f'{folder} has no metrics.jsonl; expected the workdir of a run of task pretrain, '
             'linear or finetune'
         )
-    lines = _read_json_lines(folder / 'metrics.jsonl')
     starts = _read_json_lines(folder / 'starts.jsonl')
     path = folder / 'config.json'
     config = {}
@@ -99,7 +101,7 @@ def _read_run(folder: epath.Path, name: str) -> RunRecord:
 def _read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
     """Reads the lines of a file, [] if it is missing; skips truncated lines."""
     values = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in storage.read_text(path).splitlines():
         try:
             values.append(json.loads(line))
         except ValueError:

@@ -8,9 +8,10 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +20,8 @@ from jax.experimental import multihost_utils
 from simsiam_jax import errors
 from simsiam_jax.runtime import launchers
 from simsiam_jax.runtime.launchers import ClusterSpec
+
+T = TypeVar('T')
 
 _COMPLETE = 'all processes are connected'
 
@@ -65,6 +68,9 @@ def start(cluster: ClusterSpec | None = None, *, timeout: int = 300) -> None:
     # If another process falls silent, JAX logs the reason and stops this process with SIGABRT.
     # absl's handler of SIGABRT would bury the reason under the stacks of all threads.
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
+    # Gloo, which connects CPUs, waits 30 s for the others at the first exchange, later without end.
+    broadcast_from_process_0(None)
+    gather(None)
 
 
 def rendezvous(cluster: ClusterSpec, timeout: int) -> None:
@@ -151,10 +157,31 @@ def broadcast_from_process_0(value: Any) -> Any:
     """Returns process 0's value, which JSON must be able to hold, in every process."""
     if jax.process_count() == 1:
         return value
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    data = np.frombuffer(zlib.compress(json.dumps(value).encode()), np.uint8)  # names of images
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     data = np.resize(data, size)  # the other processes send any bytes of this size
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
+    received = np.asarray(multihost_utils.broadcast_one_to_all(data))
+    return json.loads(zlib.decompress(received.tobytes()))
+
+
+def from_process_0(function: Callable[[], T]) -> T:
+    """Returns function() of process 0, which JSON must be able to hold, in every process.
+
+    Raises:
+      UserError: The function raised it; all processes raise it.
+    """
+    result, problem, temporary = None, '', False
+    if jax.process_index() == 0:
+        try:
+            result = function()
+        except errors.UserError as error:
+            if jax.process_count() == 1:
+                raise
+            problem, temporary = str(error), isinstance(error, errors.TemporaryError)
+    result, problem, temporary = broadcast_from_process_0([result, problem, temporary])
+    if problem:
+        raise (errors.TemporaryError if temporary else errors.UserError)(problem)
+    return result
 
 
 def gather(value: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from simsiam_jax import errors
+from simsiam_jax import errors, patience
 from simsiam_jax.runtime import storage
 
 NAME = 'lock.json'
@@ -32,7 +32,7 @@ class Lock:
 
     Raises:
       UserError: Another run is active in the workdir.
-      OSError: The workdir cannot be written; in a bucket, any of storage.io_errors().
+      OSError: The workdir cannot be written; in a bucket, any of patience.io_errors().
     """
 
     def __init__(self, workdir: epath.Path):
@@ -105,7 +105,7 @@ class Lock:
                         'stops without a save. Follow the other run, or stop it first'
                     )
                 self._write(self._path)
-            except storage.io_errors():
+            except patience.io_errors():
                 continue  # the disk is full; the next write may succeed
 
     def release(self) -> None:
@@ -115,7 +115,7 @@ class Lock:
         try:
             if _read(self._path).get('run') == self._owner['run']:
                 self._path.unlink(missing_ok=True)
-        except storage.io_errors():
+        except patience.io_errors():
             return  # the next run takes the stale lock over
 
 

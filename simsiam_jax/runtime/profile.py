@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from simsiam_jax import errors
+from simsiam_jax import errors, patience
 from simsiam_jax.runtime import storage
 from simsiam_jax.terminal import say
 
@@ -65,7 +65,7 @@ class StepProfiler:
             for file in filter(pathlib.Path.is_file, local.rglob('*')):
                 remote = storage.folder(self._folder) / file.relative_to(local)
                 remote.write_bytes(file.read_bytes())
-        except storage.io_errors() as error:  # the run continues, and the local trace stays
+        except patience.io_errors() as error:  # the run continues, and the local trace stays
             say(f'warning: {self._folder} cannot be written: {storage.reason(error)}')
             return
         shutil.rmtree(local)

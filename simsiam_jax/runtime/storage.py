@@ -2,31 +2,11 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 
 from etils import epath
 
-from simsiam_jax import errors, lazy_tf, paths
-
-# Errors that libraries raise for a bucket, none of which is an OSError: module -> class.
-_ERROR_CLASSES = {
-    'tensorflow.python.framework.errors_impl': 'OpError',
-    'google.auth.exceptions': 'GoogleAuthError',
-    'google.api_core.exceptions': 'GoogleAPIError',
-}
-
-# Errors after which the data may still be intact, because nothing was read. TensorStore's messages
-# start with these names, and TensorFlow's errors have these codes.
-_FORBIDDEN = {'PERMISSION_DENIED': 7, 'UNAUTHENTICATED': 16}
-_TEMPORARY = {
-    'CANCELLED': 1,
-    'DEADLINE_EXCEEDED': 4,
-    'RESOURCE_EXHAUSTED': 8,
-    'ABORTED': 10,
-    'INTERNAL': 13,
-    'UNAVAILABLE': 14,
-}
+from simsiam_jax import errors, lazy_tf, paths, patience
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -61,6 +41,17 @@ def mkdirs(folder: epath.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def read_text(path: epath.Path) -> str:
+    """Returns the content of a file; '' if it is missing.
+
+    Path.exists() must not be asked first: it returns False for storage that fails for a moment.
+    """
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ''
+
+
 def require_client(folder: epath.Path) -> None:
     """Raises UserError if the folder is in a bucket and Orbax's client for it is missing."""
     if not is_remote(folder):
@@ -74,15 +65,8 @@ def require_client(folder: epath.Path) -> None:
         ) from error
 
 
-def io_errors() -> tuple[type[Exception], ...]:
-    """Returns the errors that reading and writing can raise, on a disk and in a bucket."""
-    # A library that is not imported cannot have raised an error.
-    libraries = [(sys.modules.get(module), name) for module, name in _ERROR_CLASSES.items()]
-    return (OSError, *(getattr(library, name) for library, name in libraries if library))
-
-
 def reason(error: Exception) -> str:
-    """Returns the message of one of io_errors() in one line."""
+    """Returns the message of one of patience.io_errors() in one line."""
     return getattr(error, 'strerror', None) or errors.reason(error)
 
 
@@ -95,35 +79,11 @@ def read_error(path: str | os.PathLike[str], error: Exception) -> errors.UserErr
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns any of io_errors() within this context into a UserError about `path`."""
+    """Turns any of patience.io_errors() within this context into a UserError about `path`."""
     try:
         yield
-    except io_errors() as error:
+    except patience.io_errors() as error:
         raise read_error(path, error) from error
-
-
-def is_forbidden(error: Exception) -> bool:
-    """Returns whether the error means that a path may not be read."""
-    return (
-        isinstance(error, PermissionError)
-        or getattr(error, 'error_code', None) in _FORBIDDEN.values()
-        or str(error).startswith(tuple(_FORBIDDEN))
-    )
-
-
-def is_temporary(error: Exception) -> bool:
-    """Returns whether a read failed for a reason that may pass and is no damage.
-
-    A missing file, a wrong checksum or text that cannot be parsed is damage.
-    """
-    absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-    if isinstance(error, absent) or is_forbidden(error):
-        return False
-    return (
-        isinstance(error, (OSError, MemoryError))
-        or getattr(error, 'error_code', None) in _TEMPORARY.values()
-        or str(error).startswith(tuple(_TEMPORARY))
-    )
 
 
 def write_hint(path: str | os.PathLike[str]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simsiam_jax import config_keys, errors
+from simsiam_jax import config_keys, errors, patience
 from simsiam_jax.checkpoints import encoder as encoder_lib
 from simsiam_jax.data import overlap, subset, tfds_source
 from simsiam_jax.runtime import storage
@@ -186,10 +186,14 @@ def write(workdir: str, name: str, result: Any) -> None:
     folder = storage.folder(workdir)
     if jax.process_index():
         return
-    try:
+
+    def write() -> None:
         storage.mkdirs(folder)
         (folder / name).write_text(json.dumps(result, indent=2) + '\n')
-    except storage.io_errors() as error:
+
+    try:
+        patience.call(write, f'the workdir {folder}')
+    except patience.io_errors() as error:
         raise errors.UserError(
             f'{folder / name} cannot be written: {storage.reason(error)}; '
             + storage.write_hint(workdir)

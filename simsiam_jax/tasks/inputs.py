@@ -1,5 +1,6 @@
 """Opens image sets as a configuration's data section describes them, and loads batches."""
 
+import functools
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
-from simsiam_jax.data import device_cache, host, sample_statistics, sources, value_range
+from simsiam_jax.data import device_cache, files, host, sample_statistics, sources, value_range
 from simsiam_jax.data.decode import Decoding
 from simsiam_jax.data.patterns import Patterns
 from simsiam_jax.data.reader import Reader
@@ -111,7 +112,15 @@ def open_images(spec: str, data: ConfigDict) -> sources.Source | sources.ArraySo
       UserError: The set does not exist, or no file is left.
     """
     patterns = Patterns(data.include, data.exclude)
-    return sources.open_source(spec, data.tfds_data_dir, patterns)
+    list_folder = functools.partial(_list_folder, retry_seconds=data.retry_seconds)
+    return sources.open_source(spec, data.tfds_data_dir, patterns, list_folder)
+
+
+def _list_folder(root: str, retry_seconds: int | float) -> list[str]:
+    """Returns the images below a folder or URL; process 0 lists a URL for all processes."""
+    if '://' not in root:
+        return files.list_folder(root, retry_seconds)
+    return distributed.from_process_0(lambda: files.list_folder(root, retry_seconds))
 
 
 def _check_same_images(spec: str, source: sources.Identified) -> None:

@@ -141,6 +141,7 @@ def train(
                     waiting = False
                     with throughput.pause(state):
                         _check_finite(config, number, metrics, rates, checkpoints, state)
+                        log.flush()
                         checkpoints.save(state)
                 if stopping or number == last:
                     _wait_for_save(checkpoints, number)
@@ -163,8 +164,10 @@ def train(
 
 
 def _wait_for_save(checkpoints: checkpoint.Checkpoints, number: int) -> None:
-    """Raises UserError if the last save fails."""
+    """Raises UserError if the last save fails, TemporaryError if the storage is away."""
     if failure := checkpoints.failure(wait=True):
+        if checkpoints.storage_failed:
+            raise errors.TemporaryError(f'{failure}; training stopped at step {number}')
         raise errors.UserError(
             f'{failure}; training stopped at step {number}. Free disk space, then rerun the same '
             'command to resume from the last checkpoint'

@@ -5,6 +5,7 @@ trusts the certificate that is created here. TensorStore and Google's own client
 server's address.
 """
 
+import ast
 import contextlib
 import http.server
 import json
@@ -28,10 +29,25 @@ class Bucket:
     """The objects and the token; each object is a file with 8 bytes of generation, then content.
 
     Other processes than the server may read and write too, while no client does.
+
+    Attributes:
+      token: File of the token that clients must send.
+      page: File of the largest number of objects in an answer.
+      away: If this file exists, every request is answered with its text, a status such as 503.
     """
 
     def __init__(self, folder: pathlib.Path):
         self._folder, self.token = folder / 'objects', folder / 'token'
+        self.page, self.away, self._counts = folder / 'page', folder / 'away', folder / 'counts'
+
+    def counts(self) -> dict[str, int]:
+        """Returns the requests so far: their number, those of lists, and the bytes in them."""
+        return json.loads(self._counts.read_text())
+
+    def count(self, counts: dict[str, int]) -> None:
+        partial = self._folder.parent / 'partial'
+        partial.write_text(json.dumps(counts))
+        partial.replace(self._counts)
 
     def names(self, prefix: str = '') -> list[str]:
         names = (urllib.parse.unquote(name) for name in os.listdir(self._folder))
@@ -64,6 +80,7 @@ class _Server(http.server.ThreadingHTTPServer):
         super().__init__(('127.0.0.1', 0), _Handler)
         self.bucket, self.guard = Bucket(folder), threading.RLock()
         self.uploads: dict[str, bytearray] = {}
+        self.counts = {'requests': 0, 'lists': 0, 'bytes': 0}
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(folder / 'certificate.pem', folder / 'key.pem')
 
@@ -92,6 +109,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         query = {key: values[-1] for key, values in urllib.parse.parse_qs(url.query).items()}
         body = self._body()
         with self.server.guard:
+            counts, away = self.server.counts, self.server.bucket.away
+            counts['requests'] += 1
+            counts['lists'] += self.command == 'GET' and url.path.endswith('/o')
+            counts['bytes'] += len(body)
+            self.server.bucket.count(counts)
+            if away.exists():
+                self._answer(int(away.read_text()))
+                return
             # Google's own client sends no token to a custom address.
             named = 'X-Goog-API-Client' in self.headers
             token = f'Bearer {self.server.bucket.token.read_text()}'
@@ -100,7 +125,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return
             path = re.fullmatch(
                 r'/(?P<upload>upload/)?storage/v1/b/(?P<bucket>[^/]+)(/storageLayout|(?P<o>/o))?(/(?P<name>[^/]+)'
-                r'(/rewriteTo/b/(?P<other>[^/]+)/o/(?P<to>[^/]+))?)?|/(?P<xml>[^/]+)/(?P<key>.+)',
+                r'(/rewriteTo/b/(?P<other>[^/]+)/o/(?P<to>[^/]+)|/(?P<compose>compose))?)?|/(?P<xml>[^/]+)/(?P<key>.+)',
                 url.path,
             )
             parts = {k: urllib.parse.unquote(v or '') for k, v in path.groupdict().items()}
@@ -108,6 +133,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._answer(404)
             elif parts['upload']:
                 self._upload(query, body)
+            elif parts['compose']:
+                self._compose(parts['name'], body)
             elif name := parts['name'] or parts['key']:
                 self._object(name, parts, query)
             elif parts['o']:
@@ -156,6 +183,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._answer(206, part, headers)
         else:
             self._json(self._describe(name))
+
+    def _compose(self, name: str, body: bytes) -> None:
+        """Joins objects; TensorFlow's request is almost JSON."""
+        content = b''
+        for source in ast.literal_eval(body.decode())['sourceObjects']:
+            generation, part = self.server.bucket.get(source['name'])
+            expected = source.get('objectPrecondition', {}).get('ifGenerationMatch', generation)
+            if not generation or int(expected) != generation:
+                self._answer(412 if generation else 404)
+                return
+            content += part
+        self._put(name, content)
 
     def _check_generation(self, name: str, query: dict[str, str]) -> bool:
         """Returns whether the object has the requested generation; otherwise sends the status."""
@@ -207,9 +246,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 continue
             at = name.find(delimiter, len(prefix)) if delimiter else -1
             entries[name if at < 0 else name[: at + 1]] = at >= 0
-        # Small pages expose clients that read only the first page.
         after = [name for name in entries if name > query.get('pageToken', '')]
-        page = after[: min(7, int(query.get('maxResults', 7)))]
+        largest = int(self.server.bucket.page.read_text())
+        page = after[: min(largest, int(query.get('maxResults', largest)))]
         listed = {
             'items': [self._describe(name) for name in page if not entries[name]],
             'prefixes': [name for name in page if entries[name]],
@@ -252,6 +291,7 @@ def serve(folder: pathlib.Path) -> Iterator[tuple[Bucket, dict[str, str]]]:
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     (folder / 'objects').mkdir()
     (folder / 'token').write_text(TOKEN)
+    (folder / 'page').write_text('7')  # small pages expose clients that read only the first page
     # A thread of this process could not respond: TensorFlow sometimes waits and blocks all threads.
     command = [sys.executable, __file__, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

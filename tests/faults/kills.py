@@ -43,8 +43,7 @@ def start(
     """Starts the processes of a run on two CPU devices; their output goes to process*.log."""
     logs = logs or workdir
     logs.mkdir(exist_ok=True)
-    with socket.create_server(('', 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     devices = f'--xla_force_host_platform_device_count={2 // processes}'
     variables = {
         'XLA_FLAGS': devices,
@@ -69,6 +68,11 @@ def start(
                 )
             )
     return started
+
+
+def free_port() -> int:
+    with socket.create_server(('', 0)) as server:
+        return server.getsockname()[1]
 
 
 def await_moment(kind: str, workdir: pathlib.Path, processes: list[subprocess.Popen]) -> None:

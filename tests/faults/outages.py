@@ -1,14 +1,20 @@
-"""Takes the images of a run away repeatedly, for moments; prints the number of outages.
+"""Takes the disk of a run away repeatedly, for moments; prints what the run waited for.
 
 PYTHONPATH=.:tests python tests/faults/outages.py 20 [SECONDS]
 
-The folder of images is moved away at random moments of training and evaluation, for 0.1 to SECONDS
-(3) seconds. The final state must equal the state of an undisturbed run, bit for bit, and no image
-may count as unreadable.
+The images and the workdir are on the disk; it fails with errors of the system (away.c, needs gcc)
+for 0.1 to SECONDS (3) seconds, at random moments of training, saving and evaluation, and while the
+run starts again, lists the images and restores its state. The final state must equal the state of
+an undisturbed run, bit for bit, and no image may count as unreadable.
 """
 
+import collections
+import os
 import pathlib
 import random
+import re
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,43 +33,102 @@ def write_images(folder: pathlib.Path) -> None:
         Image.fromarray((image * 15).astype(np.uint8)).save(path)
 
 
-def run(outages: int, longest: float, folder: pathlib.Path) -> int:
-    """Disturbs a run and returns how many outages it noticed; raises if it ends differently."""
-    images, away = folder / 'images', folder / 'away'
+class Trial:
+    """Starts a run on a disk, and takes the disk away."""
+
+    def __init__(self, folder: pathlib.Path, flags: list[str]):
+        self.disk, self._flags = folder / 'disk', flags
+        self.workdir, self._logs = self.disk / 'run', folder / 'logs'
+        self._flag, self.log = folder / 'away', self._logs / 'process0.log'
+        library = folder / 'away.so'
+        source = pathlib.Path(__file__).with_name('away.c')
+        command = ['gcc', '-shared', '-fPIC', '-o', library, source, '-ldl']
+        subprocess.run(command, check=True)
+        self._variables = {
+            'LD_PRELOAD': str(library),
+            'AWAY_ROOT': f'{self.disk}/',
+            'AWAY_FLAG': str(self._flag),
+        }
+        self.start()
+
+    def start(self) -> None:
+        os.environ.update(self._variables)  # of the run, not of this process, which is loaded
+        (self._process,) = kills.start(self.workdir, 1, *self._flags, logs=self._logs)
+        for name in self._variables:
+            del os.environ[name]
+
+    def steps(self) -> int:
+        metrics = self.workdir / 'metrics.jsonl'
+        return metrics.read_text().count('train/loss') if metrics.exists() else 0
+
+    def await_steps(self) -> None:
+        """Waits until the run has trained on."""
+        before = self.steps()
+        while self.steps() <= before:
+            self._check_alive()
+            time.sleep(0.05)
+
+    def take_away(self, seconds: float) -> None:
+        self._check_alive()
+        self._flag.touch()
+        time.sleep(seconds)
+        self._flag.unlink()
+
+    def restart(self) -> None:
+        self._check_alive()
+        self._process.send_signal(signal.SIGTERM)
+        self.end(143)
+        self.start()
+
+    def end(self, code: int) -> None:
+        if self._process.wait(timeout=kills.LIMIT) != code:
+            raise AssertionError(f'{self._process.returncode}: {self.log.read_text()}')
+
+    def _check_alive(self) -> None:
+        if self._process.poll() is not None:
+            raise AssertionError(f'{self._process.returncode}: {self.log.read_text()}')
+
+
+def run(outages: int, longest: float, folder: pathlib.Path) -> collections.Counter[str]:
+    """Disturbs a run and returns what it waited for; raises if it ends differently."""
+    images = folder / 'disk' / 'images'
     write_images(images)
     flags = [
         *(f'--config.{key}=folder:{images}' for key in ('data.source', 'eval.train', 'eval.test')),
         '--config.data.backend=host',
         '--config.eval.every_epochs=20',
         f'--config.epochs={30 * outages}',
-        '--config.checkpoint.every_epochs=40',
+        '--config.checkpoint.every_epochs=10',
         '--config.log.every_steps=10',
     ]
-    disturbed = folder / 'disturbed'
-    (process,) = kills.start(disturbed, 1, *flags)
-    metrics, log = disturbed / 'metrics.jsonl', disturbed / 'process0.log'
-    while process.poll() is None and not (metrics.exists() and 'train/' in metrics.read_text()):
-        time.sleep(0.1)  # the images are listed and the step is compiled
-    for _ in range(outages):
-        time.sleep(random.uniform(0.2, 1.0))
-        if process.poll() is not None:
-            raise AssertionError(f'ended before the outages: {log.read_text()}')
-        images.rename(away)
-        time.sleep(random.uniform(0.1, longest))
-        away.rename(images)
-    if process.wait(timeout=kills.LIMIT):
-        raise AssertionError(log.read_text())
-    if 'unreadable' in log.read_text():
-        raise AssertionError('images count as unreadable')
+    trial = Trial(folder, flags)
+    for number in range(outages):
+        if number % 3 == 2:
+            trial.restart()
+            time.sleep(random.uniform(3, 15))
+        else:
+            trial.await_steps()
+            time.sleep(random.uniform(0, 1))
+        seconds = random.uniform(0.1, longest)
+        trial.take_away(seconds)
+        print(f'outage {number + 1} of {seconds:.1f} s, {trial.steps()} points', flush=True)
+    trial.end(0)
+    log = trial.log.read_text()
+    if 'unreadable' in log or 'damaged' in log:
+        raise AssertionError(f'images count as unreadable, or checkpoints as damaged: {log}')
     if any(kills.end(kills.start(folder / 'whole', 1, *flags))):
         raise AssertionError((folder / 'whole' / 'process0.log').read_text())
-    if names := kills.differing(folder / 'whole', disturbed):
+    if names := kills.differing(folder / 'whole', trial.workdir):
         raise AssertionError(f'the final state differs from the undisturbed run in {names}')
-    return log.read_text().count('can be read again')
+    ends = [(place / 'metrics.jsonl').read_text() for place in (folder / 'whole', trial.workdir)]
+    losses, others = (re.findall(r'"step": (\d+),.*"train/loss": ([^,]*)', end) for end in ends)
+    if losses != others:
+        raise AssertionError(f'metrics.jsonl has {len(others)} losses, expected {len(losses)}')
+    return collections.Counter(re.findall(r'waiting up to \d+ s for the ([a-z ]*[a-z])', log))
 
 
 if __name__ == '__main__':
     count, longest = int(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 3.0
     with tempfile.TemporaryDirectory() as scratch:
         noticed = run(count, longest, pathlib.Path(scratch))
-    print(f'{count} outages, {noticed} of them noticed, same final state')
+    print(f'{count} outages, same final state; the run waited for: {dict(noticed)}')
