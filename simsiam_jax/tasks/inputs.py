@@ -72,7 +72,9 @@ def open_source(spec: str, data: ConfigDict) -> ImageSet:
         source, data.channels, data.max_bad_fraction, data.retry_seconds, decoding(data)
     )
     if data.range == 'auto':
-        data.range = str(sample_statistics.measure_range(reader))
+        data.range = distributed.from_process_0(
+            lambda: str(sample_statistics.measure_range(reader))
+        )
         reader.decoding = decoding(data)
     if data.backend == 'host':
         return reader
@@ -83,6 +85,12 @@ def open_source(spec: str, data: ConfigDict) -> ImageSet:
             f'readable or exceed data.resident_limit = {data.resident_limit} bytes. Use auto'
         )
     return images or reader
+
+
+def measure_normalization(source: ImageSet) -> dict[str, tuple[float, ...]]:
+    """Returns augment.mean and augment.std as process 0 measures them."""
+    measured = distributed.from_process_0(lambda: sample_statistics.measure_normalization(source))
+    return {key: tuple(values) for key, values in measured.items()}
 
 
 def decoding(data: ConfigDict) -> Decoding:

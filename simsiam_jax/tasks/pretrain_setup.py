@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simsiam_jax import config_keys, errors, method_defaults
-from simsiam_jax.data import host, sample_statistics
+from simsiam_jax.data import host
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.methods import METHODS
@@ -87,7 +87,7 @@ def build(
     errors.check_choice('data.normalize', config.data.normalize, ('given', 'auto'))
     source = inputs.open_source(config.data.source, config.data)
     if config.data.normalize == 'auto':
-        config.augment.update(measured or sample_statistics.measure_normalization(source))
+        config.augment.update(measured or inputs.measure_normalization(source))
     recipes = build_recipes(config)
     sampler = IndexSampler(config.seed, len(source), config.batch_size)
     tx, rates = build_optimizer(config, sampler.steps_per_epoch)
