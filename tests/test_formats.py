@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import re
 import sys
 
 import imagecodecs
@@ -17,7 +18,13 @@ from ml_collections import ConfigDict
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint_reader
-from simsiam_jax.data import raster_files, sample_statistics, sources, value_range
+from simsiam_jax.data import (
+    image_files,
+    raster_files,
+    sample_statistics,
+    sources,
+    value_range,
+)
 from simsiam_jax.data.decode import Decoding, decode
 from simsiam_jax.data.survey import survey
 from simsiam_jax.data.value_range import ValueRange
@@ -517,3 +524,11 @@ def test_normalization_of_a_sample(tmp_path) -> None:
 
 def test_table_has_many_formats() -> None:
     assert len(EXACT) + len(LOSSY) + len(ORIENTED) + len(TRANSPARENT) + len(REJECTED) >= 80
+
+
+def test_guide_names_every_extension() -> None:
+    guide = pathlib.Path(__file__).parent.parent / 'docs' / 'guides' / 'data.md'
+    table = guide.read_text().partition('## Image formats')[2].partition('\n\nImages may')[0]
+    cells = [line.split('|')[2] for line in table.splitlines() if line.startswith('| ')]
+    named = re.findall(r'`(\.\w+)`', ' '.join(cells))
+    assert sorted(named) == sorted([*image_files.EXTENSIONS, *image_files.EXTRAS])
