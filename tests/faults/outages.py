@@ -3,7 +3,7 @@
 PYTHONPATH=.:tests python tests/faults/outages.py 20 [SECONDS]
 
 The images and the workdir are on the disk; it fails with errors of the system (away.c, needs gcc)
-for 0.1 to SECONDS (3) seconds, at random moments of training, saving and evaluation, and while the
+for 0.1 to SECONDS (3) seconds, at random moments of training, evaluation and saving, and while the
 run starts again, lists the images and restores its state. The final state must equal the state of
 an undisturbed run, bit for bit, and no image may count as unreadable.
 """
@@ -18,11 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import kills
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from simsiam_jax.checkpoints import checkpoint_reader
 
 
 def write_images(folder: pathlib.Path) -> None:
@@ -61,12 +64,23 @@ class Trial:
         metrics = self.workdir / 'metrics.jsonl'
         return metrics.read_text().count('train/loss') if metrics.exists() else 0
 
-    def await_steps(self) -> None:
-        """Waits until the run has trained on."""
-        before = self.steps()
-        while self.steps() <= before:
+    def await_moment(self, kind: str) -> None:
+        """Waits for a random moment of this kind, of a run that is started again for some."""
+        if kind in ('start', 'restore'):
+            self._restart()
+        before, lock = self.steps(), self.workdir / 'lock.json'
+        checkpoints = self.workdir / checkpoint_reader.FOLDER
+        reached: dict[str, Callable[[], bool]] = {
+            'start': lambda: True,
+            'restore': lock.exists,  # created before the checkpoints are listed
+            'save': lambda: any(checkpoints.glob('*tmp*')),
+            'step': lambda: self.steps() > before,
+        }
+        while not reached[kind]():
             self._check_alive()
-            time.sleep(0.05)
+            time.sleep(0.001)
+        longest = {'start': 15.0, 'restore': 1.0, 'save': 0.0, 'step': 1.0}[kind]
+        time.sleep(random.uniform(0, longest))
 
     def take_away(self, seconds: float) -> None:
         self._check_alive()
@@ -74,7 +88,7 @@ class Trial:
         time.sleep(seconds)
         self._flag.unlink()
 
-    def restart(self) -> None:
+    def _restart(self) -> None:
         self._check_alive()
         self._process.send_signal(signal.SIGTERM)
         self.end(143)
@@ -103,15 +117,11 @@ def run(outages: int, longest: float, folder: pathlib.Path) -> collections.Count
     ]
     trial = Trial(folder, flags)
     for number in range(outages):
-        if number % 3 == 2:
-            trial.restart()
-            time.sleep(random.uniform(3, 15))
-        else:
-            trial.await_steps()
-            time.sleep(random.uniform(0, 1))
+        kind = ('step', 'start', 'save', 'restore')[number % 4]
+        trial.await_moment(kind)
         seconds = random.uniform(0.1, longest)
         trial.take_away(seconds)
-        print(f'outage {number + 1} of {seconds:.1f} s, {trial.steps()} points', flush=True)
+        print(f'outage {number + 1}: {kind}, {seconds:.1f} s, {trial.steps()} points', flush=True)
     trial.end(0)
     log = trial.log.read_text()
     if 'unreadable' in log or 'damaged' in log:
