@@ -37,9 +37,8 @@ def load_encoder(
         features = module.apply(variables, images)  # [B, D] of normalized images [B, H, W, C]
 
     Args:
-      path: Workdir of a run, or a file: .pth, .pth.tar, .pt (these need torch), .safetensors or
-        .msgpack. It must contain a ResNet of torchvision, timm or the official code of SimSiam
-        or MoCo.
+      path: Workdir of a run, or a file with a ResNet: .pth, .pth.tar, .pt, .ckpt, .torch, .bin
+        (these need torch), .safetensors or .msgpack. FILE#PREFIX selects one of several networks.
       step: Step of the checkpoint; None loads the latest.
 
     Returns:

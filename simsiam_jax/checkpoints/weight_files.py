@@ -1,16 +1,15 @@
 """Weight files of PyTorch, safetensors, Flax and Orbax. Reading a file never runs code in it.
 
-Only .pth, .pth.tar and .pt need PyTorch, to read and to write.
+Only the endings of torch.save, such as .pth and .ckpt, need PyTorch, to read and to write.
 """
 
+import functools
 import io
 import json
 import os
 import pathlib
 import pickle
-import re
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -24,12 +23,13 @@ import safetensors.numpy
 from etils import epath
 
 from simsiam_jax import errors
-from simsiam_jax.checkpoints import checkpoint_reader
+from simsiam_jax.checkpoints import checkpoint_reader, torch_files
 from simsiam_jax.models import pytorch
 from simsiam_jax.runtime import storage
 
 TORCH = ('.pth', '.pt', '.pth.tar')
-ENDINGS = (*TORCH, '.safetensors', '.msgpack')
+# The last three are those of Lightning, VISSL and Hugging Face, which are only read.
+ENDINGS = (*TORCH, '.safetensors', '.msgpack', '.ckpt', '.torch', '.bin')
 # A folder of weights contains one of these files: the first is timm's, the second Orbax's.
 FOLDERS = ('model.safetensors', '_METADATA')
 _IMAGES = 'images.json'  # in the metadata of a .safetensors file, and in an Orbax folder
@@ -68,7 +68,8 @@ def ending(path: str | os.PathLike[str]) -> str:
 def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
     """Reads the arrays of a file, under PyTorch's names, and the architecture that it states.
 
-    Floating-point arrays become float32. The architecture is '' if the file does not state it.
+    Names of nested mappings are joined by dots, such as state_dict.conv1.weight. Floating-point
+    arrays become float32. The architecture is '' if the file does not state it.
 
     Args:
       path: Weight file, folder of timm (model.safetensors), or encoder item of a checkpoint.
@@ -86,13 +87,14 @@ def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
     with storage.reading(name):
         data = file.read_bytes()
     readers = {'.safetensors': _from_safetensors, '.msgpack': flax.serialization.msgpack_restore}
-    load = readers[suffix] if suffix in readers else _torch_loader(name)
+    if suffix not in readers:
+        readers[suffix] = functools.partial(torch_files.load, need_torch(name))
     try:
-        tree = load(data)
+        tree = readers[suffix](data)
     except Exception as error:  # damage may raise anything
         reason = errors.reason(error)
         if isinstance(error, pickle.UnpicklingError):
-            reason = _unpickled(str(error))
+            reason = torch_files.reason(error)
         raise errors.UserError(
             f'{name} is damaged or contains more than weights: {reason}; expected a file that '
             f'{_WRITERS.get(suffix, "torch.save(model.state_dict(), FILE)")} writes'
@@ -101,37 +103,16 @@ def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
         if not isinstance(tree, Mapping) or not {'params', 'batch_stats'} <= set(tree):
             raise errors.UserError(f'{name} contains no params and batch_stats of a backbone')
         return pytorch.backbone_to_torch(tree), ''
-    arch = tree.get('arch') if isinstance(tree, Mapping) else None
-    for key in ('state_dict', 'model'):
-        if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
-            tree = tree[key]
-    return _named(name, tree), arch if isinstance(arch, str) else ''
+    if not isinstance(tree, Mapping):
+        raise errors.UserError(f'{name} contains a {type(tree).__name__}; expected a state dict')
+    arch = tree.get('arch')
+    return dict(_named(tree)), arch if isinstance(arch, str) else ''
 
 
 _WRITERS = {
     '.safetensors': 'safetensors.torch.save_file(model.state_dict(), FILE)',
     '.msgpack': "flax.serialization.to_bytes({'params': ..., 'batch_stats': ...})",
 }
-
-
-def _torch_loader(name: str) -> Callable[[bytes], Any]:
-    """Returns a function that loads a pickle's weights without running its code."""
-    torch = need_torch(name)
-
-    def load(data: bytes) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # about pickles that it rejects anyway
-            return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
-
-    return load
-
-
-def _unpickled(message: str) -> str:
-    """Returns what a pickle tried to do, from PyTorch's long message."""
-    if match := re.search(r'GLOBAL ([\w.]+)', message):
-        return f'it tries to run {match[1]}, which was blocked'
-    match = re.search(r'Unsupported .*', message)
-    return f'{match[0] if match else "no state dict"}; no code in it was run'
 
 
 def _read_orbax(item: epath.Path) -> dict[str, Any]:
@@ -165,19 +146,20 @@ def _from_safetensors(data: bytes) -> pytorch.Arrays:
 _DTYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'BF16': ml_dtypes.bfloat16, 'I64': '<i8'}
 
 
-def _named(name: str, tree: Any) -> pytorch.Arrays:
-    """Returns the arrays of a state dict as NumPy arrays; skips other entries, such as an epoch."""
-    if not isinstance(tree, Mapping):
-        raise errors.UserError(f'{name} contains a {type(tree).__name__}; expected a state dict')
-    arrays = {}
+def _named(tree: Mapping[Any, Any], prefix: str = '') -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the arrays of nested state dicts by name; skips optimizers and other entries."""
     for key, value in tree.items():
+        name = f'{prefix}{key}'
+        if isinstance(value, Mapping):
+            if not str(key).startswith('optimizer'):
+                yield from _named(value, f'{name}.')
+            continue
         if hasattr(value, 'detach'):  # a PyTorch tensor; NumPy has no bfloat16
             value = value.detach()
             value = (value.float() if value.is_floating_point() else value).numpy()
         if isinstance(value, np.ndarray):
             integer = np.issubdtype(value.dtype, np.integer)
-            arrays[str(key)] = value if integer else np.asarray(value, np.float32)
-    return arrays
+            yield name, value if integer else np.asarray(value, np.float32)
 
 
 def describe_images(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint_reader, weight_files
-from simsiam_jax.models import pytorch, pytorch_heads
+from simsiam_jax.models import pytorch, pytorch_heads, pytorch_layouts, resnet
 from simsiam_jax.runtime import storage
 from simsiam_jax.training.step import TrainState
 
@@ -29,6 +29,7 @@ class Weights:
       parts: Part -> arrays of the file under PyTorch's names; {} for a run.
       assumed: What the file does not state about its images and is therefore ImageNet's; '' if it
         states all.
+      selection: Which network of the file these are, and what was left out; '' if it is a backbone.
     """
 
     origin: str
@@ -37,6 +38,7 @@ class Weights:
     config: dict[str, Any]
     parts: dict[str, pytorch.Arrays] = dataclasses.field(default_factory=dict)
     assumed: str = ''
+    selection: str = ''
 
 
 def part(weights: Weights, name: str) -> dict[str, Any]:
@@ -49,6 +51,7 @@ def part(weights: Weights, name: str) -> dict[str, Any]:
 
 def is_file(path: Path) -> bool:
     """Returns whether the path is a weight file, not a run. It need not exist."""
+    path, _ = _split_prefix(path)
     if weight_files.ending(path):
         return True
     file = storage.folder(path)
@@ -56,11 +59,17 @@ def is_file(path: Path) -> bool:
         return file.is_file() or any((file / name).exists() for name in weight_files.FOLDERS)
 
 
+def _split_prefix(path: Path) -> tuple[str, str | None]:
+    """Splits FILE#PREFIX, which selects one of a file's networks; without it, PREFIX is None."""
+    file, mark, prefix = os.fspath(path).rpartition('#')
+    return (file, prefix) if mark and weight_files.ending(file) else (os.fspath(path), None)
+
+
 def open_weights(path: Path, step: int | None = None) -> Weights:
     """Loads the weights of a run's checkpoint or of a file.
 
     Args:
-      path: Workdir of a run, or a weight file.
+      path: Workdir of a run, or a weight file as in from_file.
       step: Step of the checkpoint; None loads the latest.
 
     Raises:
@@ -79,16 +88,17 @@ def from_file(path: Path) -> Weights:
     """Loads the weights of a PyTorch or safetensors file, or of a backbone's .msgpack.
 
     Args:
-      path: Weight file.
+      path: Weight file, or FILE#PREFIX for one of its networks.
 
     Raises:
-      UserError: The file cannot be read, is damaged or has a different network.
+      UserError: The file cannot be read, is damaged, or has a different network or several.
     """
-    origin = os.fspath(path)
-    arrays, arch = weight_files.read(path)
-    parts = pytorch.split(arrays, origin)
+    origin, prefix = _split_prefix(path)
+    arrays, arch = weight_files.read(origin)
+    selection = pytorch_layouts.select(arrays, origin, prefix)
+    parts = selection.parts
     model, channels = pytorch.identify(parts['backbone'], origin)
-    if arch and arch != model['name']:
+    if arch in resnet.RESNETS and arch != model['name']:
         raise errors.UserError(
             f'{origin} states that it is a {arch}, but its weights are those of a {model["name"]}'
         )
@@ -100,7 +110,12 @@ def from_file(path: Path) -> Weights:
         method = pytorch_heads.simsiam_arguments(
             pytorch_heads.mlp_of(loaded['projector']), pytorch_heads.mlp_of(loaded['predictor'])
         )
-    images = _images(path)
+    if model['stem'] == 'cifar' and selection.beside('classifier'):
+        errors.warn_once(
+            f'{origin} has the names of solo-learn, which pads the images of a 3x3 stem by 2 '
+            "pixels and not by 1. If it is solo-learn's, pad normalized images by 1 more, with 0"
+        )
+    images = _images(origin)
     config = file_config(model, channels, method, images)
     return Weights(
         origin,
@@ -109,6 +124,7 @@ def from_file(path: Path) -> Weights:
         config,
         parts,
         ', '.join(key for key in ('size', 'mean', 'std') if key not in images),
+        str(selection),
     )
 
 
@@ -138,7 +154,9 @@ def file_config(
 
 
 def warn_of_assumed(weights: Weights) -> None:
-    """Prints what the file does not state about its images."""
+    """Prints which network of the file was loaded, and what it does not state about its images."""
+    if weights.selection:
+        errors.warn_once(f'loaded the backbone of {weights.origin} ({weights.selection})')
     if not weights.assumed:
         return
     augment = weights.config['augment']
@@ -208,6 +226,8 @@ def load_into_state(state: TrainState, weights: Weights) -> tuple[TrainState, st
         target = {'params': params, 'batch_stats': batch_stats}
     initial = [name for name in params if name not in loaded]
     text = f'loaded {", ".join(loaded)} from {weights.origin}'
+    if weights.selection:
+        text += f' ({weights.selection})'
     if initial:
         text += f'; random initialization: {", ".join(initial)}'
     if skipped:

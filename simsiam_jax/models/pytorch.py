@@ -29,62 +29,12 @@ LEAVES = {
     'var': 'running_var',
 }
 
-# Prefix of the backbone in files -> (prefix of the predictor, prefixes to skip). SimSiam's official
-# code uses encoder, MoCo's encoder_q; `module` is from DataParallel.
-_LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    '': ('', ()),
-    'module.': ('', ()),
-    'encoder.': ('predictor.', ()),
-    'module.encoder.': ('module.predictor.', ()),
-    'encoder_q.': ('', ('encoder_k.', 'queue')),
-    'module.encoder_q.': ('', ('module.encoder_k.', 'module.queue')),
-}
-
 
 def first(names: Iterable[str], count: int = 3) -> str:
     """Returns the first few names, sorted, and the number of the rest."""
     names = sorted(names)
     rest = f' and {len(names) - count} more' if len(names) > count else ''
     return ', '.join(names[:count]) + rest
-
-
-def split(arrays: Arrays, origin: str) -> dict[str, Arrays]:
-    """Splits arrays into 'backbone' and, for SimSiam's files, 'projector' and 'predictor'.
-
-    Names in each part have no prefix. A classifier and the heads of other methods are skipped.
-
-    Args:
-      arrays: Arrays of a file by name.
-      origin: Name of the file, for messages.
-
-    Raises:
-      UserError: There is no backbone, or there are unexpected arrays.
-    """
-    prefixes = [p for p in _LAYOUTS if f'{p}conv1.weight' in arrays]
-    if not prefixes:
-        raise errors.UserError(
-            f'no ResNet in {origin}: found {first(arrays) or "nothing"}; expected conv1.weight, '
-            f'alone or after {", ".join(p for p in _LAYOUTS if p)}. Use a file with a ResNet'
-        )
-    prefix = prefixes[0]
-    predictor, unneeded = _LAYOUTS[prefix]
-    parts: dict[str, Arrays] = {'backbone': {}, 'projector': {}, 'predictor': {}}
-    unexpected = []
-    for name, array in arrays.items():
-        if predictor and name.startswith(predictor):
-            parts['predictor'][name.removeprefix(predictor)] = array
-        elif name.startswith(f'{prefix}fc.'):
-            parts['projector'][name.removeprefix(f'{prefix}fc.')] = array
-        elif name.startswith(prefix):
-            parts['backbone'][name.removeprefix(prefix)] = array
-        elif not name.startswith(unneeded):
-            unexpected.append(name)
-    if unexpected:
-        raise errors.UserError(
-            f'unexpected arrays in {origin}: {first(unexpected)}; expected only the ResNet under '
-            f'{prefix or "plain"} names. Remove the other arrays'
-        )
-    return parts if parts['predictor'] else {'backbone': parts['backbone']}
 
 
 def identify(backbone: Arrays, origin: str) -> tuple[dict[str, Any], int]:

@@ -2,9 +2,25 @@
 
 python -m simsiam_jax.tools.convert --source=SOURCE --target=TARGET --format=FORMAT
 
-SOURCE is the workdir of a run or a file. The file is a .pth, .pth.tar or .safetensors of a ResNet
-from torchvision, timm, or the official code of SimSiam or MoCo, or a .msgpack of FORMAT flax.
-FORMAT is one of:
+SOURCE is the workdir of a run or a file. The file is a .msgpack of FORMAT flax, or a .pth,
+.pth.tar, .pt, .ckpt, .torch, .bin or .safetensors with a ResNet under any prefix. These projects
+store several networks; the one that they evaluate is loaded:
+
+  torchvision, timm, SwAV         plain names; state_dict_ema if timm stored it
+  SimSiam                         encoder, with projector and predictor
+  MoCo v1 and v2, MoCo v3         encoder_q, base_encoder
+  BYOL                            online_encoder, online_network_state_dict
+  SimCLR, SupContrast             backbone, encoder or f
+  Barlow Twins                    backbone
+  DINO                            teacher
+  lightly                         backbone.0 to backbone.7, or backbone
+  solo-learn                      backbone
+  mmselfsup, mmpretrain           backbone
+  VISSL                           base_model.model.trunk._feature_blocks
+  Lightning                       state_dict, model or ema
+
+FILE#PREFIX selects another network, such as moco.pth.tar#encoder_k. Other heads and networks are
+left out and listed. FORMAT is one of:
 
   torchvision  state dict of torchvision.models.resnetNN without fc: .pth or .safetensors
   timm         a folder that timm.create_model('local-dir:TARGET') loads

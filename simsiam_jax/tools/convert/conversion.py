@@ -102,4 +102,6 @@ def convert(source: str, target: str, format_: str, step: int | None = None) -> 
     images = ', '.join(f'{key} {augment[key]}' for key in ('size', 'mean', 'std'))
     if weights.assumed:
         images += f" (ImageNet's {weights.assumed} are assumed: {source} does not state them)"
+    if weights.selection:
+        source += f' ({weights.selection})'
     return f'{compared}{target} contains {written} of {source}: {name}, for images of {images}'
