@@ -16,6 +16,7 @@ FLOORS = [
         'paths',
         'patience',
         'config',
+        'config_files',
         'config_keys',
         'method_defaults',
         'variants',
@@ -28,6 +29,7 @@ FLOORS = [
     {'tasks'},
     {'pages'},
     {'main', 'tools'},
+    {'__main__'},
 ]
 
 
