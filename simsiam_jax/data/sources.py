@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from simsiam_jax import errors
-from simsiam_jax.data import array_files, files, holdout, tfds_source
+from simsiam_jax.data import array_files, files, holdout, python_sources, tfds_source
 
 FORMS = {
     'tfds': 'tfds:NAME/SPLIT',
@@ -94,7 +94,7 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
         'npz:FILE.npz' with images and labels); 'npy:IMAGES.npy[,LABELS.npy]'; 'digits',
         'digits/train' or 'digits/test' (scikit-learn's handwritten digits, 8x8);
         'split:0.2/test:SOURCE' (a fifth of the images of a folder, list or array, held out by
-        their names) or 'split:0.2/train:SOURCE' (the others).
+        their names) or 'split:0.2/train:SOURCE' (the others); 'python:NAME' (see python_sources).
       data_dir: Folder of TFDS data; '' uses the default of TFDS.
 
     Raises:
@@ -113,6 +113,8 @@ def open_source(spec: str, data_dir: str = '') -> Source | ArraySource:
         return array_files.open_npy(rest)
     if match := re.fullmatch(r'split:(0?\.\d+)/(train|test):(.+)', spec):
         return _part(open_source(match[3], data_dir), float(match[1]), match[2], match[3])
+    if kind == python_sources.KIND:
+        return python_sources.find(rest)
     if spec in ('digits', 'digits/train', 'digits/test'):
         return _digits(spec.removeprefix('digits').lstrip('/'))
     if kind in FORMS:

@@ -7,27 +7,24 @@ weights exp(similarity / T). Each image counts once, including the last batch.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
 from simsiam_jax.data.recipe import Recipe
-from simsiam_jax.tasks import eval_setup, inputs, verdict
+from simsiam_jax.tasks import eval_setup, inputs, nearest, verdict
 from simsiam_jax.tasks.features import CropLoader, Encode, extract_features, raw_pixels
 from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.tasks.verdict import Answers
 from simsiam_jax.terminal import say
 from simsiam_jax.training import mesh as mesh_lib
-
-DATA = mesh_lib.DATA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +111,7 @@ def knn_accuracy(
       temperature: Temperatures T of the weights exp(similarity / T).
       classes: Number of classes.
     """
-    similarity, places = nearest(bank, queries, mesh, k=max(k))
+    similarity, places = nearest.search(bank, queries, mesh, k=max(k))
     votes = bank_labels[places]
     scores = []
     for neighbors, t in itertools.product(k, temperature):
@@ -149,82 +146,6 @@ def vote(
     return jax.lax.top_k(counts, min(5, classes))[1]
 
 
-def nearest(
-    bank: Float[np.ndarray, 'N D'],
-    queries: Float[np.ndarray, 'Q D'],
-    mesh: Mesh,
-    *,
-    k: int,
-    chunk: int = 1024,
-    block: int = 65536,
-) -> tuple[Float[np.ndarray, 'Q K'], Int[np.ndarray, 'Q K']]:
-    """Returns the k largest inner products with the bank [Q, K], largest first, and their rows.
-
-    The bank is sharded over the devices in its own dtype. Each device searches its share block by
-    block, keeping the k nearest so far; then the nearest of all devices are merged.
-
-    Args:
-      bank: Features [N, D].
-      queries: Features [Q, D].
-      mesh: Devices that share the bank.
-      k: Number of neighbors; a k above N returns all N.
-      chunk: Queries per call.
-      block: Rows of the bank that are compared at once.
-    """
-    n, k = len(bank), min(k, len(bank))
-    share = -(-n // mesh.size)  # rows per device
-    block = min(block, share)
-    rows = np.arange(-(-share // block) * block * mesh.size)
-    shards = mesh_lib.shard_global(
-        (np.pad(bank, ((0, len(rows) - n), (0, 0))), np.where(rows < n, rows, -1)), mesh
-    )
-    search = _search(mesh, k, block)
-    parts = []
-    chunk = min(chunk, len(queries))
-    for start in range(0, len(queries), chunk):
-        part = queries[start : start + chunk]
-        padded = np.pad(part, ((0, chunk - len(part)), (0, 0)))
-        parts.append([np.asarray(x)[: len(part)] for x in search(padded, *shards)])
-    similarity, places = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return similarity, places
-
-
-@functools.lru_cache(maxsize=8)  # compiled once, not at each evaluation
-def _search(mesh: Mesh, k: int, block: int) -> Callable[..., tuple[Array, Array]]:
-    """Returns a function (queries, bank, rows, -1 for padding) -> the arrays of `nearest`."""
-
-    def on_device(queries: Array, bank: Array, rows: Array) -> tuple[Array, Array]:
-        def merge(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
-            part = jax.lax.dynamic_slice_in_dim(bank, start, block).astype(jnp.float32)
-            places = jax.lax.dynamic_slice_in_dim(rows, start, block)
-            similarity = jnp.matmul(queries, part.T, precision='highest')
-            similarity = jnp.where(places >= 0, similarity, -jnp.inf)
-            similarity, where = jax.lax.top_k(similarity, min(k, block))
-            similarity = jnp.concatenate([best[0], similarity], 1)
-            places = jnp.concatenate([best[1], places[where]], 1)
-            similarity, where = jax.lax.top_k(similarity, k)
-            return (similarity, jnp.take_along_axis(places, where, 1)), None
-
-        none = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1)
-        none = jax.lax.pcast(none, (DATA,), to='varying')
-        return jax.lax.scan(merge, none, jnp.arange(0, len(bank), block))[0]
-
-    on_devices = jax.shard_map(
-        on_device,
-        mesh=mesh,
-        in_specs=(P(), P(DATA), P(DATA)),
-        out_specs=(P(None, DATA), P(None, DATA)),
-    )
-
-    @jax.jit
-    def search(queries: Array, bank: Array, rows: Array) -> tuple[Array, Array]:
-        similarity, places = on_devices(queries, bank, rows)
-        similarity, where = jax.lax.top_k(similarity, k)
-        return similarity, jnp.take_along_axis(places, where, 1)
-
-    return search
-
-
 def make_monitor(config: ConfigDict, recipe: Recipe, mesh: Mesh) -> Knn | None:
     """Returns the evaluation during pre-training; None if config.eval names no labeled sets.
 
@@ -257,7 +178,21 @@ def run(config: ConfigDict, workdir: str) -> None:
     Raises:
       UserError: The checkpoint, the data or the workdir cannot be used.
     """
-    setup = eval_setup.prepare(config)
+    rows, judged = evaluate(eval_setup.prepare(config))
+    eval_setup.write(workdir, 'knn.json', rows)
+    eval_setup.write(workdir, 'verdict.json', judged.result)
+
+
+def evaluate(setup: eval_setup.EvalSetup) -> tuple[list[dict[str, int | float]], verdict.Verdict]:
+    """Evaluates an encoder by kNN; prints the table.
+
+    Args:
+      setup: Encoder, images and the configuration of task knn.
+
+    Returns:
+      Accuracies for each k with each temperature, and the comparison with the baselines.
+    """
+    config = setup.config
     knn = Knn(
         setup.train,
         setup.test,
@@ -293,6 +228,4 @@ def run(config: ConfigDict, workdir: str) -> None:
     )
     say(str(result))
     names = ('k', 'temperature', 'top1', 'top5')
-    rows = [{name: getattr(score, name) for name in names} for score in trained]
-    eval_setup.write(workdir, 'knn.json', rows)
-    eval_setup.write(workdir, 'verdict.json', result.result)
+    return [{name: getattr(score, name) for name in names} for score in trained], result
