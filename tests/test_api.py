@@ -331,6 +331,8 @@ def test_encoder_names_unreadable_images(encoder: simsiam_jax.Encoder) -> None:
     for function in (encoder, encoder.feature_maps):
         with pytest.raises(simsiam_jax.UserError, match=r'1 of 3 images cannot be read .*s\[1\]'):
             function([IMAGES[0], b'damaged', IMAGES[1]])
+        with pytest.raises(simsiam_jax.UserError, match=r'can(not)? be read.*expected \[H, W, 1\]'):
+            function(np.repeat(IMAGES[:3], 3, 3))
 
 
 def test_feature_maps_are_those_of_the_stages(encoder: simsiam_jax.Encoder) -> None:
@@ -488,3 +490,32 @@ def test_hugging_face_folder_has_a_model_card_and_loads(
     again = simsiam_jax.Encoder.load(tmp_path / 'hub')
     assert again.mean == encoder.mean
     assert same_bits(again.variables, encoder.variables)
+
+
+def test_folders_train_and_evaluate_without_tensorflow(tmp_path: pathlib.Path) -> None:
+    for i, image in enumerate(IMAGES[:120]):
+        path = tmp_path / f'images/{LABELS[i]}/{i}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(image[:, :, 0]).resize((9 + i % 3, 10))  # not for the device
+        picture.save(path)
+    absent = ['tensorflow', 'tensorflow_datasets', 'array_record', 'clu', 'tensorboard']
+    keys = SHORT | {'batch_size': 32, 'eval.split': 0.2, 'eval.resize': 8, 'log.report': True}
+    program = (
+        f'import sys; sys.modules.update(dict.fromkeys({absent!r}))\n'
+        'import simsiam_jax\n'
+        f'run = simsiam_jax.pretrain("run", "folder:images", **{keys!r})\n'
+        'features = run.encoder("folder:images")\n'
+        'simsiam_jax.evaluate(run.encoder, "folder:images", "folder:images")\n'
+        f'assert simsiam_jax.doctor("folder:images", **{keys!r}).starts\n'
+        'run.encoder.save("encoder.safetensors", "state_dict")\n'
+        'assert features.shape == (120, 32)\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'run/report.html').exists()

@@ -1,16 +1,18 @@
-"""The input pipeline on the host: tf.data over compiled decoding, cropping and resizing."""
+"""The input pipeline on the host: threads that decode, crop and resize in compiled code."""
 
+import collections
+import concurrent.futures
 import functools
 import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from simsiam_jax import errors, lazy_tf
+from simsiam_jax import errors
 from simsiam_jax.data import host_stage, jax_augment
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe, check_resize, sample_batch_params
@@ -63,29 +65,20 @@ def train_batches(
     Raises:
       UserError: Too many images cannot be read.
     """
-    tf = lazy_tf.load()
     stage = host_stage.make_stage(on_device, recipes, channels=reader.channels, canvas=canvas)
     batch_size = local.stop - local.start
     batch_params = _once(lambda step: sample_batch_params(sampler, recipes, step, local))
 
-    def load(position: np.int64) -> tuple[Any, ...]:
-        step, b = divmod(int(position), batch_size)
+    def load(step: int, b: int) -> tuple[Any, ...]:
         indices, views = batch_params(step)
         image, label = reader.example(int(indices[b]))
         params = [{k: v[b] for k, v in view.items()} for view in views]
-        return np.int64(label), *stage.load(image, params)
+        return label, *stage.load(image, params)
 
-    shapes, dtypes = zip(((), np.int64), *stage.outputs(), strict=True)
-    load_or_blank = _unless_error(load, tuple(map(np.zeros, shapes, dtypes)))
-
-    def make(position: Any) -> Any:
-        arrays = tf.numpy_function(load_or_blank, [position], dtypes, stateful=False)
-        label, *arrays = map(tf.ensure_shape, arrays, shapes)
-        return label, *stage.finish(tf, arrays)
-
-    data = tf.data.Dataset.range(start * batch_size, stop * batch_size)
-    data = _batched(tf, data, make, batch_size)
-    for step, (label, *arrays) in enumerate(_checked(data, reader, stop - start), start):
+    outputs = [((), np.int64), *stage.outputs()]
+    steps = range(start, stop)
+    batches = _in_threads(load, steps, batch_size, outputs)
+    for step, (label, *arrays) in zip(steps, batches, strict=True):
         indices, views = batch_params(step)
         yield {'index': indices, 'label': label} | stage.assemble(arrays, views)
 
@@ -107,76 +100,71 @@ def eval_batches(
     Raises:
       UserError: Too many images cannot be read, or an image has another size and `resize` is 0.
     """
-    tf = lazy_tf.load()
     check_resize(size, resize)
-    batches = math.ceil(len(reader) / batch_size)
-    black = np.zeros((size, size, reader.channels), np.uint8)
-    blank = black, np.int64(-1), np.int64(-1)
+    shape = size, size, reader.channels
+    blank = np.zeros(shape, np.uint8), -1, -1
 
-    def load(index: np.int64) -> tuple[np.ndarray, np.int64, np.int64]:
+    def load(batch: int, b: int) -> tuple[np.ndarray, int, int]:
+        index = batch * batch_size + local.start + b
         if index >= len(reader):
             return blank
-        image, label = reader.read(int(index))
+        image, label = reader.read(index)
         if image is None:
             return blank
         if not resize and image.shape[:2] != (size, size):
-            reader.error = errors.UserError(
-                f'image {reader.source.name(int(index))} is {image.shape[0]}x{image.shape[1]}; '
+            raise errors.UserError(
+                f'image {reader.source.name(index)} is {image.shape[0]}x{image.shape[1]}; '
                 f'expected {size}x{size} (config.augment.size), because config.eval.resize is 0. '
                 'Set config.eval.resize'
             )
-            raise reader.error
-        return _center(image, size, resize), np.int64(label), index
+        return _center(image, size, resize), label, index
 
-    load_or_blank = _unless_error(load, blank)
-
-    def make(index: Any) -> Any:
-        types = (tf.uint8, tf.int64, tf.int64)
-        arrays = tf.numpy_function(load_or_blank, [index], types, stateful=False)
-        return tuple(map(tf.ensure_shape, arrays, (black.shape, (), ())))
-
-    def positions() -> np.ndarray:
-        return np.arange(batches * batch_size).reshape(batches, batch_size)[:, local].ravel()
-
-    data = tf.data.Dataset.from_tensor_slices(positions())
-    yield from _checked(_batched(tf, data, make, local.stop - local.start), reader, batches)
+    outputs = [(shape, np.uint8), ((), np.int64), ((), np.int64)]
+    batches = range(math.ceil(len(reader) / batch_size))
+    yield from _in_threads(load, batches, local.stop - local.start, outputs)
 
 
-def _batched(tf: Any, data: Any, function: Callable[..., Any], batch_size: int) -> Any:
-    # No Python control flow depends on a tensor, and AutoGraph takes long to find that out.
-    function = tf.autograph.experimental.do_not_convert(function)
-    data = data.map(function, num_parallel_calls=_cpus(), deterministic=True)
-    options = tf.data.Options()
-    # The thread that tunes the number of calls can hold up the end of the data for seconds.
-    options.autotune.enabled = False
-    return data.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
+def _in_threads(
+    load: Callable[[int, int], tuple[Any, ...]],
+    batches: Iterable[int],
+    batch_size: int,
+    outputs: Sequence[tuple[tuple[int, ...], type]],
+) -> Iterator[Any]:
+    """Yields each batch as a tuple of stacked arrays, while threads load the next two.
+
+    Args:
+      load: Function (batch, b) -> values of image b of the batch; it runs in threads.
+      batches: Numbers of the batches.
+      batch_size: Number of images in a batch.
+      outputs: Shape and dtype of each value.
+    """
+    threads = concurrent.futures.ThreadPoolExecutor(_cpus())
+
+    def submit(batch: int) -> tuple[list[np.ndarray], list[concurrent.futures.Future[None]]]:
+        arrays: list[np.ndarray] = [np.empty((batch_size, *s), dtype) for s, dtype in outputs]
+
+        def put(b: int) -> None:
+            for array, value in zip(arrays, load(batch, b), strict=True):
+                array[b] = value
+
+        return arrays, [threads.submit(put, b) for b in range(batch_size)]
+
+    try:
+        later = iter(batches)
+        queue = collections.deque(map(submit, itertools.islice(later, 3)))
+        while queue:
+            arrays, images = queue.popleft()
+            for image in images:
+                image.result()
+            queue.extend(map(submit, itertools.islice(later, 1)))
+            yield tuple(arrays)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _cpus() -> int:
     """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-def _unless_error(load: Callable[[Any], Any], blank: Any) -> Callable[[Any], Any]:
-    """Returns `load` with `blank` in place of a UserError, whose traceback TensorFlow would print.
-
-    _checked raises the error, which is in reader.error.
-    """
-
-    def load_or_blank(position: Any) -> Any:
-        try:
-            return load(position)
-        except errors.UserError:
-            return blank
-
-    return load_or_blank
-
-
-def _checked(data: Any, reader: Reader, count: int) -> Iterator[Any]:
-    for arrays in itertools.islice(data.as_numpy_iterator(), count):
-        if reader.error:
-            raise reader.error
-        yield arrays
 
 
 def _once(function: Callable[[int], Any]) -> Callable[[int], Any]:

@@ -1,11 +1,12 @@
 """The part of the augmentation that runs on the host: one class for each choice of on_device."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from simsiam_jax import lazy_tf
 from simsiam_jax.data import tf_augment
 from simsiam_jax.data.recipe import Recipe, crop_box
 
@@ -20,10 +21,7 @@ class HostStage(Protocol):
         """Returns shape and dtype of each array of `load`."""
 
     def load(self, image: np.ndarray, params: list[Params]) -> tuple[np.ndarray, ...]:
-        """Computes the arrays of an image with NumPy and numba, given each view's parameters."""
-
-    def finish(self, tf: Any, arrays: list[Any]) -> list[Any]:
-        """Computes with TensorFlow what remains to be done for an image."""
+        """Computes the arrays of an image, given each view's parameters; runs in threads."""
 
     def assemble(self, arrays: list[np.ndarray], params: list[Params]) -> dict[str, Any]:
         """Returns the entries of a device batch, given batched arrays and parameters."""
@@ -40,12 +38,12 @@ def make_stage(
       channels: Number of channels of the images.
       canvas: Side of the canvas if `on_device` is 'all'.
     """
-    stages: dict[str, HostStage] = {
-        'none': ViewStage(recipes, channels),
-        'color': CropStage(recipes, channels),
-        'all': CanvasStage(canvas, channels),
-    }
-    return stages[on_device]
+    if on_device == 'all':
+        return CanvasStage(canvas, channels)
+    crops = CropStage(recipes, channels)
+    if on_device == 'color':
+        return crops
+    return ViewStage(crops, tf_augment.color_views(lazy_tf.load(), recipes, channels))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,34 +59,27 @@ class CropStage:
     def load(self, image: np.ndarray, params: list[Params]) -> tuple[np.ndarray, ...]:
         return tuple(_crop(image, p, r) for p, r in zip(params, self.recipes, strict=True))
 
-    def finish(self, tf: Any, arrays: list[Any]) -> list[Any]:
-        return arrays
-
     def assemble(self, arrays: list[np.ndarray], params: list[Params]) -> dict[str, Any]:
         return {'crops': arrays, 'views': params}
 
 
 @dataclasses.dataclass(frozen=True)
 class ViewStage:
-    """The host makes the whole views; the device only normalizes them."""
+    """The host makes the whole views; the device only normalizes them.
 
-    recipes: Sequence[Recipe]
-    channels: int
+    Attributes:
+      crops: What makes the crops.
+      color: Function (*crops, *packed parameters) -> views; see tf_augment.color_views.
+    """
+
+    crops: CropStage
+    color: Callable[..., list[np.ndarray]]
 
     def outputs(self) -> list[tuple[tuple[int, ...], type]]:
-        packed = ((tf_augment.PACKED,), np.float32)
-        crops = CropStage(self.recipes, self.channels).outputs()
-        return [*crops, *[packed] * len(self.recipes)]
+        return self.crops.outputs()
 
     def load(self, image: np.ndarray, params: list[Params]) -> tuple[np.ndarray, ...]:
-        crops = CropStage(self.recipes, self.channels).load(image, params)
-        return *crops, *map(tf_augment.pack, params)
-
-    def finish(self, tf: Any, arrays: list[Any]) -> list[Any]:
-        crops, packed = arrays[: len(self.recipes)], arrays[len(self.recipes) :]
-        return [
-            tf_augment.color(tf, *args) for args in zip(crops, packed, self.recipes, strict=True)
-        ]
+        return tuple(self.color(*self.crops.load(image, params), *map(tf_augment.pack, params)))
 
     def assemble(self, arrays: list[np.ndarray], params: list[Params]) -> dict[str, Any]:
         return {'crops': arrays}
@@ -115,9 +106,6 @@ class CanvasStage:
         padded = np.zeros((self.canvas, self.canvas, channels), np.uint8)
         padded[: image.shape[0], : image.shape[1]] = image
         return padded, np.array(image.shape[:2], np.float32)
-
-    def finish(self, tf: Any, arrays: list[Any]) -> list[Any]:
-        return arrays
 
     def assemble(self, arrays: list[np.ndarray], params: list[Params]) -> dict[str, Any]:
         image, size = arrays

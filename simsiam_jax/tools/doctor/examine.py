@@ -38,6 +38,7 @@ CHECKS: tuple[Callable[[Context], list[Finding]], ...] = (
     image_checks.check_images,
     environment_checks.check_memory,
     environment_checks.check_speed,
+    environment_checks.check_tensorflow,
     environment_checks.check_input,
     environment_checks.check_workdir,
 )
