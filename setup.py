@@ -1,18 +1,43 @@
+import pathlib
 import runpy
 
 from setuptools import find_packages, setup
+
+RESOURCES = {f'simsiam_jax.{name}': name for name in ('configs', 'launch')}
 
 setup(
     name='simsiam_jax',
     version=runpy.run_path('simsiam_jax/_version.py')['__version__'],
     description='SimSiam self-supervised pre-training in JAX and Flax',
+    long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author='simsiam_jax developers',
     license='Apache-2.0',
+    keywords='jax flax self-supervised-learning simsiam simclr moco byol swav',
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        'Operating System :: OS Independent',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+        'Typing :: Typed',
+    ],
     python_requires='>=3.11',
-    packages=find_packages(include=['simsiam_jax*']),
-    package_data={'simsiam_jax': ['py.typed', 'tools/benchmark/h100.txtpb']},
+    # Configurations and launchers stand beside the package in a checkout, and inside it once
+    # installed: paths.installed finds both.
+    packages=[*find_packages(include=['simsiam_jax*']), *RESOURCES],
+    package_dir=RESOURCES,
+    package_data={
+        'simsiam_jax': ['py.typed', 'tools/benchmark/h100.txtpb'],
+        'simsiam_jax.launch': ['*'],
+    },
+    entry_points={'console_scripts': ['simsiam-jax = simsiam_jax.__main__:main']},
     install_requires=[
         'absl-py',
-        'array_record',
+        "array_record; sys_platform != 'win32'",  # no wheels there
         'clu',
         'etils[epath]',
         'flax>=0.12',
@@ -42,6 +67,8 @@ setup(
     ],
     extras_require={
         'cuda': ['jax[cuda12]'],
+        'cuda12': ['jax[cuda12]'],
+        'cuda13': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         # Client that Orbax uses for workdirs in gs:// buckets, and that lists images there.
         'gcs': ['google-cloud-storage'],
@@ -63,6 +90,7 @@ setup(
             'pytest',
             'pytest-xdist',
             'ruff',
+            'setuptools>=77',  # builds the wheel that is tested
         ],
     },
 )

@@ -26,8 +26,7 @@ from PIL import Image
 
 from simsiam_jax import config as config_lib
 from simsiam_jax.data import sources, tfds_source
-from simsiam_jax.tasks import bank as bank_lib
-from simsiam_jax.tasks import inputs
+from simsiam_jax.tasks import inputs, nearest
 from simsiam_jax.training import mesh as mesh_lib
 from simsiam_jax.training import monitor
 
@@ -104,12 +103,12 @@ def bank(_: pathlib.Path, count: int) -> None:
     rng = np.random.default_rng(0)
     part = rng.standard_normal((4096, WIDTH), np.float32).astype(np.float16)
     mesh = mesh_lib.make_mesh(jax.devices()[:1])
-    share, block = bank_lib._share(count, bank_lib._BLOCK)
-    made = bank_lib._empty(share, WIDTH, mesh, block, np.float16)
-    features, rows, add = made.features, made.rows, bank_lib._adder(mesh)
+    share, block = nearest._share(count, nearest._BLOCK)
+    made = nearest._empty(share, WIDTH, mesh, block, np.float16)
+    features, rows, add = made.features, made.rows, nearest._adder(mesh)
     for start in range(0, count - len(part), len(part)):
         features, rows = add(features, rows, part, start + np.arange(len(part)), start)
-    filled = bank_lib.Bank(features, rows, mesh, block)
+    filled = nearest.Bank(features, rows, mesh, block)
     queries = part[:256].astype(np.float32)
     timed(
         f'kNN, 256 queries in {count:,} x {WIDTH} of float16',

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simsiam_jax.tasks import knn
+from simsiam_jax.tasks import nearest
 from simsiam_jax.training import mesh as mesh_lib
 
 
@@ -27,7 +27,7 @@ def main(rounds: int = 5, chunk: int = 1024) -> None:
             product(queries[start : start + chunk], on_device).block_until_ready()
 
     def search() -> None:
-        knn.nearest(bank, queries, mesh, k=200, chunk=chunk)
+        nearest.search(bank, queries, mesh, k=200, chunk=chunk)
 
     seconds: dict[str, list[float]] = {'product': [], 'kNN': []}
     for i in range(rounds + 1):

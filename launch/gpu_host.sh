@@ -3,7 +3,6 @@
 #   launch/gpu_host.sh --config=CONFIG --workdir=DIR [flags of simsiam_jax.main]
 # DRY_RUN=1 prints the commands.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
 if [[ $# -eq 0 ]]; then
   echo "usage: launch/gpu_host.sh --config=CONFIG --workdir=DIR [flags of simsiam_jax.main]" >&2
@@ -18,4 +17,4 @@ if [[ ${DRY_RUN:-0} == 1 ]]; then
 else
   "${check[@]}"
 fi
-PYTHON=$python exec launch/local.sh -n 1 "$@"
+PYTHON=$python exec bash "$(dirname "$0")/local.sh" -n 1 "$@"

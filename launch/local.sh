@@ -4,7 +4,6 @@
 # If the machine has GPUs, each of several processes uses one, and a single process uses all.
 # A run that dies is restarted up to MAX_RESTARTS times. DRY_RUN=1 prints the commands.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
 usage() {
   echo "usage: launch/local.sh -n PROCESSES [--] [flags of simsiam_jax.main]" >&2

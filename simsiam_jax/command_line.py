@@ -1,21 +1,16 @@
 """Command-line parsing for all commands: flags, configuration overrides, one-line errors."""
 
-import contextlib
 import dataclasses
-import inspect
 import io
-import pathlib
 import re
-import runpy
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from simsiam_jax import config_keys, errors, migration, paths
+from simsiam_jax import config_files, config_keys, errors, migration, paths
 from simsiam_jax.runtime.launchers import ClusterSpec
 
 
@@ -41,7 +36,9 @@ class Arguments:
         if not variant:
             return self.overrides
         try:
-            plain, chosen = (config_keys.flat(load_config(f)) for f in (path, self.config_file))
+            plain, chosen = (
+                config_keys.flat(config_files.load(f)) for f in (path, self.config_file)
+            )
         except errors.UserError:  # a file that cannot do without a variant
             return self.overrides
         changed = {key for key, value in chosen.items() if plain.get(key) != value}
@@ -61,7 +58,7 @@ def start(
     Args:
       run: Function to call; receives the arguments that are not plain flags.
       required: Names of flags that must be given.
-      config: Read a configuration from --config=FILE.py[:VARIANT] and --config.KEY=VALUE.
+      config: Read a configuration from --config=FILE[:VARIANT] and --config.KEY=VALUE.
       positional: Accept arguments without --.
     """
     arguments = Arguments([])
@@ -122,75 +119,16 @@ def _load(argv: list[str]) -> tuple[str, list[str]]:
         else:
             rest.append(token)
     if not file:
-        flags.DEFINE_string('config', None, 'FILE.py[:VARIANT]; --config.KEY=VALUE sets a key.')
+        flags.DEFINE_string('config', None, 'FILE[:VARIANT]; --config.KEY=VALUE sets a key.')
         if not any(token.startswith(('--help', '-help')) for token in argv):
-            raise errors.UserError('--config is missing; pass a file such as configs/imagenet.py')
+            raise errors.UserError(
+                f'--config is missing; pass a file, or one of {", ".join(config_files.names())}'
+            )
         return '', argv
-    config = load_config(file)
+    config = config_files.load(file)
     rest = [rest[0], *(rename_override(token, config) for token in rest[1:])]
     config_flags.DEFINE_config_dict('config', config, sys_argv=rest)
     return file, rest
-
-
-def load_config(spec: str) -> ConfigDict:
-    """Loads a configuration of this or an earlier version from FILE.py[:VARIANT].
-
-    Raises:
-      UserError: The file does not exist, fails, or returns no valid configuration.
-    """
-    path, _, variant = paths.expand(spec).partition(':')
-    get_config = run_file(path).get('get_config')
-    if get_config is None:
-        raise errors.UserError(f'config file {path} has no get_config(); add it')
-    with file_errors(path, spec):
-        if variant and not inspect.signature(get_config).parameters:
-            raise errors.UserError(
-                f'config file {path} has no variants; got {variant!r}. Remove it, and set keys by '
-                '--config.KEY=VALUE'
-            )
-        config = get_config(*([variant] if variant else []))
-    if not isinstance(config, ConfigDict):
-        raise errors.UserError(
-            f'config file {spec} returned {type(config).__name__}; expected a ConfigDict'
-        )
-    with config.unlocked():
-        migration.migrate(config, origin=spec, warn=True)
-    return config
-
-
-def run_file(path: str) -> dict[str, Any]:
-    """Returns what a configuration's file defines, by name.
-
-    Raises:
-      UserError: The file does not exist or fails.
-    """
-    if not pathlib.Path(path).is_file():
-        raise errors.UserError(f'config file {path} does not exist; pass --config=FILE.py')
-    with file_errors(path, path):
-        return runpy.run_path(path)
-
-
-@contextlib.contextmanager
-def file_errors(path: str, spec: str) -> Iterator[None]:
-    """Turns errors of a configuration's file within this context into UserErrors with the line.
-
-    Args:
-      path: The file.
-      spec: The file with its variant, for the message.
-    """
-    try:
-        yield
-    except errors.UserError:
-        raise
-    except (Exception, SystemExit) as error:  # any type: the file is a program of the user
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == path]
-        line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
-        where = f' in line {line}' if line else ''
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-        raise errors.UserError(
-            f'config file {spec} failed{where}: {reason}. Fix the file or its arguments'
-        ) from error
 
 
 def rename_override(token: str, config: ConfigDict) -> str:

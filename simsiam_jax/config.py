@@ -63,7 +63,7 @@ def default() -> ConfigDict:
     config.data.background = (0,)  # color behind transparent pixels, 0 to 255; () ignores alpha
     config.data.on_device = 'color'  # augmentations on the accelerator: none | color | all
     config.data.canvas = 512  # side of the images sent with on_device=all, pixels
-    config.data.backend = 'auto'  # host (tf.data) | resident (on the device) | auto (if it fits)
+    config.data.backend = 'auto'  # host (threads) | resident (on the device) | auto (if it fits)
     config.data.resident_limit = 2**28  # most bytes of all images, equal in size, for resident
     config.data.normalize = 'given'  # given (augment.mean and std) | auto (measured on a sample)
     config.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
@@ -182,7 +182,7 @@ def _evaluation(task: str) -> ConfigDict:
     config.data.range = inherited(str)  # values that become 0 to 255; None inherits
     config.data.orientation = inherited(bool)  # apply the EXIF orientation; None inherits
     config.data.background = inherited(tuple)  # color behind transparent pixels; None inherits
-    config.data.backend = 'auto'  # host (tf.data) | resident (on the device) | auto (if it fits)
+    config.data.backend = 'auto'  # host (threads) | resident (on the device) | auto (if it fits)
     config.data.resident_limit = 2**28  # most bytes of all images, equal in size, for resident
     config.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
     config.data.retry_seconds = 300.0  # longest time to wait for storage that fails; 0 disables

@@ -1,4 +1,4 @@
-"""Imports TensorFlow only when image files, TensorBoard or buckets need it."""
+"""Imports TensorFlow only when TensorBoard, TFDS, buckets or colors on the host need it."""
 
 import contextlib
 import functools
@@ -28,9 +28,9 @@ def load() -> Any:
             tf.config.set_visible_devices([], 'TPU')
     except ModuleNotFoundError as error:
         raise errors.UserError(
-            f'{error.name} is not installed; image files, TensorBoard and gs:// need it. '
-            f'Run pip install {error.name}, or use data.source=digits, log.tensorboard=False and '
-            'local folders'
+            f'{error.name} is not installed; TensorBoard, TFDS, gs:// and data.on_device=none need '
+            f'it. Run pip install {error.name}, or set log.tensorboard=False, a local data.source '
+            'and data.on_device=color'
         ) from error
     return tf
 

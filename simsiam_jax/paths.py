@@ -1,4 +1,4 @@
-"""Paths as users write them, names of files for messages, and the folder of caches."""
+"""Paths as users write them, names of files for messages, and the folders of caches and files."""
 
 import functools
 import os
@@ -32,6 +32,13 @@ def printable(name: str) -> str:
     Python reads such bytes of file names as lone surrogates, which cannot be written.
     """
     return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+
+
+def installed(name: str) -> pathlib.Path:
+    """Returns the folder `configs` or `launch`: in the installed package, or in a checkout."""
+    package = pathlib.Path(__file__).parent
+    folder = package / name
+    return folder if folder.is_dir() else package.parent / name
 
 
 def cache_folder() -> pathlib.Path | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 def say(text: str) -> None:
@@ -16,7 +16,7 @@ def say(text: str) -> None:
 
 
 def progress(items: Iterable[Any] | None = None, what: str | None = None, **options: Any) -> Any:
-    """Returns a tqdm bar that disappears at its end and shows only in a terminal."""
+    """Returns a tqdm bar that disappears at its end and shows only in a terminal or notebook."""
     quiet = True if jax.process_index() else None  # None disables the bar without a terminal
     defaults = {'file': sys.stdout, 'dynamic_ncols': True, 'leave': False, 'delay': 3}
     return tqdm(items, what, disable=quiet, **(defaults | options))

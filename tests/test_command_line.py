@@ -12,7 +12,7 @@ import pytest
 from commands import ROOT, Commands
 from configurations import load
 
-from simsiam_jax import command_line, config_keys, errors, paths
+from simsiam_jax import command_line, config_files, config_keys, errors, paths
 
 QUICKSTART = 'configs/quickstart.py'
 
@@ -143,14 +143,14 @@ def test_broken_config_file_is_told_in_one_line(
     file = tmp_path / 'broken.py'
     file.write_text(text)
     with pytest.raises(errors.UserError) as caught:
-        command_line.load_config(str(file))
+        config_files.load(str(file))
     assert message in str(caught.value)
     assert '\n' not in str(caught.value)
 
 
 def test_missing_config_file_is_named() -> None:
     with pytest.raises(errors.UserError, match=r'config file configs/none\.py does not exist'):
-        command_line.load_config('configs/none.py:byol')
+        config_files.load('configs/none.py:byol')
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_config_file_is_found_in_the_home_folder(
     monkeypatch.setenv('HOME', str(tmp_path))
     text = (ROOT / QUICKSTART).read_text()
     (tmp_path / 'mine.py').write_text(text)
-    assert command_line.load_config('~/mine.py').batch_size == load('quickstart').batch_size
+    assert config_files.load('~/mine.py').batch_size == load('quickstart').batch_size
 
 
 def test_keys_of_a_section_are_listed_if_none_is_similar() -> None:

@@ -17,7 +17,7 @@ from commands import Commands
 from configurations import load
 
 import simsiam_jax
-from simsiam_jax import command_line, config_keys, errors, migration
+from simsiam_jax import config_files, config_keys, errors, migration
 from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.pages import runs
 
@@ -154,7 +154,7 @@ def test_checkpoint_of_newer_format_is_not_taken_for_damaged(tmp_path: pathlib.P
 
 def test_config_file_of_earlier_version_loads(capsys: pytest.CaptureFixture) -> None:
     errors.warn_once.cache_clear()  # another test may have printed one of the warnings
-    config = command_line.load_config(str(OLD / 'config_of_doctor.py'))
+    config = config_files.load(str(OLD / 'config_of_doctor.py'))
     assert config.optim.gradient_accumulation_steps == 2
     assert config.optim.predictor_schedule == 'decayed'
     assert (config.optim.warmup_start_fraction, config.optim.final_lr_fraction) == (0.5, 0.01)

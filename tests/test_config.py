@@ -11,7 +11,7 @@ import pytest
 from configurations import CONFIGS, load
 from PIL import Image
 
-from simsiam_jax import command_line, config_keys, errors, method_defaults
+from simsiam_jax import config_files, config_keys, errors, method_defaults
 from simsiam_jax.data import files, sources
 from simsiam_jax.tasks import features, pretrain_setup, summary
 from simsiam_jax.training import step
@@ -274,4 +274,4 @@ def test_variant_folder_sets_the_images() -> None:
 
 def test_variant_of_config_without_variants_is_refused() -> None:
     with pytest.raises(errors.UserError, match=r"knn\.py has no variants; got 'byol'\. Remove"):
-        command_line.load_config('configs/knn.py:byol')
+        config_files.load('configs/knn.py:byol')

@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
-from simsiam_jax import command_line, errors
+from simsiam_jax import command_line, config_files, errors
 from simsiam_jax.checkpoints import checkpoint_reader
 from simsiam_jax.data import sources, survey
 from simsiam_jax.tasks import lr_finder, memory, pretrain, pretrain_setup
@@ -327,11 +327,11 @@ def test_examine_refuses_file_it_cannot_write_before_the_work(tmp_path: pathlib.
 def test_written_file_takes_words(tmp_path: pathlib.Path) -> None:
     path = tmp_path / 'mine.py'
     assert examine.examine(quickstart(), write=str(path))
-    mine = command_line.load_config(f'{path}:byol,7ep,folder:/elsewhere')
+    mine = config_files.load(f'{path}:byol,7ep,folder:/elsewhere')
     assert (mine.method.name, mine.epochs, mine.data.source) == ('byol', 7, 'folder:/elsewhere')
     assert mine.augment == load(path).augment
     with pytest.raises(errors.UserError, match="no variant 'nonsense'"):
-        command_line.load_config(f'{path}:nonsense')
+        config_files.load(f'{path}:nonsense')
 
 
 def test_check_images_names_odd_sizes_and_uneven_classes(tmp_path: pathlib.Path) -> None:

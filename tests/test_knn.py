@@ -8,8 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from simsiam_jax import errors
 from simsiam_jax.data.sources import ArraySource, open_source
-from simsiam_jax.tasks import bank as bank_lib
-from simsiam_jax.tasks import knn
+from simsiam_jax.tasks import knn, nearest
 from simsiam_jax.tasks.features import CropLoader, extract_features, raw_pixels
 from simsiam_jax.training import mesh as mesh_lib
 
@@ -21,7 +20,7 @@ def features(n: int, seed: int) -> np.ndarray:
 
 def predict(bank, labels, queries, devices: int, *, k: int, temperature: float, **chunks):
     mesh = mesh_lib.make_mesh(jax.devices()[:devices])
-    similarity, places = knn.nearest(bank, queries, mesh, k=k, **chunks)
+    similarity, places = nearest.search(bank, queries, mesh, k=k, **chunks)
     return np.asarray(knn.vote(similarity, labels[places], temperature, classes=5))
 
 
@@ -42,7 +41,7 @@ def test_vote_equals_scikit_learn(devices: int, block: int) -> None:
 
 def test_nearest_returns_neighbors_in_order() -> None:
     bank, queries = features(300, 0), features(9, 1)
-    similarity, places = knn.nearest(bank, queries, mesh_lib.make_mesh(), k=50, block=7)
+    similarity, places = nearest.search(bank, queries, mesh_lib.make_mesh(), k=50, block=7)
     expected = np.argsort(-queries @ bank.T, axis=1)[:, :50]
     np.testing.assert_array_equal(places, expected)
     np.testing.assert_allclose(
@@ -52,7 +51,7 @@ def test_nearest_returns_neighbors_in_order() -> None:
 
 def test_nearest_searches_float16_bank_exactly() -> None:
     bank, queries = features(300, 0).astype(np.float16), features(9, 1)
-    _, places = knn.nearest(bank, queries, mesh_lib.make_mesh(), k=3)
+    _, places = nearest.search(bank, queries, mesh_lib.make_mesh(), k=3)
     # The reference uses the rounded bank, since nothing else is rounded.
     expected = np.argsort(-queries @ bank.astype(np.float32).T, axis=1)[:, :3]
     np.testing.assert_array_equal(places, expected)
@@ -91,7 +90,7 @@ def test_knn_of_raw_pixels_equals_scikit_learn() -> None:
 def test_bank_stays_on_the_devices_that_computed_it() -> None:
     train = open_source('digits/train')
     loader = make(train, train, 64).loader
-    bank, labels = bank_lib.extract(raw_pixels, {}, train, loader, np.float16)
+    bank, labels = nearest.extract(raw_pixels, {}, train, loader, np.float16)
     (share,) = {shard.data.shape for shard in bank.features.addressable_shards}
     assert share == (-(-len(train) // 64) * 8, 64)
     assert bank.features.dtype == np.float16

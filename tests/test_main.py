@@ -163,14 +163,6 @@ def test_load_encoder_returns_backbone_only(finished_run: tuple[pathlib.Path, st
         simsiam_jax.load_encoder(workdir / 'nothing')
 
 
-def test_readme_example_runs(
-    finished_run: tuple[pathlib.Path, str], capsys: pytest.CaptureFixture
-) -> None:
-    code = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
-    exec(code.replace('runs/quickstart', str(finished_run[0])), {})
-    assert float(capsys.readouterr().out) > 0.7
-
-
 def test_checkpoint_restores_on_more_devices(
     finished_run: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:

@@ -248,7 +248,6 @@ def test_reader_replaces_bad_image_by_next_good_one(tmp_path) -> None:
     reasons = ' '.join(reader.bad.values())
     assert all(part in reasons for part in ('truncated', 'unknown image format', 'No such file'))
     assert '\n' not in reasons
-    assert reader.error is None
 
 
 def test_train_batches_with_bad_images_repeat_and_resume(tmp_path) -> None:
@@ -403,7 +402,7 @@ def test_reader_waits_while_no_image_can_be_read(number: int, capsys) -> None:
 
     reader = Reader(Flaky(fails), 3, 0.0, 60.0)
     assert [reader.read(i % 3)[1] for i in range(8)] == [0, 1, 2, 0, 1, 2, 0, 1]
-    assert (reader.bad, reader.error) == ({}, None)
+    assert reader.bad == {}
     first, second = capsys.readouterr().err.splitlines()
     assert f'waiting up to 60 s for the storage of the images: {os.strerror(number)}' in first
     assert 'the storage of the images can be used again after 0.' in second
@@ -419,7 +418,6 @@ def test_reader_gives_up_after_retry_seconds() -> None:
     with pytest.raises(errors.TemporaryError, match=r'cannot be used for 0 s now: Stale file'):
         reader.read(1)
     assert reader.bad == {}
-    assert isinstance(reader.error, errors.TemporaryError)  # raised between batches
 
 
 def test_reader_forgives_an_image_that_reads_later() -> None:

@@ -1,7 +1,7 @@
 """Loads the trained backbone of a checkpoint or a weight file."""
 
 import dataclasses
-import pathlib
+import os
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from simsiam_jax.models import resnet
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class LoadedEncoder:
     """A backbone, its weights, and the configuration that it was trained with.
 
     Attributes:
@@ -19,15 +19,19 @@ class Encoder:
       variables: {'params', 'batch_stats'}, float32.
       config: Configuration of the run that trained it; `augment` and `data` describe its input
         images. The configuration of a file is that of weights.file_config.
+      origin: Path that it is from, for messages.
+      assumed: See weights.Weights.
     """
 
     module: resnet.ResNet
     variables: dict[str, Any]
     config: dict[str, Any]
+    origin: str = 'the encoder'
+    assumed: str = ''
 
 
 def load_encoder(
-    path: str | pathlib.Path, step: int | None = None
+    path: str | os.PathLike[str], step: int | None = None
 ) -> tuple[resnet.ResNet, dict[str, Any]]:
     """Loads the trained backbone of a run or a file onto the first local device.
 
@@ -51,7 +55,7 @@ def load_encoder(
     return encoder.module, encoder.variables
 
 
-def open_encoder(path: str | pathlib.Path, step: int | None = None) -> Encoder:
+def open_encoder(path: str | os.PathLike[str], step: int | None = None) -> LoadedEncoder:
     """Loads the backbone as load_encoder() does, with its configuration.
 
     Args:
@@ -66,7 +70,9 @@ def open_encoder(path: str | pathlib.Path, step: int | None = None) -> Encoder:
         loaded = weights.from_file(path)
         weights.warn_of_assumed(loaded)
         variables = jax.device_put(weights.part(loaded, 'backbone'), device)
-        return Encoder(resnet.make(**loaded.config['model']), variables, loaded.config)
+        module = resnet.make(**loaded.config['model'])
+        return LoadedEncoder(module, variables, loaded.config, loaded.origin, loaded.assumed)
     item = checkpoint_reader.load(path, 'encoder', step=step)
     variables = jax.device_put(item.tree, device)
-    return Encoder(resnet.make(**item.run.config['model']), variables, item.run.config)
+    module = resnet.make(**item.run.config['model'])
+    return LoadedEncoder(module, variables, item.run.config, os.fspath(path))

@@ -1,4 +1,4 @@
-"""Images in the arrays of .npz files, as MedMNIST has them, and of .npy files."""
+"""Images in arrays, in .npz files as MedMNIST has them, and in .npy files."""
 
 import hashlib
 import io
@@ -7,7 +7,7 @@ import zipfile
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 
 from simsiam_jax import errors
 from simsiam_jax import paths as paths_lib
@@ -19,7 +19,7 @@ class ArrayFileSource:
     """Images of an array, in host memory or in a memory map.
 
     Args:
-      images: All images.
+      images: All images, an array [N, H, W, C] of uint8.
       labels: Class of each image; -1 without labels.
       classes: Names of the classes; empty without labels.
       origin: File and array, for messages.
@@ -28,7 +28,7 @@ class ArrayFileSource:
 
     def __init__(
         self,
-        images: Shaped[np.ndarray, 'N H W C'],
+        images: Any,
         labels: Int[np.ndarray, 'N'],
         classes: tuple[str, ...],
         origin: str,
@@ -42,11 +42,14 @@ class ArrayFileSource:
     @property
     def identity(self) -> str:
         """Returns a digest of the images' number and shape, and of the pixels of some."""
-        chosen = np.unique(np.linspace(0, len(self) - 1, min(len(self), _SAMPLED)).astype(int))
         digest = hashlib.sha256(str((len(self), *self._images.shape[1:])).encode())
-        for i in self._indices[chosen]:
+        for i in self._indices[self._sampled()]:
             digest.update(self._images[i].tobytes())
         return digest.hexdigest()
+
+    def _sampled(self) -> Int[np.ndarray, 'n']:
+        """Returns evenly spaced positions."""
+        return np.unique(np.linspace(0, len(self) - 1, min(len(self), _SAMPLED)).astype(int))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -66,7 +69,7 @@ class ArrayFileSource:
     def take(self, indices: Int[np.ndarray, 'n']) -> 'ArrayFileSource':
         """Returns the images at some indices, with all classes."""
         chosen = self._indices[indices]
-        return ArrayFileSource(self._images, self._all_labels, self.classes, self._origin, chosen)
+        return type(self)(self._images, self._all_labels, self.classes, self._origin, chosen)
 
 
 def open_npz(spec: str) -> ArrayFileSource:
@@ -105,7 +108,7 @@ def open_npz(spec: str) -> ArrayFileSource:
         )
     classes = tuple(map(str, arrays.get('classes', ())))
     origin = f'{path}[{prefix}images]'
-    whole = _checked(arrays[f'{prefix}images'], arrays.get(f'{prefix}labels'), classes, origin)
+    whole = from_arrays(arrays[f'{prefix}images'], arrays.get(f'{prefix}labels'), classes, origin)
     if not rest.endswith(']'):
         return whole
     start, stop = (int(end) if end else None for end in (match[2], match[3]))
@@ -130,7 +133,7 @@ def open_npy(spec: str) -> ArrayFileSource:
             raise _unreadable(path, error) from error
     if len(arrays) > 2:
         raise errors.UserError(f'source is npy:{spec}; expected npy:IMAGES.npy[,LABELS.npy]')
-    return _checked(arrays[0], arrays[1] if len(arrays) == 2 else None, (), paths[0])
+    return from_arrays(arrays[0], arrays[1] if len(arrays) == 2 else None, (), paths[0])
 
 
 def _unreadable(path: str, error: Exception) -> errors.UserError:
@@ -142,7 +145,18 @@ def _unreadable(path: str, error: Exception) -> errors.UserError:
     return errors.UserError(f'file of images {path} cannot be read: {reason}')
 
 
-def _checked(images: Any, labels: Any, classes: tuple[str, ...], origin: str) -> ArrayFileSource:
+def from_arrays(images: Any, labels: Any, classes: tuple[str, ...], origin: str) -> ArrayFileSource:
+    """Returns a source of the images in an array.
+
+    Args:
+      images: Array of integers or floats, [N, H, W, C] or [N, H, W].
+      labels: See check_labels.
+      classes: See check_labels.
+      origin: Name of the images in messages.
+
+    Raises:
+      UserError: These are no images, or the labels do not fit them.
+    """
     shape = images.shape
     if images.dtype.kind not in 'biuf':
         raise errors.UserError(f'{origin} is {images.dtype}; expected integers or floats')
@@ -154,15 +168,33 @@ def _checked(images: Any, labels: Any, classes: tuple[str, ...], origin: str) ->
             'Transpose it: images.transpose(0, 2, 3, 1)'
         )
     images = images if images.ndim == 4 else images[..., None]
+    labels, classes = check_labels(labels, len(images), classes, origin)
+    return ArrayFileSource(images, labels, classes, origin)
+
+
+def check_labels(
+    labels: Any, count: int, classes: tuple[str, ...], origin: str
+) -> tuple[Int[np.ndarray, 'N'], tuple[str, ...]]:
+    """Returns the class of each image, -1 without labels, and the names of the classes.
+
+    Args:
+      labels: Whole numbers, one for each image; None if there are none.
+      count: Number of images.
+      classes: Names of the classes; () uses the numbers.
+      origin: Name of the images in messages.
+
+    Raises:
+      UserError: The labels do not fit the images.
+    """
     if labels is None:
-        return ArrayFileSource(images, np.full(len(images), -1), (), origin)
+        return np.full(count, -1), ()
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise errors.UserError(
             f'the labels of {origin} are {labels.dtype} of shape {labels.shape}; expected '
-            f'{len(images)} integers, one for each image'
+            f'{count} integers, one for each image'
         )
     low, high = int(labels.min()), int(labels.max())
     known = len(classes) or high + 1
@@ -170,5 +202,4 @@ def _checked(images: Any, labels: Any, classes: tuple[str, ...], origin: str) ->
         raise errors.UserError(
             f'the labels of {origin} are from {low} to {high}; expected 0 to {known - 1}'
         )
-    names = classes or tuple(str(i) for i in range(known))
-    return ArrayFileSource(images, labels.astype(np.int64), names, origin)
+    return labels.astype(np.int64), classes or tuple(str(i) for i in range(known))

@@ -1,16 +1,18 @@
-"""The input pipeline on the host: tf.data over compiled decoding, cropping and resizing."""
+"""The input pipeline on the host: threads that decode, crop and resize in compiled code."""
 
+import collections
+import concurrent.futures
 import functools
 import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from simsiam_jax import errors, lazy_tf
+from simsiam_jax import errors
 from simsiam_jax.data import host_stage, jax_augment
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe, check_resize, sample_batch_params
@@ -65,23 +67,23 @@ def train_batches(
     Raises:
       UserError: Too many images cannot be read.
     """
-    tf = lazy_tf.load()
     stage = host_stage.make_stage(on_device, recipes, channels=reader.channels, canvas=canvas)
     batch_size = local.stop - local.start
     batch_params = _once(lambda step: sample_batch_params(sampler, recipes, step, local))
 
-    def load(step: int, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+    def load(step: int, part: slice, outputs: list[np.ndarray]) -> None:
         indices, views = batch_params(step)
-        images, labels = zip(*map(reader.example, indices[positions].tolist()), strict=True)
-        params = [{k: v[positions] for k, v in view.items()} for view in views]
-        return np.array(labels, np.int64), *stage.load(list(images), params)
+        images, labels = zip(*map(reader.example, indices[part].tolist()), strict=True)
+        outputs[0][:] = labels
+        params = [{k: v[part] for k, v in view.items()} for view in views]
+        stage.load(list(images), params, outputs[1:])
 
     outputs = [((), np.int64), *stage.outputs()]
-    data = _mapped(tf, reader, load, outputs, start, stop, batch_size, stage.finish)
-    for step, (label, *arrays) in enumerate(data, start):
-        yield {'index': batch_params(step)[0], 'label': label} | stage.assemble(
-            arrays, batch_params(step)[1]
-        )
+    steps = range(start, stop)
+    batches = _in_threads(load, steps, batch_size, outputs)
+    for step, (label, *arrays) in zip(steps, batches, strict=True):
+        indices, views = batch_params(step)
+        yield {'index': indices, 'label': label} | stage.assemble(arrays, views)
 
 
 def eval_batches(
@@ -101,84 +103,65 @@ def eval_batches(
     Raises:
       UserError: Too many images cannot be read, or an image has another size and `resize` is 0.
     """
-    tf = lazy_tf.load()
     check_resize(size, resize)
-    batches = math.ceil(len(reader) / batch_size)
 
-    def load(step: int, positions: np.ndarray) -> tuple[np.ndarray, ...]:
-        crops = np.zeros((len(positions), size, size, reader.channels), np.uint8)
-        labels, indices = np.full((2, len(positions)), -1)
-        for i, index in enumerate((step * batch_size + local.start + positions).tolist()):
-            image, label = reader.read(index) if index < len(reader) else (None, -1)
+    def load(batch: int, part: slice, outputs: list[np.ndarray]) -> None:
+        crops, labels, indices = outputs
+        crops[:], labels[:], indices[:] = 0, -1, -1
+        first = batch * batch_size + local.start + part.start
+        for i, index in enumerate(range(first, min(first + len(crops), len(reader)))):
+            image, label = reader.read(index)
             if image is None:
                 continue
             if not resize and image.shape[:2] != (size, size):
-                reader.error = errors.UserError(
+                raise errors.UserError(
                     f'image {reader.source.name(index)} is {image.shape[0]}x{image.shape[1]}; '
                     f'expected {size}x{size} (config.augment.size), because config.eval.resize is '
                     '0. Set config.eval.resize'
                 )
-                raise reader.error
             crops[i], labels[i], indices[i] = _center(image, size, resize), label, index
-        return crops, labels, indices
 
     outputs = [((size, size, reader.channels), np.uint8), ((), np.int64), ((), np.int64)]
-    yield from _mapped(tf, reader, load, outputs, 0, batches, local.stop - local.start)
+    batches = range(math.ceil(len(reader) / batch_size))
+    yield from _in_threads(load, batches, local.stop - local.start, outputs)
 
 
-def _mapped(
-    tf: Any,
-    reader: Reader,
-    load: Callable[[int, np.ndarray], tuple[np.ndarray, ...]],
-    outputs: Sequence[tuple[tuple[int, ...], Any]],
-    start: int,
-    stop: int,
+def _in_threads(
+    load: Callable[[int, slice, list[np.ndarray]], None],
+    batches: Iterable[int],
     batch_size: int,
-    finish: Callable[[Any, list[Any]], list[Any]] | None = None,
+    outputs: Sequence[tuple[tuple[int, ...], Any]],
 ) -> Iterator[Any]:
-    """Yields the arrays of each batch, which are loaded in parallel.
+    """Yields each batch as a tuple of arrays, while threads load the next two.
 
     Args:
-      tf: TensorFlow.
-      reader: Its error is raised where TensorFlow cannot hide it.
-      load: Function (step, positions in the batch [n]) -> arrays [n, ...].
-      outputs: Shape of an image's part, and dtype, of each array.
-      start: First step.
-      stop: Step after the last.
-      batch_size: Images of a batch.
-      finish: Function (TensorFlow, all arrays but the first) -> what it makes of them.
+      load: Function (batch, part of it, arrays of the part to fill); it runs in threads.
+      batches: Numbers of the batches.
+      batch_size: Number of images in a batch.
+      outputs: Shape and dtype of each array for one image.
     """
-    parts = math.ceil(batch_size / _IMAGES)
-    length = math.ceil(batch_size / parts)
-    shapes, dtypes = [(length, *shape) for shape, _ in outputs], [dtype for _, dtype in outputs]
-    blank = tuple(np.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+    threads = concurrent.futures.ThreadPoolExecutor(_cpus())
+    number = math.ceil(batch_size / _IMAGES)
+    edges = [batch_size * i // number for i in range(number + 1)]
+    parts = [slice(*edge) for edge in itertools.pairwise(edges)]
 
-    def load_or_blank(position: np.int64) -> tuple[np.ndarray, ...]:
-        step, part = divmod(int(position), parts)
-        # The last part repeats an image: TensorFlow batches parts of equal length.
-        positions = np.minimum(part * length + np.arange(length), batch_size - 1)
-        try:
-            return load(step, positions)
-        except errors.UserError:  # in reader.error; TensorFlow would print its traceback
-            return blank
+    def submit(batch: int) -> tuple[list[np.ndarray], list[concurrent.futures.Future[None]]]:
+        arrays = [np.empty((batch_size, *shape), dtype) for shape, dtype in outputs]
+        return arrays, [
+            threads.submit(load, batch, part, [array[part] for array in arrays]) for part in parts
+        ]
 
-    # No Python control flow depends on a tensor, and AutoGraph takes long to find that out.
-    @tf.autograph.experimental.do_not_convert
-    def make(position: Any) -> Any:
-        arrays = tf.numpy_function(load_or_blank, [position], dtypes, stateful=False)
-        first, *rest = map(tf.ensure_shape, arrays, shapes)
-        return first, *(finish(tf, rest) if finish else rest)
-
-    data = tf.data.Dataset.range(start * parts, stop * parts)
-    data = data.map(make, num_parallel_calls=_cpus(), deterministic=True)
-    options = tf.data.Options()
-    # The thread that tunes the number of calls can hold up the end of the data for seconds.
-    options.autotune.enabled = False
-    data = data.batch(parts, drop_remainder=True).prefetch(2).with_options(options)
-    for arrays in itertools.islice(data.as_numpy_iterator(), stop - start):
-        if reader.error:
-            raise reader.error
-        yield tuple(x.reshape(-1, *x.shape[2:])[:batch_size] for x in arrays)
+    try:
+        later = iter(batches)
+        queue = collections.deque(map(submit, itertools.islice(later, 3)))
+        while queue:
+            arrays, loading = queue.popleft()
+            for part in loading:
+                part.result()
+            queue.extend(map(submit, itertools.islice(later, 1)))
+            yield tuple(arrays)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _cpus() -> int:

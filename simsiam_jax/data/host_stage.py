@@ -5,11 +5,12 @@ image and parameter.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from simsiam_jax import lazy_tf
 from simsiam_jax.data import tf_augment
 from simsiam_jax.data.recipe import Recipe, crop_box
 
@@ -23,16 +24,16 @@ class HostStage(Protocol):
     def outputs(self) -> list[tuple[tuple[int, ...], type]]:
         """Returns shape, without the number of images, and dtype of each array of `load`."""
 
-    def load(self, images: list[np.ndarray], params: list[Params]) -> tuple[np.ndarray, ...]:
-        """Computes the arrays of n images with NumPy and numba.
+    def load(
+        self, images: list[np.ndarray], params: list[Params], outputs: list[np.ndarray]
+    ) -> None:
+        """Fills the arrays of n images; runs in threads.
 
         Args:
           images: Decoded images, uint8 [H, W, C] of any sizes.
           params: Parameters of each view, arrays [n, ...].
+          outputs: Arrays [n, ...] to fill.
         """
-
-    def finish(self, tf: Any, arrays: list[Any]) -> list[Any]:
-        """Computes with TensorFlow what remains to be done for these images."""
 
     def assemble(self, arrays: list[np.ndarray], params: list[Params]) -> dict[str, Any]:
         """Returns the entries of a device batch, given batched arrays and parameters."""
@@ -49,12 +50,12 @@ def make_stage(
       channels: Number of channels of the images.
       canvas: Side of the canvas if `on_device` is 'all'.
     """
-    stages: dict[str, HostStage] = {
-        'none': ViewStage(recipes, channels),
-        'color': CropStage(recipes, channels),
-        'all': CanvasStage(canvas, channels),
-    }
-    return stages[on_device]
+    if on_device == 'all':
+        return CanvasStage(canvas, channels)
+    crops = CropStage(recipes, channels)
+    if on_device == 'color':
+        return crops
+    return ViewStage(crops, tf_augment.color_views(lazy_tf.load(), recipes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +68,11 @@ class CropStage:
     def outputs(self) -> list[tuple[tuple[int, ...], type]]:
         return [((r.size, r.size, self.channels), np.uint8) for r in self.recipes]
 
-    def load(self, images: list[np.ndarray], params: list[Params]) -> tuple[np.ndarray, ...]:
-        return tuple(_crops(images, p, r) for p, r in zip(params, self.recipes, strict=True))
-
-    def finish(self, tf: Any, arrays: list[Any]) -> list[Any]:
-        return arrays
+    def load(
+        self, images: list[np.ndarray], params: list[Params], outputs: list[np.ndarray]
+    ) -> None:
+        for crops, view, recipe in zip(outputs, params, self.recipes, strict=True):
+            _crop(images, view, recipe, crops)
 
     def assemble(self, arrays: list[np.ndarray], params: list[Params]) -> dict[str, Any]:
         return {'crops': arrays, 'views': params}
@@ -79,26 +80,26 @@ class CropStage:
 
 @dataclasses.dataclass(frozen=True)
 class ViewStage:
-    """The host makes the whole views; the device only normalizes them."""
+    """The host makes the whole views; the device only normalizes them.
 
-    recipes: Sequence[Recipe]
-    channels: int
+    Attributes:
+      crops: What makes the crops.
+      color: Function (crops, packed parameters) of all views -> views; tf_augment.color_views.
+    """
+
+    crops: CropStage
+    color: Callable[..., list[np.ndarray]]
 
     def outputs(self) -> list[tuple[tuple[int, ...], type]]:
-        packed = ((tf_augment.PACKED,), np.float32)
-        crops = CropStage(self.recipes, self.channels).outputs()
-        return [*crops, *[packed] * len(self.recipes)]
+        return self.crops.outputs()
 
-    def load(self, images: list[np.ndarray], params: list[Params]) -> tuple[np.ndarray, ...]:
-        crops = CropStage(self.recipes, self.channels).load(images, params)
-        return *crops, *map(tf_augment.pack, params)
-
-    def finish(self, tf: Any, arrays: list[Any]) -> list[Any]:
-        crops, packed = arrays[: len(self.recipes)], arrays[len(self.recipes) :]
-        return [
-            tf.stack([tf_augment.color(tf, x[i], p[i], recipe) for i in range(x.shape[0])])
-            for x, p, recipe in zip(crops, packed, self.recipes, strict=True)
-        ]
+    def load(
+        self, images: list[np.ndarray], params: list[Params], outputs: list[np.ndarray]
+    ) -> None:
+        self.crops.load(images, params, outputs)
+        views = self.color(outputs, [tf_augment.pack(view) for view in params])
+        for output, view in zip(outputs, views, strict=True):
+            output[:] = view
 
     def assemble(self, arrays: list[np.ndarray], params: list[Params]) -> dict[str, Any]:
         return {'crops': arrays}
@@ -114,14 +115,15 @@ class CanvasStage:
     def outputs(self) -> list[tuple[tuple[int, ...], type]]:
         return [((self.canvas, self.canvas, self.channels), np.uint8), ((2,), np.float32)]
 
-    def load(self, images: list[np.ndarray], params: list[Params]) -> tuple[np.ndarray, ...]:
-        padded = np.zeros((len(images), self.canvas, self.canvas, self.channels), np.uint8)
-        sizes = np.empty((len(images), 2), np.float32)
+    def load(
+        self, images: list[np.ndarray], params: list[Params], outputs: list[np.ndarray]
+    ) -> None:
+        padded, sizes = outputs
+        padded[:] = 0
         for i, image in enumerate(images):
-            image = self._shrunk(image)
-            sizes[i] = height, width = image.shape[:2]
-            padded[i, :height, :width] = image
-        return padded, sizes
+            shrunk = self._shrunk(image)
+            sizes[i] = height, width = shrunk.shape[:2]
+            padded[i, :height, :width] = shrunk
 
     def _shrunk(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
@@ -133,16 +135,13 @@ class CanvasStage:
         shape = (max(1, round(height * scale)), max(1, round(width * scale)))
         return geometry.crop_resize(image, 0, 0, height, width, shape[0], shape[1])
 
-    def finish(self, tf: Any, arrays: list[Any]) -> list[Any]:
-        return arrays
-
     def assemble(self, arrays: list[np.ndarray], params: list[Params]) -> dict[str, Any]:
         image, size = arrays
         return {'image': image, 'size': size, 'views': params}
 
 
-def _crops(images: list[np.ndarray], params: Params, recipe: Recipe) -> np.ndarray:
-    """Returns a view's crop of each image, uint8 [n, S, S, C]."""
+def _crop(images: list[np.ndarray], params: Params, recipe: Recipe, crops: np.ndarray) -> None:
+    """Fills a view's crop of each image, uint8 [n, S, S, C]."""
     from simsiam_jax.data import geometry  # a dataset cached on the device needs no numba
 
     if recipe.rotation:
@@ -153,7 +152,5 @@ def _crops(images: list[np.ndarray], params: Params, recipe: Recipe) -> np.ndarr
     shapes = np.array([image.shape[:2] for image in images], np.float32)
     edges = crop_box(params, shapes[:, 0], shapes[:, 1], recipe.crop_ratio, np)
     boxes = np.stack(edges, -1).astype(np.int64)
-    crops = np.empty((len(images), recipe.size, recipe.size, images[0].shape[2]), np.uint8)
     for i, image in enumerate(images):
         geometry.crop_resize_into(crops, i, image, boxes)
-    return crops

@@ -37,7 +37,6 @@ class Reader:
 
     Attributes:
       bad: Name -> reason of the images that could not be read at the last attempt.
-      error: The error that stopped reading; data.host raises it where TensorFlow cannot hide it.
     """
 
     def __init__(
@@ -51,7 +50,6 @@ class Reader:
         self.source, self.channels, self.decoding = source, channels, decoding
         self.max_bad_fraction, self.retry_seconds = max_bad_fraction, retry_seconds
         self.bad: dict[str, str] = {}
-        self.error: errors.UserError | None = None
         self._lock = threading.Lock()
         self._storage = patience.Patience('the storage of the images', retry_seconds)
         self._last_read = -1  # an image that could be read
@@ -99,8 +97,7 @@ class Reader:
         try:
             encoded, label = self._encoded(index)
             converted = convert(encoded)
-        except errors.TemporaryError as error:
-            self.error = error
+        except errors.TemporaryError:
             raise
         except Exception as error:  # no damaged file may stop a run of days
             self._record(self.source.name(index), errors.reason(error))
@@ -166,7 +163,6 @@ class Reader:
             )
 
     def _fail(self, message: str) -> errors.UserError:
-        self.error = errors.UserError(
+        return errors.UserError(
             f'{message}. Fix or remove them, or raise config.data.max_bad_fraction'
         )
-        return self.error

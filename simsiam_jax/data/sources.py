@@ -18,6 +18,7 @@ from simsiam_jax.data import (
     holdout,
     lists,
     parquet_source,
+    python_sources,
     tfds_source,
 )
 from simsiam_jax.data.listed import JoinedSource, Listed
@@ -125,7 +126,7 @@ def open_source(
         'digits/train' or 'digits/test' (scikit-learn's handwritten digits, 8x8);
         'split:0.2/test:SOURCE' (a fifth of the images of a folder, list or array, held out by
         their names) or 'split:0.2/train:SOURCE' (the others); 'SOURCE+SOURCE' (the images of
-        both, if neither is of TFDS or digits).
+        both, if neither is of TFDS or digits); 'python:NAME' (see python_sources).
       data_dir: Folder of TFDS data; '' uses the default of TFDS.
       patterns: Files to use, of folders, lists, archives and Parquet files.
       list_folder: Function that lists the images below a folder or URL.
@@ -153,6 +154,8 @@ def open_source(
         return array_files.open_npz(rest)
     if kind == 'npy' and rest:
         return array_files.open_npy(rest)
+    if kind == python_sources.KIND:
+        return python_sources.find(rest)
     if spec in ('digits', 'digits/train', 'digits/test'):
         return _digits(spec.removeprefix('digits').lstrip('/'))
     if kind in FORMS:

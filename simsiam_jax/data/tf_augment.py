@@ -4,6 +4,7 @@ XLA is several times faster on a CPU if the color planes are separate.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,27 @@ def pack(params: dict[str, Any]) -> np.ndarray:
 def color(tf: Any, crop: Any, packed: Any, recipe: Recipe) -> Any:
     """Returns the uint8 view [S, S, C] of a uint8 crop; the operations of jax_augment.color."""
     return _compiled(tf, recipe)(crop, packed)
+
+
+def color_views(tf: Any, recipes: Sequence[Recipe]) -> Any:
+    """Returns a function (crops, packed parameters) -> views, with `color` for each recipe.
+
+    Both are lists of an array [n, ...] for each recipe. One traced call computes all views of n
+    images, because each call from Python takes a share of a millisecond.
+    """
+
+    @tf.function(autograph=False)
+    def views(crops: list[Any], packed: list[Any]) -> list[Any]:
+        return [
+            tf.stack([color(tf, x[i], p[i], recipe) for i in range(x.shape[0])])
+            for x, p, recipe in zip(crops, packed, recipes, strict=True)
+        ]
+
+    def on_host(crops: list[np.ndarray], packed: list[np.ndarray]) -> list[np.ndarray]:
+        made = views(list(map(tf.constant, crops)), list(map(tf.constant, packed)))
+        return [x.numpy() for x in made]
+
+    return on_host
 
 
 @functools.cache  # equal recipes compile once, which takes seconds

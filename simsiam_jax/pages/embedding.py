@@ -5,16 +5,16 @@ import pathlib
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from simsiam_jax import config as config_lib
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import encoder as encoder_lib
 from simsiam_jax.data import subset
 from simsiam_jax.data.sources import ArraySource
 from simsiam_jax.methods.losses import l2_normalize
 from simsiam_jax.pages import page
-from simsiam_jax.tasks import inputs, knn
-from simsiam_jax.tasks.features import CropLoader, Features, extract_features, make_encode
+from simsiam_jax.tasks import encoding, inputs, nearest
+from simsiam_jax.tasks.features import Features, extract_features
 from simsiam_jax.training import mesh as mesh_lib
 
 
@@ -48,28 +48,13 @@ def embed(
       UserError: The checkpoint or the images cannot be used.
     """
     encoder = encoder_lib.open_encoder(checkpoint)
-    trained = encoder.config
-    data = config_lib.knn().data
-    data.backend = 'host'  # this backend keeps the files' names
-    for key in ('channels', 'range', 'orientation', 'background', 'tfds_data_dir'):
-        data[key] = trained['data'][key]
-    data.include = data.exclude = ''  # of the training images
-    source = inputs.open_source(images, data)
+    source = encoding.open_images(encoder, images)
     kept = np.linspace(0, len(source) - 1, min(max_images or len(source), len(source))).astype(int)
     if len(kept) < len(source):
         source = subset.take(source, kept)
-    mesh = mesh_lib.make_mesh()
-    loader = CropLoader(
-        mesh,
-        channels=data.channels,
-        size=trained['augment']['size'],
-        resize=trained['eval']['resize'],
-        batch_size=-(-batch_size // mesh.size) * mesh.size,
-    )
-    mean, std = (tuple(trained['augment'][key]) for key in ('mean', 'std'))
-    encode = make_encode(encoder.module, mean, std)
-    variables = mesh_lib.replicate(encoder.variables, mesh)
-    features = extract_features(encode, variables, source, loader)
+    loader = encoding.make_loader(encoder, batch_size)
+    variables = mesh_lib.replicate(encoder.variables, loader.mesh)
+    features = extract_features(encoding.encode_of(encoder), variables, source, loader)
     if isinstance(source, ArraySource):
         names = [f'{images}[{kept[i]}]' for i in features.indices]
     else:
@@ -77,20 +62,25 @@ def embed(
     return Embedding(source, features, names)
 
 
-def neighbors(features: Features, k: int) -> tuple[np.ndarray, np.ndarray]:
+def neighbors(x: Float[np.ndarray, 'N D'], k: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns positions and cosine similarities [N, k] of every image's nearest neighbors.
 
     An image is not its own neighbor.
 
+    Args:
+      x: Features.
+      k: Number of neighbors.
+
     Raises:
       UserError: k is not from 1 to N - 1.
     """
-    if not 0 < k < len(features.x):
+    if not 0 < k < len(x):
         raise errors.UserError(
-            f'--neighbors is {k}; expected 1 to {len(features.x) - 1}, the number of other images'
+            f'the number of neighbors is {k}; expected 1 to {len(x) - 1}, the number of '
+            'other images'
         )
-    x = np.asarray(l2_normalize(jnp.asarray(features.x)))
-    similarities, positions = knn.nearest(x, x, mesh_lib.make_mesh(), k=k + 1)
+    x = np.asarray(l2_normalize(jnp.asarray(x)))
+    similarities, positions = nearest.search(x, x, mesh_lib.make_mesh(), k=k + 1)
     # An image with exact copies is not always its own nearest, and may even be missing: then the
     # last neighbor is dropped instead.
     own = positions == np.arange(len(x))[:, None]
@@ -126,7 +116,8 @@ def render_neighbors(
         return page.figure(page.picture(image), caption, query=similarity is None)
 
     count = len(features.x)
-    queries = np.unique(np.linspace(0, count - 1, min(num_queries, count)).astype(int))
+    queries = np.unique(np.linspace(0, count - 1, min(num_queries, count)).astype(int)).tolist()
     return ''.join(
-        page.row([figure(i), *map(figure, positions[i], similarities[i])]) for i in queries
+        page.row([figure(i), *map(figure, positions[i].tolist(), similarities[i].tolist())])
+        for i in queries
     )

@@ -168,7 +168,7 @@ def _neighbors(run: RunRecord, images: str) -> str:
     try:
         embedded = embedding.embed(str(run.folder), images, 64, _NUM_IMAGES)
         k = min(_NUM_NEIGHBORS, len(embedded.features.x) - 1)
-        positions, similarities = embedding.neighbors(embedded.features, k)
+        positions, similarities = embedding.neighbors(embedded.features.x, k)
     except (errors.UserError, OSError, ModuleNotFoundError) as error:
         return f'<p>None: {html.escape(str(error))}</p>'
     rows = embedding.render_neighbors(embedded, positions, similarities, num_queries=_NUM_QUERIES)

@@ -34,7 +34,7 @@ class EvalSetup:
     """
 
     config: ConfigDict
-    encoder: encoder_lib.Encoder
+    encoder: encoder_lib.LoadedEncoder
     encode: Encode
     train: ImageSet
     test: ImageSet
@@ -67,12 +67,15 @@ class EvalSetup:
         )
 
 
-def prepare(config: ConfigDict, mesh: Mesh | None = None) -> EvalSetup:
+def prepare(
+    config: ConfigDict, mesh: Mesh | None = None, encoder: encoder_lib.LoadedEncoder | None = None
+) -> EvalSetup:
     """Opens the checkpoint and the images, and fills in the keys of `config` that are None.
 
     Args:
       config: Configuration of the evaluation, changed in place.
       mesh: Devices to use; None uses all.
+      encoder: Encoder to evaluate; None loads config.init_from.
 
     Raises:
       UserError: A key is unknown, there is no checkpoint, or the images do not fit it.
@@ -84,7 +87,7 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None) -> EvalSetup:
             'config.init_from is not set; expected the workdir of a pre-training run or a weight '
             'file. Set --config.init_from=DIR'
         )
-    encoder = encoder_lib.open_encoder(config.init_from)
+    encoder = encoder or encoder_lib.open_encoder(config.init_from)
     trained = ConfigDict(encoder.config)
     if config.data.channels not in (None, trained.data.channels):
         raise errors.UserError(

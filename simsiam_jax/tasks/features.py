@@ -141,7 +141,9 @@ def extract_features(
             array[count:end] = values[readable]
         count = end
     if features is None or not count:
-        raise errors.UserError('none of the images to evaluate can be read')
+        bad = {} if isinstance(source, ArraySource) else source.bad
+        first = ''.join(f' ({name}: {reason})' for name, reason in list(bad.items())[:1])
+        raise errors.UserError(f'none of the images to evaluate can be read{first}')
     return Features(*(array[:count] for array in features))
 
 

@@ -19,8 +19,7 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import errors
 from simsiam_jax.data.recipe import Recipe
-from simsiam_jax.tasks import bank as bank_lib
-from simsiam_jax.tasks import eval_setup, inputs, verdict
+from simsiam_jax.tasks import eval_setup, inputs, nearest, verdict
 from simsiam_jax.tasks.features import CropLoader, Encode, features_of, raw_pixels
 from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.tasks.verdict import Answers
@@ -75,7 +74,7 @@ class Knn:
     def __call__(self, encode: Encode, variables: Any) -> list[KnnScore]:
         """Returns the scores of an encoder, arguments as in extract_features."""
         dtype = np.dtype(self.bank_dtype)
-        bank, classes = bank_lib.extract(encode, variables, self.train, self.loader, dtype)
+        bank, classes = nearest.extract(encode, variables, self.train, self.loader, dtype)
         k = min(max(self.k), int((classes >= 0).sum()))
         found: list[tuple[np.ndarray, ...]] = []
         for x, labels, indices in features_of(encode, variables, self.test, self.loader, l2=True):
@@ -147,37 +146,6 @@ def vote(
     return jax.lax.top_k(counts, min(5, classes))[1]
 
 
-def nearest(
-    bank: Float[np.ndarray, 'N D'],
-    queries: Float[np.ndarray, 'Q D'],
-    mesh: Mesh,
-    *,
-    k: int,
-    chunk: int = 1024,
-    block: int = 65536,
-) -> tuple[Float[np.ndarray, 'Q K'], Int[np.ndarray, 'Q K']]:
-    """Returns the k largest inner products with the bank [Q, K], largest first, and their rows.
-
-    Args:
-      bank: Features [N, D]; each device gets a share, in their type.
-      queries: Features [Q, D].
-      mesh: Devices that share the bank.
-      k: Number of neighbors; a k above N returns all N.
-      chunk: Queries per call.
-      block: Rows of the bank that are compared at once.
-    """
-    shared = bank_lib.from_host(bank, mesh, block)
-    parts = []
-    chunk = min(chunk, len(queries))
-    for start in range(0, len(queries), chunk):
-        part = queries[start : start + chunk]
-        padded = np.pad(part, ((0, chunk - len(part)), (0, 0)))
-        found = shared.nearest(padded, min(k, len(bank)))
-        parts.append([np.asarray(x)[: len(part)] for x in found])
-    similarity, places = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return similarity, places
-
-
 def make_monitor(
     config: ConfigDict, recipe: Recipe, mesh: Mesh, opened: Mapping[str, ImageSet]
 ) -> Knn | None:
@@ -226,7 +194,21 @@ def run(config: ConfigDict, workdir: str) -> None:
     Raises:
       UserError: The checkpoint, the data or the workdir cannot be used.
     """
-    setup = eval_setup.prepare(config)
+    rows, judged = evaluate(eval_setup.prepare(config))
+    eval_setup.write(workdir, 'knn.json', rows)
+    eval_setup.write(workdir, 'verdict.json', judged.result)
+
+
+def evaluate(setup: eval_setup.EvalSetup) -> tuple[list[dict[str, int | float]], verdict.Verdict]:
+    """Evaluates an encoder by kNN; prints the table.
+
+    Args:
+      setup: Encoder, images and the configuration of task knn.
+
+    Returns:
+      Accuracies for each k with each temperature, and the comparison with the baselines.
+    """
+    config = setup.config
     knn = Knn(
         setup.train,
         setup.test,
@@ -262,6 +244,4 @@ def run(config: ConfigDict, workdir: str) -> None:
     )
     say(str(result))
     names = ('k', 'temperature', 'top1', 'top5')
-    rows = [{name: getattr(score, name) for name in names} for score in trained]
-    eval_setup.write(workdir, 'knn.json', rows)
-    eval_setup.write(workdir, 'verdict.json', result.result)
+    return [{name: getattr(score, name) for name in names} for score in trained], result

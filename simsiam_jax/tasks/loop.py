@@ -22,6 +22,8 @@ from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.terminal import say
 from simsiam_jax.training import step
 
+# (step, state, metrics of the step) -> values to log
+Observe = Callable[[int, step.TrainState, dict[str, jax.Array]], dict[str, float]]
 Step = Callable[[step.TrainState, Any], tuple[step.TrainState, dict[str, jax.Array]]]
 
 
@@ -74,6 +76,7 @@ def train(
     evaluate: Callable[[step.TrainState], object] | None,
     block: int = 1,
     callback: Callable[[int, step.TrainState, Any, dict[str, jax.Array]], object] | None = None,
+    observe: Observe | None = None,
 ) -> step.TrainState:
     """Trains from the state's step to the last epoch, and returns the last state.
 
@@ -91,6 +94,7 @@ def train(
       evaluate: Called with the state every eval.every_epochs, except after the last step.
       block: A step is saved only if it is a multiple of this number or the last.
       callback: Called after each step with its number, the state, the batch and the metrics.
+      observe: Called when metrics are logged; what it returns is logged too.
 
     Raises:
       UserError: The loss is not finite, or the last state could not be saved.
@@ -129,6 +133,9 @@ def train(
                         _check_finite(config, number, metrics, rates, checkpoints)
                         now = {name: rate(number - 1) for name, rate in rates.items()}
                         log.training(number, metrics | now, throughput)
+                        if observe:
+                            with throughput.pause(state):
+                                log.scalars(number, observe(number, state, metrics))
                         if isinstance(source, Reader):
                             log.bad_images(source.bad)
                         if failure := checkpoints.failure():

@@ -26,7 +26,7 @@ from simsiam_jax.training import alternation, guard, step
 from simsiam_jax.training import mesh as mesh_lib
 
 
-def run(config: ConfigDict, workdir: str) -> None:
+def run(config: ConfigDict, workdir: str, observe: loop.Observe | None = None) -> None:
     """Trains to the last epoch, and resumes from the latest checkpoint in `workdir`.
 
     A new run starts from the weights in config.init_from, from a checkpoint of step 0 as
@@ -35,6 +35,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     Args:
       config: Configuration of the run, as config.default() has it.
       workdir: Folder for checkpoints and logs.
+      observe: Called when metrics are logged; what it returns is logged too.
 
     Raises:
       UserError: The configuration, the data or the workdir cannot be used.
@@ -78,6 +79,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             evaluate=evaluate,
             block=pretrain_setup.block_of(config, setup),
             callback=callback,
+            observe=observe,
         )
         result = None
         if setup.knn and evaluate:

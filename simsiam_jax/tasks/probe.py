@@ -81,7 +81,24 @@ def run(config: ConfigDict, workdir: str) -> None:
     Raises:
       UserError: The configuration, the checkpoint, the data or the workdir cannot be used.
     """
-    setup = eval_setup.prepare(config)
+    results, judged = evaluate(eval_setup.prepare(config))
+    eval_setup.write(workdir, 'probe.json', results)
+    eval_setup.write(workdir, 'verdict.json', judged.result)
+
+
+def evaluate(setup: eval_setup.EvalSetup) -> tuple[dict[str, Any], verdict.Verdict]:
+    """Probes an encoder; prints the tables.
+
+    Args:
+      setup: Encoder, images and the configuration of task probe.
+
+    Returns:
+      Results by encoder and kind of classifier, and the comparison with the baselines.
+
+    Raises:
+      UserError: The configuration cannot be used.
+    """
+    config = setup.config
     if not 0 < config.eval.holdout < 1:
         raise errors.UserError(
             f'config.eval.holdout is {config.eval.holdout}; expected a share of the training set '
@@ -110,8 +127,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         baseline='random initialization' if config.eval.baselines else '',
     )
     say(str(judged))
-    eval_setup.write(workdir, 'probe.json', results)
-    eval_setup.write(workdir, 'verdict.json', judged.result)
+    return results, judged
 
 
 def _pixels(_: Any, images: jax.Array) -> jax.Array:

@@ -160,7 +160,7 @@ def _hold_out(train: ImageSet, config: ConfigDict, heads: int) -> tuple[ImageSet
 
 
 def _initial_variables(
-    config: ConfigDict, encoder: encoder_lib.Encoder, recipe: Recipe
+    config: ConfigDict, encoder: encoder_lib.LoadedEncoder, recipe: Recipe
 ) -> dict[str, Any]:
     if not config.from_scratch:
         return encoder.variables

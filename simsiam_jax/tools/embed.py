@@ -123,7 +123,7 @@ def run(_: command_line.Arguments) -> None:
         }
         if given.neighbors:
             columns['neighbors'], columns['similarities'] = embedding.neighbors(
-                features, given.neighbors
+                features.x, given.neighbors
             )
         save(out, columns, embedded.source.classes)
         print(f'{out}: {len(features.x)} images, features of {features.x.shape[1]}')

@@ -27,7 +27,10 @@ left out and listed. FORMAT is one of:
   detectron2   .pkl for the ResNets of Detectron2
   simsiam      .pth.tar of SimSiam's official code: backbone, projector, predictor
   state_dict   like torchvision, for any stem, width and number of channels
+  huggingface  a folder with a model card, for the Hugging Face Hub; timm and load_encoder open it
   flax         the backbone as .msgpack, or with another ending as an Orbax folder
+  jax_export   a program that needs only JAX (jax.export.deserialize(bytes).call) on CPU, GPU and
+               TPU: uint8 images [batch, size, size, channels] -> features
   workdir      a workdir that pre-training starts from
 
 The size, resize, mean and std of the images go along: into .safetensors and timm's config.json, and

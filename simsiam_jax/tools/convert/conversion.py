@@ -75,9 +75,22 @@ def convert(source: str, target: str, format_: str, step: int | None = None) -> 
     Raises:
       UserError: The source cannot be read, the format cannot represent it, or the outputs differ.
     """
+    return write(open_weights(source, step), target, format_)
+
+
+def write(weights: Weights, target: str, format_: str) -> str:
+    """Writes weights as `convert` does, and returns its report.
+
+    Args:
+      weights: Weights to write.
+      target: File or folder to write.
+      format_: One of formats.FORMATS.
+
+    Raises:
+      UserError: The format cannot represent the weights, or the outputs differ.
+    """
     errors.check_choice('--format', format_, formats.FORMATS)
     chosen = formats.FORMATS[format_]
-    weights = open_weights(source, step)
     formats.check(chosen, weights, target)
     parts = formats.to_torch(weights)
     written_sides = () if chosen.ours else (parts,)
@@ -98,10 +111,13 @@ def convert(source: str, target: str, format_: str, step: int | None = None) -> 
         )
     chosen.write(weights, parts, target)
     written = ', '.join(parts if chosen.heads else ['backbone'])
-    name, augment = weights.config['model']['name'], weights.config['augment']
-    images = ', '.join(f'{key} {augment[key]}' for key in ('size', 'mean', 'std'))
+    origin, config = weights.origin, weights.config
+    images = ', '.join(f'{key} {config["augment"][key]}' for key in ('size', 'mean', 'std'))
     if weights.assumed:
-        images += f" (ImageNet's {weights.assumed} are assumed: {source} does not state them)"
+        images += f" (ImageNet's {weights.assumed} are assumed: {origin} does not state them)"
     if weights.selection:
-        source += f' ({weights.selection})'
-    return f'{compared}{target} contains {written} of {source}: {name}, for images of {images}'
+        origin += f' ({weights.selection})'
+    return (
+        f'{compared}{target} contains {written} of {origin}: {config["model"]["name"]}, '
+        f'for images of {images}'
+    )

@@ -9,11 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax import export
 
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint, checkpoint_reader, weight_files
 from simsiam_jax.checkpoints.weights import Weights, part
+from simsiam_jax.data import jax_augment
 from simsiam_jax.models import pytorch, pytorch_heads, resnet
+from simsiam_jax.tools.convert import model_card
 from simsiam_jax.training.step import TrainState
 
 Parts = dict[str, pytorch.Arrays]
@@ -99,7 +102,7 @@ def write_timm(weights: Weights, parts: Parts, target: str) -> None:
     timm_config = {
         'architecture': name,
         'num_classes': 0,
-        'num_features': resnet.make(name).features,
+        'num_features': resnet.make(**config['model']).features,
         'pretrained_cfg': {
             'input_size': [config['data']['channels'], size, size],
             'mean': images['mean'],
@@ -115,6 +118,19 @@ def write_timm(weights: Weights, parts: Parts, target: str) -> None:
     weight_files.write(str(folder / 'model.safetensors'), parts['backbone'])
     text = json.dumps(timm_config, indent=2) + '\n'
     weight_files.write_bytes(str(folder / 'config.json'), text.encode())
+
+
+def write_huggingface(weights: Weights, parts: Parts, target: str) -> None:
+    """Writes timm's files, which load_encoder opens for any network, and a model card."""
+    write_timm(weights, parts, target)
+    try:
+        check_standard(weights, 'timm')
+        in_timm = True
+    except errors.UserError:
+        in_timm = False
+    width = resnet.make(**weights.config['model']).features
+    card = model_card.text(weights, width, in_timm=in_timm)
+    weight_files.write_bytes(str(pathlib.Path(target) / 'README.md'), card.encode())
 
 
 def write_detectron2(weights: Weights, parts: Parts, target: str) -> None:
@@ -155,6 +171,23 @@ def write_flax(weights: Weights, parts: Parts, target: str) -> None:
         raise errors.UserError(f'{target} cannot be written: {error.strerror}') from error
 
 
+def write_jax_export(weights: Weights, parts: Parts, target: str) -> None:
+    """Writes a program that needs only JAX: uint8 images [B, S, S, C] -> features [B, D]."""
+    config, variables = weights.config, part(weights, 'backbone')
+    # The fused kernels are for training, and chosen by this machine's devices.
+    module = resnet.make(**config['model'] | {'kernels': 'plain', 'remat': False})
+    mean, std = (tuple(config['augment'][key]) for key in ('mean', 'std'))
+
+    def encode(images: jax.Array) -> Any:
+        return module.apply(variables, jax_augment.normalize(images, mean, std))
+
+    (batch,) = export.symbolic_shape('batch')
+    size, channels = config['augment']['size'], config['data']['channels']
+    images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.uint8)
+    exported = export.export(jax.jit(encode), platforms=('cpu', 'cuda', 'tpu'))(images)
+    weight_files.write_bytes(target, bytes(exported.serialize()))
+
+
 def write_workdir(weights: Weights, parts: Parts, target: str) -> None:
     _check_new(pathlib.Path(target) / checkpoint_reader.FOLDER)
     params, batch_stats = jax.tree.map(jnp.asarray, (weights.params, weights.batch_stats))
@@ -178,6 +211,8 @@ FORMATS = {
     'detectron2': Format(write_detectron2, ('.pkl',), 'Detectron2'),
     'simsiam': Format(write_simsiam, weight_files.TORCH, "SimSiam's official code", heads=True),
     'state_dict': Format(write_state_dict, STATE_DICT),
+    'huggingface': Format(write_huggingface),
     'flax': Format(write_flax, ours=True),
+    'jax_export': Format(write_jax_export, ours=True),
     'workdir': Format(write_workdir, heads=True, ours=True),
 }

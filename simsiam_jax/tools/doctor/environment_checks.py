@@ -122,30 +122,41 @@ def _number(rate: float) -> str:
 
 
 def check_input(context: Context) -> list[Finding]:
-    """Returns whether TensorFlow is usable and the input pipeline keeps up with the step."""
+    """Returns whether the input pipeline keeps up with the step."""
     setup, survey = context.setup, context.survey
     if setup is None or survey is None:
         return []
     if not isinstance(setup.source, Reader):
         return [Finding('ok', 'the images stay on the device: training does not wait for input')]
     try:
-        findings = [_tensorflow()]
         delivered = estimates.feed_rate(context.config, setup, survey.seconds)
-        return [*findings, _feed(context, delivered)]
     except errors.UserError as error:
         return [Finding('error', str(error))]
+    return [_feed(context, delivered)]
 
 
-def _tensorflow() -> Finding:
-    tf = lazy_tf.load()
+def check_tensorflow(context: Context) -> list[Finding]:
+    """Returns whether TensorFlow is installed and off the accelerators, if the run needs it."""
+    setup, config = context.setup, context.config
+    if setup is None:
+        return []
+    on_host = isinstance(setup.source, Reader) and config.data.on_device == 'none'
+    if not on_host and not config.log.tensorboard:
+        return []
+    try:
+        tf = lazy_tf.load()
+    except errors.UserError as error:
+        return [Finding('error', str(error))]
     visible = [device.device_type for device in tf.config.get_visible_devices()]
     if set(visible) - {'CPU'}:
-        return Finding(
-            'warning',
-            f'TensorFlow {tf.__version__} sees {", ".join(visible)} and may take the memory of '
-            'JAX; do not use TensorFlow before this program does',
-        )
-    return Finding('ok', f'TensorFlow {tf.__version__} reads on the CPU and sees no accelerator')
+        return [
+            Finding(
+                'warning',
+                f'TensorFlow {tf.__version__} sees {", ".join(visible)} and may take the memory of '
+                'JAX; do not use TensorFlow before this program does',
+            )
+        ]
+    return [Finding('ok', f'TensorFlow {tf.__version__} uses the CPU and sees no accelerator')]
 
 
 def _feed(context: Context, delivered: float) -> Finding:

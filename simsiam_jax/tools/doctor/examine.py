@@ -38,9 +38,35 @@ CHECKS: tuple[Callable[[Context], list[Finding]], ...] = (
     image_checks.check_images,
     environment_checks.check_memory,
     environment_checks.check_speed,
+    environment_checks.check_tensorflow,
     environment_checks.check_input,
     environment_checks.check_workdir,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Examination:
+    """What is known about a run before it starts.
+
+    Attributes:
+      findings: Problems and facts, errors first.
+      advice: Keys of the configuration to change, with reasons.
+      kept: Keys that would be changed if they were not given.
+      images: Number of images that were read.
+    """
+
+    findings: list[Finding]
+    advice: list[Advice]
+    kept: list[Advice]
+    images: int
+
+    @property
+    def starts(self) -> bool:
+        """Returns whether the run would start, as far as this process knows."""
+        return all(finding.severity != 'error' for finding in self.findings)
+
+    def __str__(self) -> str:
+        return '\n'.join(map(str, self.findings))
 
 
 def examine(
@@ -68,27 +94,50 @@ def examine(
     """
     if write and jax.process_index() == 0:
         config_writer.check(write)
-    context = _open(Context(config, workdir))
-    advice: list[Advice] = []
-    other: list[Advice] = []
-    if context.survey is not None and context.survey.images:
-        advice = _advise(context, given)
-        if probe:
-            advice = _probe(config, advice)
-        other = [a for a in advice if a.key in given]
-        advice = [a for a in advice if a.key not in given]
-        if write:
-            context = dataclasses.replace(context, config=recommend.apply(config, advice))
-        context = _build(context)
-    starts = _report([finding for check in CHECKS for finding in check(context)])
-    _print_advice(advice)
-    _print_kept(other, config)
-    if write and context.survey and context.survey.images and jax.process_index() == 0:
-        config_writer.write(write, config, advice, origin)
+    examined = inspect(config, workdir, advised=bool(write), probe=probe, given=given)
+    starts = _report(examined)
+    _print_advice(examined.advice)
+    _print_kept(examined.kept, config)
+    if write and examined.images and jax.process_index() == 0:
+        config_writer.write(write, config, examined.advice, origin)
         say(f'\nwrote {write}: python -m simsiam_jax.main --config={write} --workdir=DIR')
     checked = 'the run as written' if write else 'the run as given'
     say(f'\n{checked} would {"" if starts else "not "}start')
     return starts
+
+
+def inspect(
+    config: ConfigDict,
+    workdir: str | None = None,
+    *,
+    advised: bool = False,
+    probe: bool = False,
+    given: Collection[str] = (),
+) -> Examination:
+    """Checks a run and recommends what fits its images.
+
+    Args:
+      config: Configuration of a pre-training.
+      workdir: Workdir of the run; None skips the check of its disk.
+      advised: Check the configuration that follows the advice, instead of the one given.
+      probe: Search for the learning rate too, and print its table.
+      given: Keys that the user has set and that are therefore kept.
+    """
+    context = _open(Context(config, workdir))
+    advice: list[Advice] = []
+    kept: list[Advice] = []
+    if context.survey is not None and context.survey.images:
+        advice = _advise(context, given)
+        if probe:
+            advice = _probe(config, advice)
+        kept = [a for a in advice if a.key in given]
+        advice = [a for a in advice if a.key not in given]
+        if advised:
+            context = dataclasses.replace(context, config=recommend.apply(config, advice))
+        context = _build(context)
+    findings = [finding for check in CHECKS for finding in check(context)]
+    images = len(context.survey.images) if context.survey else 0
+    return Examination(by_severity(findings), advice, kept, images)
 
 
 def _open(context: Context) -> Context:
@@ -173,14 +222,14 @@ def _probe(config: ConfigDict, advice: list[Advice]) -> list[Advice]:
     return [*kept, Advice('optim.learning_rate', best.rate, best.reason)]
 
 
-def _report(findings: list[Finding]) -> bool:
+def _report(examined: Examination) -> bool:
     """Prints the findings; returns whether no process has an error."""
-    for finding in by_severity(findings):
+    for finding in examined.findings:
         if jax.process_index() == 0:
             print(finding, flush=True)
         elif finding.severity == 'error':
             print(f'process {jax.process_index()}: {finding}', flush=True)
-    return distributed.all_processes(all(finding.severity != 'error' for finding in findings))
+    return distributed.all_processes(examined.starts)
 
 
 def _print_advice(advice: list[Advice]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from simsiam_jax import command_line, errors
+from simsiam_jax import command_line, config_files, errors
 from simsiam_jax.tools.ledger import ablation_report, run_ablations
 from simsiam_jax.training import mesh
 
@@ -26,9 +26,9 @@ def run(_: command_line.Arguments) -> None:
     given = flags.FLAGS
     logging.set_verbosity(logging.ERROR)
     mesh.use_compilation_cache()
-    path = given.config
     try:
-        file = command_line.run_file(path)
+        path = config_files.find(given.config)
+        file = config_files.run(path)
         if not {'ROWS', 'get_config'} <= set(file):
             raise errors.UserError(
                 f'{path} has no ROWS or no get_config(); pass a file like configs/ablations.py'
@@ -51,7 +51,7 @@ def run(_: command_line.Arguments) -> None:
 
 def _config(file: dict[str, Any], path: str, name: str) -> ConfigDict:
     variant = f'{name},{flags.FLAGS.data}'
-    with command_line.file_errors(path, f'{path}:{variant}'):
+    with config_files.file_errors(path, f'{path}:{variant}'):
         return file['get_config'](variant)
 
 

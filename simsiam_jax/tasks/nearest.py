@@ -172,3 +172,34 @@ def _search(mesh: Mesh, k: int, block: int) -> Callable[..., tuple[Array, Array]
         return similarity, jnp.take_along_axis(places, where, 1)
 
     return search
+
+
+def search(
+    bank: Float[np.ndarray, 'N D'],
+    queries: Float[np.ndarray, 'Q D'],
+    mesh: Mesh,
+    *,
+    k: int,
+    chunk: int = 1024,
+    block: int = _BLOCK,
+) -> tuple[Float[np.ndarray, 'Q K'], Int[np.ndarray, 'Q K']]:
+    """Returns the k largest inner products with the bank [Q, K], largest first, and their rows.
+
+    Args:
+      bank: Features [N, D]; each device gets a share, in their type.
+      queries: Features [Q, D].
+      mesh: Devices that share the bank.
+      k: Number of neighbors; a k above N returns all N.
+      chunk: Queries per call.
+      block: Rows of the bank that are compared at once.
+    """
+    shared = from_host(bank, mesh, block)
+    parts = []
+    chunk = min(chunk, len(queries))
+    for start in range(0, len(queries), chunk):
+        part = queries[start : start + chunk]
+        padded = np.pad(part, ((0, chunk - len(part)), (0, 0)))
+        found = shared.nearest(padded, min(k, len(bank)))
+        parts.append([np.asarray(x)[: len(part)] for x in found])
+    similarity, places = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return similarity, places
