@@ -365,6 +365,16 @@ def test_convert_refuses_weights_that_format_lacks(
     assert {path.name for path in tmp_path.iterdir()} == {'file', 'source.safetensors'}
 
 
+def test_difference_is_relative_to_outputs_whose_squares_overflow(small_file, monkeypatch):
+    given = weights.from_file(small_file[0])
+    outputs = {'feature': np.full((2, 16), 1e30, np.float32)}
+    monkeypatch.setattr(weight_files, 'load_torch', lambda: np)
+    monkeypatch.setattr(conversion, 'jax_outputs', lambda *_: outputs)
+    theirs = {'feature': np.full((2, 16), 1.5e30, np.float32)}
+    monkeypatch.setattr(conversion.torch_forward, 'outputs', lambda *_: theirs)
+    assert abs(conversion.difference(given, [{}]) - 1 / 3) < 1e-6
+
+
 def test_convert_command_prints_one_line_errors(command, tmp_path):
     tool = 'simsiam_jax.tools.convert'
     result = command(tool, '--source=/no/such.safetensors', f'--target={tmp_path}', '--format=flax')

@@ -320,6 +320,15 @@ def test_load_encoder_refuses_pickles_that_run_code(tmp_path):
     assert not (tmp_path / 'pwned').exists()
 
 
+@pytest.mark.parametrize('legacy', [False, True])
+def test_load_encoder_runs_no_code_beside_weights(legacy, resnet18, tmp_path):
+    path, _, expected = resnet18
+    attack = {'model': torch.load(path, weights_only=True), 'x': Attack(str(tmp_path / 'pwned'))}
+    torch.save(attack, tmp_path / 'x.ckpt', _use_new_zipfile_serialization=not legacy)
+    equal(tmp_path / 'x.ckpt', expected)
+    assert not (tmp_path / 'pwned').exists()
+
+
 @pytest.mark.parametrize('size', [0, 100, 10_000, -50])
 def test_load_encoder_refuses_truncated_files(size, resnet18, tmp_path):
     data = resnet18[0].read_bytes()

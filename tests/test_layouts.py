@@ -228,6 +228,29 @@ def test_run_and_conversion_start_from_layout(tmp_path):
     assert_features(target, 'DINO')
 
 
+@pytest.mark.parametrize(
+    ('arch', 'accepted'),
+    [
+        ('', True),
+        ('resnet', True),
+        ('resnet18', True),
+        ('timm/resnet18.a1_in1k', True),
+        ('resnet50', False),
+        ('resnetblur18', False),  # the same names and shapes
+    ],
+)
+def test_stated_architecture_must_match(arch, accepted, tmp_path, monkeypatch):
+    arrays = arrays_of('torchvision')
+    monkeypatch.setattr(weight_files, 'read', lambda path: (arrays, arch))
+    monkeypatch.setitem(resnet.RESNETS, 'resnet18', (resnet.BasicBlock, (1, 1)))
+    path = tmp_path / 'x.pth'
+    if accepted:
+        assert weights.from_file(path).config['model']['name'] == 'resnet18'
+    else:
+        with pytest.raises(errors.UserError, match=f'states that it is a {arch}.*of a resnet18'):
+            weights.from_file(path)
+
+
 def test_documentation_names_every_project():
     readme = (ROOT / 'README.md').read_text()
     projects = {name.partition(',')[0].removesuffix(' with EMA') for name in NAMES}

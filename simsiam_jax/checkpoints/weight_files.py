@@ -1,6 +1,6 @@
 """Weight files of PyTorch, safetensors, Flax and Orbax. Reading a file never runs code in it.
 
-Only the endings of torch.save, such as .pth and .ckpt, need PyTorch, to read and to write.
+Only files of torch.save, such as .pth and .ckpt, need PyTorch, to read and to write.
 """
 
 import functools

@@ -10,7 +10,7 @@ import numpy as np
 
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint_reader, weight_files
-from simsiam_jax.models import pytorch, pytorch_heads, pytorch_layouts, resnet
+from simsiam_jax.models import pytorch, pytorch_heads, pytorch_layouts
 from simsiam_jax.runtime import storage
 from simsiam_jax.training.step import TrainState
 
@@ -98,7 +98,8 @@ def from_file(path: Path) -> Weights:
     selection = pytorch_layouts.select(arrays, origin, prefix)
     parts = selection.parts
     model, channels = pytorch.identify(parts['backbone'], origin)
-    if arch in resnet.RESNETS and arch != model['name']:
+    # timm states a class, resnet, or a name such as timm/resnet50.a1_in1k.
+    if arch.rpartition('/')[2].partition('.')[0] not in ('', 'resnet', model['name']):
         raise errors.UserError(
             f'{origin} states that it is a {arch}, but its weights are those of a {model["name"]}'
         )

@@ -55,7 +55,7 @@ class Selection:
       parts: 'backbone' and, for SimSiam's official files, 'projector' and 'predictor' -> arrays
         under torchvision's names.
       prefix: Prefix of the backbone in the file; '' or ends with a dot.
-      left_out: First distinct names of the file's other arrays.
+      left_out: Names of the other arrays, up to the first word that the prefix does not have.
     """
 
     parts: dict[str, pytorch.Arrays]

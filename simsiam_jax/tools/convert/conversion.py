@@ -57,7 +57,7 @@ def difference(weights: Weights, sides: list[dict[str, pytorch.Arrays]]) -> floa
     largest = 0.0
     for parts in sides:
         for name, theirs in torch_forward.outputs(torch, parts, images).items():
-            scale = np.sqrt(np.mean(np.square(theirs))) or 1.0
+            scale = np.sqrt(np.mean(np.square(theirs, dtype=np.float64))) or 1.0
             # max() would ignore NaN
             largest = np.maximum(largest, np.max(np.abs(ours[name] - theirs)) / scale)
     return float(largest)
