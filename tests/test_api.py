@@ -249,7 +249,7 @@ def test_pretrain_takes_any_form_of_images(form: str, tmp_path: pathlib.Path) ->
 @pytest.mark.parametrize(
     ('images', 'labels', 'message'),
     [
-        (IMAGES.astype(np.float32), None, r'images is float32; expected uint8'),
+        (IMAGES.astype(complex), None, r'images is complex128; expected integers or floats'),
         (IMAGES[0, :, :, 0], None, r'images has shape \(8, 8\); expected \[N, H, W\]'),
         (3, None, r'images is a int; expected a uint8 array'),
         ([], None, 'images is empty'),
@@ -332,7 +332,7 @@ def test_encoder_names_unreadable_images(encoder: simsiam_jax.Encoder) -> None:
         with pytest.raises(simsiam_jax.UserError, match=r'1 of 3 images cannot be read .*s\[1\]'):
             function([IMAGES[0], b'damaged', IMAGES[1]])
         with pytest.raises(simsiam_jax.UserError, match=r'can(not)? be read.*expected \[H, W, 1\]'):
-            function(np.repeat(IMAGES[:3], 3, 3))
+            function(np.repeat(IMAGES[:3], 5, 3))
 
 
 def test_feature_maps_are_those_of_the_stages(encoder: simsiam_jax.Encoder) -> None:
@@ -384,16 +384,17 @@ def test_evaluate_refuses_sets_without_labels(encoder: simsiam_jax.Encoder) -> N
 
 
 def test_doctor_gives_findings_and_advice() -> None:
-    examined = simsiam_jax.doctor(IMAGES, epochs=7)
+    bands = np.repeat(IMAGES, 5, 3)
+    examined = simsiam_jax.doctor(bands, epochs=7)
     errors = [str(finding) for finding in examined.findings if finding.severity == 'error']
     assert not examined.starts
-    assert 'expected [H, W, 3]' in ' '.join(errors)
-    assert 'expected [H, W, 3]' in str(examined)
+    assert '400 have 5 channels, not 3' in ' '.join(errors)
+    assert '400 have 5 channels, not 3' in str(examined)
     advice = {a.key: a.value for a in examined.advice}
-    assert advice['data.channels'] == 1
-    assert advice == simsiam_jax.advice(IMAGES, epochs=7)
+    assert advice['data.channels'] == 5
+    assert advice == simsiam_jax.advice(bands, epochs=7)
     assert 'epochs' in {a.key for a in examined.kept}
-    assert simsiam_jax.doctor(IMAGES, **advice).starts
+    assert simsiam_jax.doctor(bands, **advice).starts
 
 
 def test_images_are_found_only_within_the_context() -> None:
