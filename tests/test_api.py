@@ -472,9 +472,9 @@ def test_exported_program_needs_only_jax(
     subprocess.run(
         [sys.executable, '-c', program], cwd=tmp_path, env=environment(), check=True, timeout=300
     )
-    features = np.load(tmp_path / 'features.npz')
-    for name, n in (('arr_0', 5), ('arr_1', 2)):
-        np.testing.assert_allclose(features[name], encoder(IMAGES[:n]), atol=1e-5)
+    with np.load(tmp_path / 'features.npz') as features:
+        for name, n in (('arr_0', 5), ('arr_1', 2)):
+            np.testing.assert_allclose(features[name], encoder(IMAGES[:n]), atol=1e-5)
 
 
 def test_hugging_face_folder_has_a_model_card_and_loads(
