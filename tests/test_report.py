@@ -19,6 +19,12 @@ from simsiam_jax import errors
 from simsiam_jax.pages import report, runs
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Whether the legend of a chart overlaps the area of its curves.
+OVERLAID = """charts => charts.map(chart => {
+  const legend = chart.querySelector('.legend')?.getBoundingClientRect();
+  const { t, h } = chart._fullLayout._size;
+  return Boolean(legend && legend.top < chart.getBoundingClientRect().top + t + h);
+})"""
 
 
 def in_a_terminal(command: list[str], columns: int) -> str:
@@ -124,6 +130,7 @@ def open_page(browser, page: pathlib.Path, width: int):
     view.on('pageerror', lambda error: messages.append(str(error)))
     view.on('request', lambda request: messages.append(request.url))
     view.goto(page.as_uri(), timeout=120_000)  # ms; a busy machine renders slowly
+    view.wait_for_selector('body[data-drawn]', timeout=120_000)
     assert view.evaluate('document.documentElement.scrollWidth') == width
     return view, messages
 
@@ -132,19 +139,25 @@ def test_report_shows_curves_images_and_configuration(run, pages, browser) -> No
     workdir, _ = run
     view, messages = open_page(browser, pages[0], 375)  # a phone's
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    charts = view.locator('.charts .js-plotly-plot')
-    shown = charts.locator('.gtitle').all_text_contents()
-    titles = ['loss', 'z_std: 1 is healthy', 'effective rank', 'kNN top-1', 'learning rate']
-    for title, text in zip([*titles, 'images/s', 'waiting'], shown, strict=False):
-        assert text.startswith(title)
-    assert 'guard/alignment' in shown
-    drawn = charts.first.evaluate('chart => [chart.data[0].x, chart.data[0].y]')
+    names = view.locator('.charts h3').evaluate_all('all => all.map(h3 => h3.innerText)')
+    assert names[:4] == [
+        'kNN accuracy',
+        'Loss',
+        'Spread of the embeddings (z_std)',
+        'Effective rank (RankMe)',
+    ]
+    assert names[-2:] == ['Images per second', 'Waiting for data']
+    assert not re.search(r'(guard|train|eval)/', view.locator('body').inner_text())
+    loss = view.locator('[aria-label^="Chart of Loss:"]')
+    drawn = loss.evaluate('chart => [chart.data[0].x, chart.data[0].y]')
     assert drawn == [
         [line['step'] for line in lines if 'train/loss' in line],
         [line['train/loss'] for line in lines if 'train/loss' in line],
     ]
-    assert charts.first.locator('.scatterlayer .trace .js-line').get_attribute('d').startswith('M')
-    assert f'{lines[-1]["eval/knn_top1"]:.5g}' in view.locator('table').first.inner_text()
+    assert loss.locator('.scatterlayer .trace .js-line').get_attribute('d').startswith('M')
+    overlaid = view.locator('.charts .plot').evaluate_all(OVERLAID)
+    assert overlaid == [False] * len(names)
+    assert f'{lines[-1]["eval/knn_top1"]:.1%}' in view.locator('table').first.inner_text()
     assert '66 of 66' in view.locator('table').first.inner_text()
     assert (workdir / 'verdict.txt').read_text().strip() in view.locator('pre').first.inner_text()
     loaded = 'images => images.every(i => i.complete && i.naturalWidth > 0)'
@@ -161,7 +174,7 @@ def test_report_shows_curves_images_and_configuration(run, pages, browser) -> No
 
 def test_report_of_two_runs_compares_them(pages, browser) -> None:
     view, messages = open_page(browser, pages[1], 1280)
-    loss = view.locator('.charts .js-plotly-plot').first
+    loss = view.locator('[aria-label^="Chart of Loss:"]')
     x = 'chart => chart.data.map(trace => trace.x.at(-1))'
     assert loss.evaluate(x) == [66, 32]  # the line of step 34 is truncated
     view.locator('.runs select').select_option('images')
@@ -171,8 +184,8 @@ def test_report_of_two_runs_compares_them(pages, browser) -> None:
     assert loss.locator('.scatterlayer .trace').count() == 1
     assert view.locator('details[open] pre').inner_text() == 'the rank falls & <the loss> too'
     differing = view.locator('h2:text("Configuration") + .table tr').all_inner_texts()
-    assert [row.split('\t') for row in differing] == [
-        ['', 'whole', 'other'],
+    assert [row.strip().split('\t') for row in differing] == [
+        ['whole', 'other'],
         ['batch_size', '128', '64'],
         ['optim.momentum', '0.9', '0.75'],
     ]

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import config_keys, errors
-from simsiam_jax.pages import curves, embedding, page, runs
+from simsiam_jax.pages import curves, embedding, page, quantities, runs
 from simsiam_jax.pages.runs import RunRecord
 from simsiam_jax.terminal import say
 
@@ -64,7 +64,7 @@ def render_report(
         sections['Result'] = verdicts
     if warnings := _warnings(records):
         sections['Warnings'] = warnings
-    sections['Curves'] = curves.render_curves(records)
+    sections |= _curves(records)
     if views := _views(records):
         sections['Augmented views, each image beside its views'] = views
     if neighbors:
@@ -83,6 +83,23 @@ def _summary(records: Sequence[RunRecord]) -> dict[str, list[str]]:
     columns = [_facts(run) | _final_metrics(run) | _speed(run) for run in records]
     names = dict.fromkeys(name for column in columns for name in column)
     return {name: [column.get(name, '') for column in columns] for name in names}
+
+
+def _curves(records: Sequence[RunRecord]) -> dict[str, str]:
+    """Returns the charts by section: results first, then signs of collapse, then the rest."""
+    keys = curves.logged(records)
+    if not keys:
+        return {'Curves': '<p>No metric has two points yet.</p>'}
+    main = [key for key in keys if key in (*quantities.ACCURACIES, 'train/loss')]
+    signs = [key for key in keys if key.startswith('guard/') or key == 'train/z_std']
+    rest = [key for key in keys if key not in (*main, *signs)]
+    controls = curves.render_controls(records)
+    sections = {'Curves': controls + curves.render_charts(records, main, main=True)}
+    if signs:
+        sections['Signs of collapse'] = curves.render_charts(records, signs)
+    if rest:
+        sections['Rates and speed'] = curves.render_charts(records, rest)
+    return sections
 
 
 def _facts(run: RunRecord) -> dict[str, str]:
@@ -107,13 +124,14 @@ def _final_metrics(run: RunRecord) -> dict[str, str]:
     """Returns the last value of each metric, and the best value of accuracies."""
     metrics = {}
     for key, curve in sorted(run.curves.items(), key=lambda item: item[0] != 'train/loss'):
-        part, _, name = key.rpartition('/')
-        if key in ('train/images_per_second', 'train/data_wait') or name.startswith('lr'):
+        if key in ('train/images_per_second', 'train/data_wait') or key.startswith('train/lr'):
             continue
-        metrics[name if part == 'train' else key] = f'{curve[-1][1]:.5g}'
+        quantity = quantities.describe(key)
+        name = ', '.join(filter(None, (quantity.name, quantity.part)))
+        metrics[name] = quantity.text(curve[-1][1])
         step, best = max(curve, key=lambda point: point[1])
-        if part == 'eval' and best > curve[-1][1]:
-            metrics[key] += f' (best {best:.5g}, step {step:,})'
+        if key.startswith('eval/') and best > curve[-1][1]:
+            metrics[name] += f' (best {quantity.text(best)}, step {step:,})'
     return metrics
 
 

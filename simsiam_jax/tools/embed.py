@@ -78,9 +78,12 @@ def draw(
         points,
         groups,
         [embedded.names[i] for i in shown],
-        title=f'{len(shown)} of {count} images' if len(shown) < count else f'{count} images',
     )
-    sections[f'Map of the features ({map_name})'] = page.plot(chart, first=True)
+    shown_count = f'{len(shown):,} of {count:,} images'
+    sections[f'Map of the features ({map_name})'] = (
+        f'<p>{shown_count}. Drag to zoom, double-click to reset.</p>'
+        + page.plot(chart, label=f'Map of the features of {shown_count}')
+    )
     if 'neighbors' in columns:
         sections['Images, left, and their nearest neighbors by cosine similarity'] = (
             embedding.render_neighbors(
