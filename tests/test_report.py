@@ -16,7 +16,7 @@ import pytest
 from commands import environment
 
 from simsiam_jax import errors
-from simsiam_jax.pages import report, runs
+from simsiam_jax.pages import overview, report, runs
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Whether the legend of a chart overlaps the area of its curves.
@@ -157,8 +157,15 @@ def test_report_shows_curves_images_and_configuration(run, pages, browser) -> No
     assert loss.locator('.scatterlayer .trace .js-line').get_attribute('d').startswith('M')
     overlaid = view.locator('.charts .plot').evaluate_all(OVERLAID)
     assert overlaid == [False] * len(names)
-    assert f'{lines[-1]["eval/knn_top1"]:.1%}' in view.locator('table').first.inner_text()
-    assert '66 of 66' in view.locator('table').first.inner_text()
+    first = view.locator('.verdict').inner_text()
+    assert re.match(r'✓ Healthy|! (Not checked|No collapse, but)', first)
+    tiles = view.locator('.tiles > div').evaluate_all('all => all.map(tile => tile.innerText)')
+    accuracy = json.loads((workdir / 'verdict.json').read_text())['accuracy']
+    assert f'\n{lines[-1]["eval/knn_top1"]:.1%}\n' in tiles[0]
+    assert f'random network {accuracy["random initialization"]["top1"]:.1%}' in tiles[0]
+    assert [tile.split('\n')[0] for tile in tiles[1:]] == ['Loss', names[2], 'Time']
+    assert 'step 66 of 66, 6 of 6 epochs' in view.locator('p.quiet').first.inner_text()
+    view.locator('summary:has-text("verdict.txt")').click()
     assert (workdir / 'verdict.txt').read_text().strip() in view.locator('pre').first.inner_text()
     loaded = 'images => images.every(i => i.complete && i.naturalWidth > 0)'
     assert view.locator('img').evaluate_all(loaded)
@@ -182,7 +189,8 @@ def test_report_of_two_runs_compares_them(pages, browser) -> None:
     assert loss.locator('.scatterlayer .trace').count() == 2
     view.locator('.runs input').nth(1).uncheck()
     assert loss.locator('.scatterlayer .trace').count() == 1
-    assert view.locator('details[open] pre').inner_text() == 'the rank falls & <the loss> too'
+    shown = view.locator('.verdict').all_inner_texts()
+    assert shown[1] == '✗ The rank falls & <the loss> too'
     differing = view.locator('h2:text("Configuration") + .table tr').all_inner_texts()
     assert [row.strip().split('\t') for row in differing] == [
         ['whole', 'other'],
@@ -192,6 +200,51 @@ def test_report_of_two_runs_compares_them(pages, browser) -> None:
     view.set_viewport_size({'width': 375, 'height': 800})
     view.wait_for_function('document.documentElement.scrollWidth === 375')
     assert [text for text in messages if not text.startswith('data:')] == [pages[1].as_uri()]
+
+
+def write_run(folder: pathlib.Path, rows: list[dict], **texts: str) -> overview.Health:
+    """Writes a run with a row of the guard's metrics per measurement; returns its verdict."""
+    usual = {'rankme': 40.0, 'z_std': 0.9, 'alignment': 0.5, 'uniformity': -3.0}
+    usual |= {'dead_channels': 0.0, 'loss_floor': -0.8, 'view_distance': 0.7}
+    lines = [
+        {'step': 10 * i, **{f'guard/{key}': value for key, value in (usual | row).items()}}
+        for i, row in enumerate(rows)
+    ]
+    folder.mkdir()
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    for name, text in texts.items():
+        (folder / name.replace('_', '.')).write_text(text)
+    return overview.judge(*runs.read_runs([folder]))
+
+
+def test_verdict_in_words(tmp_path: pathlib.Path) -> None:
+    warning = (
+        'complete collapse at step 30: loss -0.99; values before training in parentheses\n'
+        '  possible causes and fixes, most likely first:\n'
+        '  1. the stop-gradient is off: --config.method.stop_gradient=True\n'
+        '  there is no checkpoint from before the collapse'
+    )
+    low = {'z_std': 0.1}
+    health = write_run(tmp_path / 'healthy', [{}] * 5)
+    assert (health.level, health.headline) == ('good', 'Healthy: no sign of collapse')
+    health = write_run(tmp_path / 'short', [{}] * 3)
+    assert (health.level, health.headline) == ('check', 'Not checked for collapse')
+    health = write_run(tmp_path / 'collapsed', [{}, low, low, low], guard_txt=warning)
+    assert (health.level, health.headline) == ('bad', 'Complete collapse at step 30')
+    assert health.fixes == ('the stop-gradient is off: --config.method.stop_gradient=True',)
+    health = write_run(tmp_path / 'recovered', [{}, low, low, low, {}], guard_txt=warning)
+    assert health.level == 'check'
+    assert health.headline == 'Healthy at step 40, after complete collapse at step 30'
+    result = {
+        'sentence': 'no better than a random network: +1.0 points. Likely causes: x',
+        'comparison': {'interval': [-2.0, 4.0]},
+    }
+    health = write_run(tmp_path / 'useless', [{}] * 5, verdict_json=json.dumps(result))
+    assert health == overview.Health(
+        'check',
+        'No collapse, but no better than a random network: +1.0 points',
+        ('Likely causes: x',),
+    )
 
 
 def test_run_time_sums_from_each_start_to_its_last_metric(tmp_path: pathlib.Path) -> None:

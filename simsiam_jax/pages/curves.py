@@ -9,6 +9,7 @@ import numpy as np
 
 from simsiam_jax.pages import page, quantities
 from simsiam_jax.pages.runs import Curve, RunRecord
+from simsiam_jax.training import guard
 
 # Colors that the color-blind can distinguish, with a contrast of 3 to light and dark pages.
 COLORS = (
@@ -124,6 +125,18 @@ def _chart(keys: Sequence[str], runs: Sequence[RunRecord], height: int) -> Any:
                     hovertemplate='%{x}: %{y}' + f'<extra>{html.escape(run.name)}</extra>',
                 )
             )
+    for low, high, name in _bands(keys[-1], runs):
+        healthy = name == 'healthy'
+        chart.add_hrect(
+            low,
+            high,
+            fillcolor='#1a9c4b' if healthy else '#d6452b',
+            opacity=0.14,
+            line_width=0,
+            layer='below',
+            annotation={'text': name, 'font': {'size': 11}, 'opacity': 0.9},
+            annotation_position='top right',
+        )
     chart.update_layout(
         height=height + 30 * (len(keys) > 1),
         margin={'l': 55, 'r': 10, 't': 10, 'b': 30 + 30 * (len(keys) > 1)},
@@ -133,6 +146,21 @@ def _chart(keys: Sequence[str], runs: Sequence[RunRecord], height: int) -> Any:
     if quantities.describe(keys[0]).share:
         chart.update_yaxes(tickformat='.0%', hoverformat='.1%', minallowed=-0.01, maxallowed=1.01)
     return chart
+
+
+def _bands(key: str, runs: Sequence[RunRecord]) -> list[tuple[float, float, str]]:
+    """Returns the ranges of healthy and unhealthy values, [] if there are none for all runs."""
+    if key in ('train/z_std', 'guard/z_std'):
+        return [(0, guard.MIN_Z_STD, 'collapsed'), (guard.MIN_Z_STD, 1, 'healthy')]
+    if key == 'guard/uniformity':
+        return [(guard.MAX_UNIFORMITY, 0, 'collapsed'), (-4, guard.MAX_UNIFORMITY, 'healthy')]
+    if key == 'guard/view_distance':
+        return [(0, guard.SAME_VIEWS, 'nothing to learn'), (guard.SAME_VIEWS, 1, 'healthy')]
+    if key == 'guard/rankme' and len(runs) == 1:
+        ranks = [rank for _, rank in runs[0].curves[key]]
+        limit = guard.MIN_RANKME * ranks[0]
+        return [(0, limit, 'collapsed'), (limit, max(ranks), 'healthy')]
+    return []
 
 
 def _thinned(curve: Curve) -> Curve:

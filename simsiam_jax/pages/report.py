@@ -14,11 +14,14 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import config_keys, errors
-from simsiam_jax.pages import curves, embedding, page, quantities, runs
+from simsiam_jax.pages import curves, embedding, overview, page, quantities, runs
 from simsiam_jax.pages.runs import RunRecord
 from simsiam_jax.terminal import say
 
 NAME = 'report.html'
+
+# Facts about a run that stand above its verdict.
+_FIRST_FACTS = ('model', 'data', 'steps', 'epochs')
 
 # Number of images in the report, of nearest neighbors per image, and of images to search.
 _NUM_QUERIES, _NUM_NEIGHBORS, _NUM_IMAGES = 8, 7, 1000
@@ -59,12 +62,9 @@ def render_report(
       ModuleNotFoundError: plotly is not installed.
     """
     records = runs.read_runs(workdirs)
-    sections = {'Summary': page.table([run.name for run in records], _summary(records))}
-    if verdicts := _verdicts(records):
-        sections['Result'] = verdicts
-    if warnings := _warnings(records):
-        sections['Warnings'] = warnings
-    sections |= _curves(records)
+    sections = _curves(records)
+    first = _result(records)
+    sections = {'Result': first + sections.pop('Curves'), **sections, 'Details': _details(records)}
     if views := _views(records):
         sections['Augmented views, each image beside its views'] = views
     if neighbors:
@@ -109,14 +109,14 @@ def _facts(run: RunRecord) -> dict[str, str]:
         'task': config.get('task', ''),
         'model': f'{method}{config.get("model.name", "")}',
         'data': config.get('data.source') or config.get('eval.train') or '',
-        'steps': f'{step:,}',
-        'epochs': f'of {config.get("epochs", "?")}',
+        'steps': f'step {step:,}',
+        'epochs': f'{config.get("epochs", "?")} epochs',
         'images seen': f'{step * run.batch_size:,}',
     }
     if run.starts:
         facts['data'] += f', {run.starts[-1]["images"]:,} images'
         facts['steps'] += f' of {run.steps:,}'
-        facts['epochs'] = f'{step / run.steps_per_epoch:.4g} {facts["epochs"]}'
+        facts['epochs'] = f'{step / run.steps_per_epoch:.4g} of {facts["epochs"]}'
     return facts
 
 
@@ -142,28 +142,37 @@ def _speed(run: RunRecord) -> dict[str, str]:
     if (wait := run.median('train/data_wait')) is not None:
         rows['waiting for data (median)'] = f'{wait:.0%}'
     if run.seconds:
-        rows['time'] = str(datetime.timedelta(seconds=round(run.seconds)))
+        rows['time'] = overview.duration(run)
     return rows
 
 
-def _verdicts(records: Sequence[RunRecord]) -> str:
-    """Returns the final tables of accuracies beside baselines."""
-    return ''.join(
-        f'<p>{html.escape(run.name)}</p>'
-        f'<pre class="text">{html.escape((run.folder / "verdict.txt").read_text())}</pre>'
-        for run in records
-        if (run.folder / 'verdict.txt').exists()
-    )
-
-
-def _warnings(records: Sequence[RunRecord]) -> str:
-    """Returns the warnings of the collapse monitor and the lists of unreadable images."""
-    parts = []
+def _result(records: Sequence[RunRecord]) -> str:
+    """Returns the verdict on each run and its main values."""
+    parts = [overview.STYLE]
     for run in records:
-        for name in ('guard.txt', 'bad_images.txt'):
+        if len(records) > 1:
+            parts.append(f'<h3>{html.escape(run.name)}</h3>')
+        facts = [value for name, value in _facts(run).items() if name in _FIRST_FACTS and value]
+        parts.append(f'<p class="quiet">{html.escape(", ".join(facts))}</p>')
+        parts += [overview.render_verdict(run), overview.render_tiles(run)]
+    return ''.join(parts)
+
+
+def _details(records: Sequence[RunRecord]) -> str:
+    """Returns all values, and the texts that the runs wrote."""
+    meanings = {quantity.name: quantity.meaning for quantity in quantities.QUANTITIES.values()}
+    table = page.table([run.name for run in records], _summary(records), meanings=meanings)
+    parts = [page.folded('All values', table)]
+    texts = {
+        'verdict.txt': 'accuracies and their intervals',
+        'guard.txt': 'warnings of a collapse',
+        'bad_images.txt': 'unreadable images',
+    }
+    for run in records:
+        for name, content in texts.items():
             if (path := run.folder / name).exists():
                 text = f'<pre class="text">{html.escape(path.read_text())}</pre>'
-                parts.append(page.folded(f'{run.name}: {name}', text, opened=name == 'guard.txt'))
+                parts.append(page.folded(f'{run.name}: {content} ({name})', text))
     return ''.join(parts)
 
 
