@@ -16,7 +16,7 @@ import pytest
 from commands import environment
 
 from simsiam_jax import errors
-from simsiam_jax.pages import overview, report, runs
+from simsiam_jax.pages import overview, ranking, report, runs
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Whether the legend of a chart overlaps the area of its curves.
@@ -174,7 +174,8 @@ def test_report_shows_curves_images_and_configuration(run, pages, browser) -> No
     assert view.locator('figure').count() == 8 * 8
     tables = view.locator('table').all_inner_texts()
     assert 'orbax-checkpoint' in tables[-1]
-    assert re.search(r'augment\.size\s+8\s+224', tables[1])  # beside the default
+    differing = view.locator('h2:text("Configuration") + .table').inner_text()
+    assert re.search(r'augment\.size\s+8\s+224', differing)  # beside the default
     messages = [text for text in messages if not text.startswith('data:')]
     assert messages == [pages[0].as_uri()]
 
@@ -191,12 +192,12 @@ def test_report_of_two_runs_compares_them(pages, browser) -> None:
     assert loss.locator('.scatterlayer .trace').count() == 1
     shown = view.locator('.verdict').all_inner_texts()
     assert shown[1] == '✗ The rank falls & <the loss> too'
-    differing = view.locator('h2:text("Configuration") + .table tr').all_inner_texts()
-    assert [row.strip().split('\t') for row in differing] == [
-        ['whole', 'other'],
-        ['batch_size', '128', '64'],
-        ['optim.momentum', '0.9', '0.75'],
-    ]
+    rows = view.locator('h2:text("Result") ~ .table tr').first.locator('xpath=..').locator('tr')
+    head, *ranked = [row.strip('\n').split('\t') for row in rows.all_inner_texts()]
+    assert head[:3] == ['', 'Verdict', 'kNN accuracy']
+    assert head[-2:] == ['batch_size', 'optim.momentum']
+    assert [row[0] for row in ranked] == ['1. whole', '2. other']
+    assert [row[-2:] for row in ranked] == [['128', '0.9'], ['64', '0.75']]
     view.set_viewport_size({'width': 375, 'height': 800})
     view.wait_for_function('document.documentElement.scrollWidth === 375')
     assert [text for text in messages if not text.startswith('data:')] == [pages[1].as_uri()]
@@ -245,6 +246,15 @@ def test_verdict_in_words(tmp_path: pathlib.Path) -> None:
         'No collapse, but no better than a random network: +1.0 points',
         ('Likely causes: x',),
     )
+
+
+def test_runs_without_labels_are_ranked_by_verdict_and_rank(tmp_path: pathlib.Path) -> None:
+    write_run(tmp_path / 'narrow', [{'rankme': 30.0}] * 5)
+    write_run(tmp_path / 'collapsed', [{'rankme': 90.0}] * 5, guard_txt='partial collapse: why')
+    write_run(tmp_path / 'wide', [{'rankme': 60.0}] * 5)
+    records = runs.read_runs([tmp_path / name for name in ('narrow', 'collapsed', 'wide')])
+    ranked = [run.name for run in ranking.rank(records)]
+    assert ranked == ['wide', 'narrow', 'collapsed']
 
 
 def test_run_time_sums_from_each_start_to_its_last_metric(tmp_path: pathlib.Path) -> None:

@@ -27,7 +27,7 @@ figure.query { border-right: 3px solid #1f7fc4; padding-right: .5rem; margin-rig
 table { border-collapse: collapse; font-size: .85rem }
 th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem .25rem;
          border-bottom: 1px solid var(--line); overflow-wrap: anywhere; min-width: 4.5rem }
-th { font-weight: normal; color: var(--quiet) }
+th { font-weight: normal; color: var(--quiet) } tr.head th { overflow-wrap: normal }
 tr.marked > * { background: var(--marked) }
 tr.marked > th:first-child::before { content: '* ' }
 img.views { max-width: 100%; height: auto }
@@ -73,6 +73,9 @@ new Response(unpacked).text().then(code => {
     if (matchMedia('(pointer: coarse)').matches) layout.dragmode = false;
     chart.textContent = '';
     Plotly.newPlot(chart, data, layout, { responsive: true, displayModeBar: false });
+  }
+  for (const fold of document.querySelectorAll('details')) {
+    fold.ontoggle = () => fold.open && fold.querySelectorAll('.plot').forEach(Plotly.Plots.resize);
   }
   dark.onchange = () => charts.forEach(chart => Plotly.relayout(chart, 'font.color', color()));
   document.body.dataset.drawn = charts.length;

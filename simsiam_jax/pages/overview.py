@@ -180,5 +180,5 @@ def accuracy_key(run: RunRecord) -> str:
 
 
 def duration(run: RunRecord) -> str:
-    """Returns the time that a run has taken."""
-    return str(datetime.timedelta(seconds=round(run.seconds)))
+    """Returns the time that a run has taken; '' if it is unknown."""
+    return str(datetime.timedelta(seconds=round(run.seconds))) if run.seconds else ''

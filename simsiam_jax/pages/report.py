@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import config_keys, errors
-from simsiam_jax.pages import curves, embedding, overview, page, quantities, runs
+from simsiam_jax.pages import curves, embedding, overview, page, quantities, ranking, runs
 from simsiam_jax.pages.runs import RunRecord
 from simsiam_jax.terminal import say
 
@@ -63,16 +63,16 @@ def render_report(
     """
     records = runs.read_runs(workdirs)
     sections = _curves(records)
-    first = _result(records)
-    sections = {'Result': first + sections.pop('Curves'), **sections, 'Details': _details(records)}
+    sections = {'Result': _result(records) + sections.pop('Curves')} | sections
     if views := _views(records):
         sections['Augmented views, each image beside its views'] = views
     if neighbors:
-        sections['Images, left, and their nearest neighbors by cosine similarity'] = ''.join(
-            page.folded(run.name, _neighbors(run, images), opened=i == 0)
+        sections['Nearest neighbors and map of the features'] = ''.join(
+            page.folded(run.name, _embedding(run, images), opened=i == 0)
             for i, run in enumerate(records)
         )
     sections['Configuration'] = _configuration(records)
+    sections['Details'] = _details(records)
     if any(run.starts for run in records):
         sections['Versions and devices'] = _versions(records)
     title = records[0].name if len(records) == 1 else f'{len(records)} runs'
@@ -147,15 +147,28 @@ def _speed(run: RunRecord) -> dict[str, str]:
 
 
 def _result(records: Sequence[RunRecord]) -> str:
-    """Returns the verdict on each run and its main values."""
-    parts = [overview.STYLE]
-    for run in records:
-        if len(records) > 1:
-            parts.append(f'<h3>{html.escape(run.name)}</h3>')
-        facts = [value for name, value in _facts(run).items() if name in _FIRST_FACTS and value]
-        parts.append(f'<p class="quiet">{html.escape(", ".join(facts))}</p>')
-        parts += [overview.render_verdict(run), overview.render_tiles(run)]
-    return ''.join(parts)
+    """Returns the verdict on a run and its main values; the ranking of several runs first."""
+    verdicts = {run.name: _facts_line(run) + overview.render_verdict(run) for run in records}
+    if len(records) == 1:
+        return overview.STYLE + verdicts[records[0].name] + overview.render_tiles(records[0])
+    return (
+        overview.STYLE
+        + ranking.render_ranking(records, _differing(_settings(records)))
+        + ''.join(
+            page.folded(
+                f'Verdict on {run.name}',
+                verdicts[run.name],
+                opened=overview.judge(run).level == 'bad',
+            )
+            for run in ranking.rank(records)
+        )
+    )
+
+
+def _facts_line(run: RunRecord) -> str:
+    facts = _facts(run)
+    line = ', '.join(facts[name] for name in _FIRST_FACTS if facts[name])
+    return f'<p class="quiet">{html.escape(line)}</p>'
 
 
 def _details(records: Sequence[RunRecord]) -> str:
@@ -190,7 +203,8 @@ def _views(records: Sequence[RunRecord]) -> str:
     return page.row(pictures) if pictures else ''
 
 
-def _neighbors(run: RunRecord, images: str) -> str:
+def _embedding(run: RunRecord, images: str) -> str:
+    """Returns some images with their nearest neighbors, and the map of all images."""
     images = images or run.config.get('eval.test') or run.config.get('data.source') or ''
     try:
         embedded = embedding.embed(str(run.folder), images, 64, _NUM_IMAGES)
@@ -199,21 +213,37 @@ def _neighbors(run: RunRecord, images: str) -> str:
     except (errors.UserError, OSError, ModuleNotFoundError) as error:
         return f'<p>None: {html.escape(str(error))}</p>'
     rows = embedding.render_neighbors(embedded, positions, similarities, num_queries=_NUM_QUERIES)
-    return f'<p>Among {len(embedded.features.x):,} images of {html.escape(images)}.</p>{rows}'
+    return (
+        '<p class="quiet">Each image, left, with its nearest neighbors by cosine similarity, among '
+        f'{len(embedded.features.x):,} images of {html.escape(images)}.</p>{rows}'
+        + embedding.render_map(embedded, 'pca', max_points=_NUM_IMAGES)
+    )
+
+
+def _settings(records: Sequence[RunRecord]) -> dict[str, list[str]]:
+    """Returns the keys of the configurations -> values of the runs, or of one run and default."""
+    columns = [run.config for run in records]
+    if len(records) == 1:
+        make = config_lib.DEFAULTS.get(records[0].config.get('task', ''), ConfigDict)
+        columns.append(config_keys.flat(make()))
+    keys = sorted({key for column in columns for key in column})
+    return {key: [_text(column.get(key, '')) for column in columns] for key in keys}
+
+
+def _differing(settings: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {key: cells for key, cells in settings.items() if len(set(cells)) > 1}
 
 
 def _configuration(records: Sequence[RunRecord]) -> str:
-    """Returns the values that differ between runs, or from the default of one run; then all."""
-    columns = {run.name: run.config for run in records}
+    """Returns the values of one run that differ from the default; then all, differences marked."""
+    settings = _settings(records)
+    differing = _differing(settings)
+    head = [run.name for run in records] + ['default'] * (len(records) == 1)
+    first = ''
     if len(records) == 1:
-        make = config_lib.DEFAULTS.get(records[0].config.get('task', ''), ConfigDict)
-        columns['default'] = config_keys.flat(make())
-    keys = sorted({key for column in columns.values() for key in column})
-    rows = {key: [_text(column.get(key, '')) for column in columns.values()] for key in keys}
-    differing = {key: cells for key, cells in rows.items() if len(set(cells)) > 1}
-    everything = page.table(list(columns), rows, marked=differing)
-    first = page.table(list(columns), differing) if differing else '<p>No values differ.</p>'
-    return first + page.folded(f'All {len(rows)} keys', everything)
+        first = page.table(head, differing) if differing else '<p>All values are the default.</p>'
+    everything = page.table(head, settings, marked=differing)
+    return first + page.folded(f'All {len(settings)} keys', everything)
 
 
 def _text(value: Any) -> str:
