@@ -16,7 +16,7 @@ import pytest
 from commands import environment
 
 from simsiam_jax import errors
-from simsiam_jax.pages import overview, ranking, report, runs
+from simsiam_jax.pages import assets, curves, overview, ranking, report, runs
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Whether the legend of a chart overlaps the area of its curves.
@@ -98,8 +98,8 @@ def test_terminal_shows_progress_in_one_live_line(run) -> None:
     assert sent.count('eta 0:') > 2  # the line was updated
     seen = screen(sent)
     assert seen[0].startswith('simsiam on resnet18: 1437 images of digits/train, 6 epochs of 11')
-    curves = f'view curves with: python -m simsiam_jax.tools.report {workdir}'
-    assert seen[1] == f'writing to {workdir}; {curves}'
+    hint = f'view curves with: python -m simsiam_jax.tools.report {workdir}'
+    assert seen[1] == f'writing to {workdir}; {hint}'
     (live,) = [i for i, line in enumerate(seen) if 'images/s' in line]
     assert re.match(r'100%\|█{10}\| step 66/66  eta 0:00:00  \d+ images/s  loss -0\.', seen[live])
     evaluated = [i for i, line in enumerate(seen) if re.match(r'step \d+  kNN top-1 0\.', line)]
@@ -176,8 +176,40 @@ def test_report_shows_curves_images_and_configuration(run, pages, browser) -> No
     assert 'orbax-checkpoint' in tables[-1]
     differing = view.locator('h2:text("Configuration") + .table').inner_text()
     assert re.search(r'augment\.size\s+8\s+224', differing)  # beside the default
+    described = 'all => all.every(e => e.alt || e.getAttribute("aria-label"))'
+    assert view.locator('img, .plot').evaluate_all(described)
+    view.locator('.tiles .term').first.focus()
+    assert view.locator('.tiles .tip').first.inner_text().startswith('Share of the test images')
+    assert view.locator('.tiles .tip').first.is_visible()
+    assert pages[0].stat().st_size < 2e6
     messages = [text for text in messages if not text.startswith('data:')]
     assert messages == [pages[0].as_uri()]
+
+
+def contrast(first: str, second: str) -> float:
+    """Contrast ratio of two colors, #rgb or #rrggbb, as WCAG 2.2 defines it."""
+
+    def luminance(color: str) -> float:
+        digits = color[1:] if len(color) == 7 else ''.join(2 * digit for digit in color[1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(first), luminance(second)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_text_and_curves_stand_out_on_light_and_dark_pages() -> None:
+    assert contrast('#000', '#ffffff') == pytest.approx(21)
+    themes = [dict(re.findall(r'--(\w+): (#\w+)', root)) for root in assets.STYLE.split('@media')]
+    for theme in themes[:2]:
+        for ground in ('page', 'soft'):
+            for text in ('text', 'quiet', 'good', 'check', 'bad'):
+                assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
+        assert contrast(theme['text'], theme['marked']) >= 4.5
+        assert contrast(theme['quiet'], theme['marked']) >= 4.5
+        for color in curves.COLORS:
+            assert contrast(color, theme['page']) >= 3, color
 
 
 def test_report_of_two_runs_compares_them(pages, browser) -> None:

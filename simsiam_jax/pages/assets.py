@@ -3,6 +3,13 @@
 import base64
 import functools
 import gzip
+import html
+import string
+
+# Digits of base64.b85encode.
+_BASE85 = (
+    string.digits + string.ascii_uppercase + string.ascii_lowercase + '!#$%&()*+-;<=>?@^_`{|}~'
+)
 
 STYLE = """
 :root { color-scheme: light dark; --text: #222; --page: #fff; --soft: #f4f5f7; --line: #d5d8dd;
@@ -55,24 +62,36 @@ summary { cursor: pointer; padding: .25rem 0; overflow-wrap: anywhere }
 }
 """
 
-# Draws all charts of a page in its colors once the library, which is compressed, is loaded.
+# Unpacks the library, then draws the charts of a page one after the other in the page's colors.
 DRAW = """
 const charts = [...document.querySelectorAll('.plot')];
 const dark = matchMedia('(prefers-color-scheme: dark)');
 const color = () => getComputedStyle(document.body).color;
-const packed = document.getElementById('plotly').textContent;
-const bytes = Uint8Array.from(atob(packed), letter => letter.charCodeAt(0));
-const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));
-new Response(unpacked).text().then(code => {
+const draw = chart => {
+  const { data, layout } = JSON.parse(chart.dataset.chart);
+  layout.font = { color: color(), size: 12 };
+  if (matchMedia('(pointer: coarse)').matches) layout.dragmode = false;
+  chart.textContent = '';
+  return Plotly.newPlot(chart, data, layout, { responsive: true, displayModeBar: false });
+};
+const unpack = ({ textContent: text, dataset }) => {
+  const words = new DataView(new ArrayBuffer(text.length / 5 * 4));
+  const digits = Object.fromEntries([...dataset.digits].map((letter, value) => [letter, value]));
+  for (let i = 0; i < text.length; i += 5) {
+    let word = 0;
+    for (let k = i; k < i + 5; k++) word = word * 85 + digits[text[k]];
+    words.setUint32(i / 5 * 4, word);
+  }
+  const packed = new Blob([words.buffer.slice(0, dataset.size)]).stream();
+  return new Response(packed.pipeThrough(new DecompressionStream('gzip'))).text();
+};
+unpack(document.getElementById('plotly')).then(async code => {
   const script = document.createElement('script');
   script.textContent = code;
   document.head.append(script);
   for (const chart of charts) {
-    const { data, layout } = JSON.parse(chart.dataset.chart);
-    layout.font = { color: color(), size: 12 };
-    if (matchMedia('(pointer: coarse)').matches) layout.dragmode = false;
-    chart.textContent = '';
-    Plotly.newPlot(chart, data, layout, { responsive: true, displayModeBar: false });
+    await draw(chart);
+    await new Promise(resolve => setTimeout(resolve));  // shows the chart
   }
   for (const fold of document.querySelectorAll('details')) {
     fold.ontoggle = () => fold.open && fold.querySelectorAll('.plot').forEach(Plotly.Plots.resize);
@@ -84,9 +103,13 @@ new Response(unpacked).text().then(code => {
 
 
 @functools.cache
-def plotly_gzip() -> str:
-    """Returns plotly's JavaScript, compressed with gzip, as base64."""
+def plotly_script() -> str:
+    """Returns plotly's JavaScript as an HTML element, compressed with gzip, in base 85."""
     import plotly.offline
 
-    code = plotly.offline.get_plotlyjs().encode()
-    return base64.b64encode(gzip.compress(code, 9, mtime=0)).decode()
+    packed = gzip.compress(plotly.offline.get_plotlyjs().encode(), 9, mtime=0)
+    text = base64.b85encode(packed, pad=True).decode()
+    return (
+        f'<script type="text/plain" id="plotly" data-size="{len(packed)}" '
+        f'data-digits="{html.escape(_BASE85)}">{text}</script>'
+    )

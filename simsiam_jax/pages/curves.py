@@ -33,12 +33,12 @@ _STYLE = """<style>
 
 _SCRIPT = """<script>
 document.querySelectorAll('.runs input').forEach((box, run) => box.onchange = () =>
-  document.querySelectorAll('.charts .plot').forEach(chart => {
+  document.querySelectorAll('.charts .js-plotly-plot').forEach(chart => {
     const own = chart.data.flatMap((trace, i) => trace.meta.run === run ? [i] : []);
     if (own.length) Plotly.restyle(chart, {visible: box.checked}, own);
   }));
 document.querySelector('.runs select').onchange = event =>
-  document.querySelectorAll('.charts .plot').forEach(chart => {
+  document.querySelectorAll('.charts .js-plotly-plot').forEach(chart => {
     chart.steps ??= chart.data.map(trace => trace.x);
     const factor = trace => event.target.value === 'images' ? trace.meta.batch : 1;
     Plotly.restyle(chart, {

@@ -20,20 +20,24 @@ _LINE, _CLEAR = 'rgba(128,128,128,0.3)', 'rgba(0,0,0,0)'
 def picture(image: np.ndarray, *, side: int = 128) -> str:
     """Returns a data: URL of an image [H, W, C], uint8, at most `side` pixels wide and high.
 
-    Images that are not RGB show their first channel.
+    Images that are not RGB show their first channel. The URL holds a PNG or, if it is smaller, as
+    for photos, a JPEG.
     """
-    pixels = image if image.shape[-1] == 3 else image[..., 0]
-    small = Image.fromarray(pixels)
+    small = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
     small.thumbnail((side, side))
-    buffer = io.BytesIO()
-    small.save(buffer, 'PNG')
-    return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
+    encoded = {}
+    for kind in ('png', 'jpeg'):
+        buffer = io.BytesIO()
+        small.save(buffer, kind, quality=85)
+        encoded[kind] = base64.b64encode(buffer.getvalue()).decode()
+    kind = min(encoded, key=lambda kind: len(encoded[kind]))
+    return f'data:image/{kind};base64,{encoded[kind]}'
 
 
 def figure(url: str, caption: Sequence[str], *, query: bool = False) -> str:
     """Returns an image with a caption, one line per string."""
     lines = '<br>'.join(html.escape(line) for line in caption)
-    alt = html.escape(caption[0])
+    alt = html.escape(', '.join(caption))
     kind = ' class="query"' if query else ''
     return f'<figure{kind}><img src="{url}" alt="{alt}">{lines}</figure>'
 
@@ -118,7 +122,10 @@ def table(
     body = ''.join(line(name, cells) for name, cells in rows.items())
     columns = ''.join(f'<th scope="col">{explained(name)}</th>' for name in head)
     top = f'<tr class="head"><td></td>{columns}</tr>' if any(head) else ''
-    return f'<div class="table" tabindex="0"><table>{top}{body}</table></div>'
+    return (
+        '<div class="table" role="region" aria-label="Table" tabindex="0">'
+        f'<table>{top}{body}</table></div>'
+    )
 
 
 def _label(column: str) -> str:
@@ -144,8 +151,7 @@ def page(title: str, sections: dict[str, str]) -> str:
     body = ''.join(f'<h2>{html.escape(head)}</h2>{content}' for head, content in sections.items())
     scripts = ''
     if 'class="plot"' in body:
-        packed = f'<script type="text/plain" id="plotly">{assets.plotly_gzip()}</script>'
-        scripts = f'{packed}<script>{assets.DRAW}</script>'
+        scripts = f'{assets.plotly_script()}<script>{assets.DRAW}</script>'
     return paths.printable(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

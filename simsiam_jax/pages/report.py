@@ -1,16 +1,18 @@
 """Reports of runs: one page with curves, images, configurations and versions."""
 
-import base64
 import datetime
 import html
+import io
 import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
+from PIL import Image
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import config_keys, errors
@@ -195,11 +197,12 @@ def _views(records: Sequence[RunRecord]) -> str:
     for run in records:
         if (path := run.folder / 'views.png').exists():
             owners.setdefault(path.read_bytes(), []).append(run.name)
-    pictures = [
-        f'<div>{html.escape(", ".join(names))}<br><img class="views" alt="augmented views" '
-        f'src="data:image/png;base64,{base64.b64encode(picture).decode()}"></div>'
-        for picture, names in owners.items()
-    ]
+    pictures = []
+    for content, names in owners.items():
+        url = page.picture(np.asarray(Image.open(io.BytesIO(content)).convert('RGB')), side=1600)
+        runs_of = html.escape(', '.join(names))
+        alt = f'Training images of {runs_of}, each beside its augmented views'
+        pictures.append(f'<div>{runs_of}<br><img class="views" alt="{alt}" src="{url}"></div>')
     return page.row(pictures) if pictures else ''
 
 
