@@ -17,6 +17,7 @@ from commands import environment
 
 from simsiam_jax import errors
 from simsiam_jax.pages import assets, curves, overview, ranking, report, runs
+from simsiam_jax.training import guard
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Whether the legend of a chart overlaps the area of its curves.
@@ -157,6 +158,9 @@ def test_report_shows_curves_images_and_configuration(run, pages, browser) -> No
     assert loss.locator('.scatterlayer .trace .js-line').get_attribute('d').startswith('M')
     overlaid = view.locator('.charts .plot').evaluate_all(OVERLAID)
     assert overlaid == [False] * len(names)
+    spread = view.locator('[aria-label^="Chart of Spread of the embeddings"]')
+    bands = spread.evaluate('chart => chart.layout.shapes.map(({ y0, y1 }) => [y0, y1])')
+    assert bands == [[0, guard.MIN_Z_STD], [guard.MIN_Z_STD, 1]]
     first = view.locator('.verdict').inner_text()
     assert re.match(r'✓ Healthy|! (Not checked|No collapse, but)', first)
     tiles = view.locator('.tiles > div').evaluate_all('all => all.map(tile => tile.innerText)')
@@ -224,14 +228,16 @@ def test_report_of_two_runs_compares_them(pages, browser) -> None:
     assert loss.locator('.scatterlayer .trace').count() == 1
     shown = view.locator('.verdict').all_inner_texts()
     assert shown[1] == '✗ The rank falls & <the loss> too'
-    rows = view.locator('h2:text("Result") ~ .table tr').first.locator('xpath=..').locator('tr')
-    head, *ranked = [row.strip('\n').split('\t') for row in rows.all_inner_texts()]
+    rows = view.locator('.ranking tr').all_inner_texts()
+    head, *ranked = [row.strip('\n').split('\t') for row in rows]
     assert head[:3] == ['', 'Verdict', 'kNN accuracy']
     assert head[-2:] == ['batch_size', 'optim.momentum']
     assert [row[0] for row in ranked] == ['1. whole', '2. other']
     assert [row[-2:] for row in ranked] == [['128', '0.9'], ['64', '0.75']]
     view.set_viewport_size({'width': 375, 'height': 800})
     view.wait_for_function('document.documentElement.scrollWidth === 375')
+    right = 'all => Math.max(...all.map(cell => cell.getBoundingClientRect().right))'
+    assert view.locator('.ranking td').evaluate_all(right) <= 375
     assert [text for text in messages if not text.startswith('data:')] == [pages[1].as_uri()]
 
 

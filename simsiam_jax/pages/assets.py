@@ -21,7 +21,8 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px;
        padding: 0 1rem 3rem; color: var(--text); background: var(--page) }
 h1 { font-size: 1.4rem; margin: 1rem 0 .5rem; overflow-wrap: anywhere }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem } h3 { font-size: .95rem; margin: 0 }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem } h1 + h2 { margin-top: 1rem }
+h3 { font-size: .95rem; margin: 0 }
 p { margin: .5rem 0 } .quiet { color: var(--quiet); font-size: .85rem }
 :focus-visible { outline: 2px solid #1f7fc4; outline-offset: 2px }
 .row { display: flex; flex-wrap: wrap; gap: .5rem; padding: .5rem 0;
@@ -53,7 +54,7 @@ summary { cursor: pointer; padding: .25rem 0; overflow-wrap: anywhere }
   .tip { position: fixed; top: auto; left: 1rem; right: 1rem; bottom: 1rem; width: auto;
          max-width: none }
   figure, figure img { width: 68px } figure img { height: 68px }
-  .table tr, .table th, .table td { display: block; min-width: 0; border: 0 }
+  .table :is(table, tbody, tr, th, td) { display: block; min-width: 0; border: 0 }
   .table tr { border-bottom: 1px solid var(--line); padding: .35rem 0 }
   .table tr.head { display: none }
   .table tr > th:first-child { font-weight: 600; color: var(--text) }

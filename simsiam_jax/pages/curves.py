@@ -19,7 +19,8 @@ _DASHES = ('solid', 'dash', 'dot')
 _MAX_POINTS = 2000  # per curve
 
 _STYLE = """<style>
-.runs { position: sticky; top: 0; z-index: 9; background: var(--page); padding: .5rem 0;
+.runs:has(input) { position: sticky; top: 0; z-index: 9 }
+.runs { background: var(--page); padding: .5rem 0;
         display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .85rem; max-height: 25vh;
         overflow-y: auto; border-bottom: 1px solid var(--line) }
 .runs i { display: inline-block; width: 1.2em; height: .25em; margin: 0 .4em;
@@ -94,11 +95,9 @@ def _color(number: int) -> str:
 def _label(keys: Sequence[str], runs: Sequence[RunRecord]) -> str:
     """Returns a description of a chart: the last value of each run."""
     quantity = quantities.describe(keys[0])
+    last = {run.name: run.curves[keys[0]][-1] for run in runs if keys[0] in run.curves}
     values = ', '.join(
-        f'{quantity.text(run.curves[key][-1][1])} in {run.name} at step {run.curves[key][-1][0]}'
-        for key in keys[:1]
-        for run in runs
-        if key in run.curves
+        f'{quantity.text(value)} in {name} at step {step:,}' for name, (step, value) in last.items()
     )
     return f'Chart of {quantity.name}: {values}'
 
@@ -125,7 +124,7 @@ def _chart(keys: Sequence[str], runs: Sequence[RunRecord], height: int) -> Any:
                     hovertemplate='%{x}: %{y}' + f'<extra>{html.escape(run.name)}</extra>',
                 )
             )
-    for low, high, name in _bands(keys[-1], runs):
+    for low, high, name in _bands(keys[0], runs):
         healthy = name == 'healthy'
         chart.add_hrect(
             low,
@@ -135,7 +134,7 @@ def _chart(keys: Sequence[str], runs: Sequence[RunRecord], height: int) -> Any:
             line_width=0,
             layer='below',
             annotation={'text': name, 'font': {'size': 11}, 'opacity': 0.9},
-            annotation_position='top right',
+            annotation_position='bottom right',
         )
     chart.update_layout(
         height=height + 30 * (len(keys) > 1),

@@ -143,7 +143,7 @@ def render_map(embedding: Embedding, map_name: str, *, max_points: int) -> str:
         [classes[i] if classes else 'images' for i in features.labels[shown]],
         [embedding.names[i] for i in shown],
     )
-    total = f'{len(shown):,} of {count:,} images'
+    total = f'{len(shown):,} of {count:,} images' if len(shown) < count else f'{count:,} images'
     return (
         f'<p class="quiet">{map_name.upper()} of {total}: images with similar features are close. '
         'Drag to zoom, double-click to reset.</p>'

@@ -20,6 +20,9 @@ STYLE = """<style>
 .verdict strong { font-size: 1.2rem } .verdict.good strong { color: var(--good) }
 .verdict.check strong { color: var(--check) } .verdict.bad strong { color: var(--bad) }
 .verdict ol { margin: .25rem 0; padding-left: 1.5rem; overflow-wrap: anywhere }
+.verdict code { display: inline-block; max-width: 100%; font-size: .75em; white-space: nowrap;
+                overflow-x: auto; vertical-align: middle }
+.ranking :is(th, td) { min-width: 0 } .ranking td:nth-child(2) { min-width: 11rem }
 .tiles { display: grid; gap: .75rem; margin: .75rem 0;
          grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)) }
 .tiles > div { background: var(--soft); padding: .6rem .8rem; font-size: .85rem }
@@ -135,6 +138,7 @@ def render_verdict(run: RunRecord) -> str:
     health = judge(run)
     remarks = ''.join(f'<p>{html.escape(remark)}</p>' for remark in health.remarks)
     fixes = ''.join(f'<li>{html.escape(fix)}</li>' for fix in health.fixes)
+    fixes = re.sub(r'--[^ <]+', r'<code>\g<0></code>', fixes)  # a line must not end in a flag
     if fixes:
         fixes = f'<p>Possible causes and fixes, most likely first:</p><ol>{fixes}</ol>'
     return (

@@ -54,6 +54,11 @@ QUANTITIES = {
         'Share of the test images whose right class is among the five most likely.',
         share=True,
     ),
+    'train/top1': Quantity(
+        'Training accuracy',
+        'Share of the training images of a batch that get the right class.',
+        share=True,
+    ),
     'train/loss': Quantity(
         'Loss',
         'The value that the training minimizes. A very low loss can also mean a collapse, so read '

@@ -56,7 +56,8 @@ def render_ranking(records: Sequence[RunRecord], differing: Mapping[str, Sequenc
         else 'No run has an accuracy: ranked by verdict, then by effective rank'
     )
     note = 'the last columns are the settings that differ' if differing else 'no settings differ'
-    return f'<p class="quiet">{criterion}; {note}.</p>' + page.table(head, rows, meanings=meanings)
+    table = page.table(head, rows, meanings=meanings)
+    return f'<p class="quiet">{criterion}; {note}.</p><div class="ranking">{table}</div>'
 
 
 def _last(run: RunRecord, key: str) -> float:

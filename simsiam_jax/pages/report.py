@@ -92,7 +92,7 @@ def _curves(records: Sequence[RunRecord]) -> dict[str, str]:
     keys = curves.logged(records)
     if not keys:
         return {'Curves': '<p>No metric has two points yet.</p>'}
-    main = [key for key in keys if key in (*quantities.ACCURACIES, 'train/loss')]
+    main = [key for key in keys if key in (*quantities.ACCURACIES, 'train/top1', 'train/loss')]
     signs = [key for key in keys if key.startswith('guard/') or key == 'train/z_std']
     rest = [key for key in keys if key not in (*main, *signs)]
     controls = curves.render_controls(records)
