@@ -16,9 +16,16 @@ import pytest
 from commands import environment
 
 from simsiam_jax import errors
-from simsiam_jax.pages import report, runs
+from simsiam_jax.pages import assets, curves, overview, ranking, report, runs
+from simsiam_jax.training import guard
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Whether the legend of a chart overlaps the area of its curves.
+OVERLAID = """charts => charts.map(chart => {
+  const legend = chart.querySelector('.legend')?.getBoundingClientRect();
+  const { t, h } = chart._fullLayout._size;
+  return Boolean(legend && legend.top < chart.getBoundingClientRect().top + t + h);
+})"""
 
 
 def in_a_terminal(command: list[str], columns: int) -> str:
@@ -92,8 +99,8 @@ def test_terminal_shows_progress_in_one_live_line(run) -> None:
     assert sent.count('eta 0:') > 2  # the line was updated
     seen = screen(sent)
     assert seen[0].startswith('simsiam on resnet18: 1437 images of digits/train, 6 epochs of 11')
-    curves = f'view curves with: python -m simsiam_jax.tools.report {workdir}'
-    assert seen[1] == f'writing to {workdir}; {curves}'
+    hint = f'view curves with: python -m simsiam_jax.tools.report {workdir}'
+    assert seen[1] == f'writing to {workdir}; {hint}'
     (live,) = [i for i, line in enumerate(seen) if 'images/s' in line]
     assert re.match(r'100%\|█{10}\| step 66/66  eta 0:00:00  \d+ images/s  loss -0\.', seen[live])
     evaluated = [i for i, line in enumerate(seen) if re.match(r'step \d+  kNN top-1 0\.', line)]
@@ -124,6 +131,7 @@ def open_page(browser, page: pathlib.Path, width: int):
     view.on('pageerror', lambda error: messages.append(str(error)))
     view.on('request', lambda request: messages.append(request.url))
     view.goto(page.as_uri(), timeout=120_000)  # ms; a busy machine renders slowly
+    view.wait_for_selector('body[data-drawn]', timeout=120_000)
     assert view.evaluate('document.documentElement.scrollWidth') == width
     return view, messages
 
@@ -132,20 +140,36 @@ def test_report_shows_curves_images_and_configuration(run, pages, browser) -> No
     workdir, _ = run
     view, messages = open_page(browser, pages[0], 375)  # a phone's
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    charts = view.locator('.charts .js-plotly-plot')
-    shown = charts.locator('.gtitle').all_text_contents()
-    titles = ['loss', 'z_std: 1 is healthy', 'effective rank', 'kNN top-1', 'learning rate']
-    for title, text in zip([*titles, 'images/s', 'waiting'], shown, strict=False):
-        assert text.startswith(title)
-    assert 'guard/alignment' in shown
-    drawn = charts.first.evaluate('chart => [chart.data[0].x, chart.data[0].y]')
+    names = view.locator('.charts h3').evaluate_all('all => all.map(h3 => h3.innerText)')
+    assert names[:4] == [
+        'kNN accuracy',
+        'Loss',
+        'Spread of the embeddings (z_std)',
+        'Effective rank (RankMe)',
+    ]
+    assert names[-2:] == ['Images per second', 'Waiting for data']
+    assert not re.search(r'(guard|train|eval)/', view.locator('body').inner_text())
+    loss = view.locator('[aria-label^="Chart of Loss:"]')
+    drawn = loss.evaluate('chart => [chart.data[0].x, chart.data[0].y]')
     assert drawn == [
         [line['step'] for line in lines if 'train/loss' in line],
         [line['train/loss'] for line in lines if 'train/loss' in line],
     ]
-    assert charts.first.locator('.scatterlayer .trace .js-line').get_attribute('d').startswith('M')
-    assert f'{lines[-1]["eval/knn_top1"]:.5g}' in view.locator('table').first.inner_text()
-    assert '66 of 66' in view.locator('table').first.inner_text()
+    assert loss.locator('.scatterlayer .trace .js-line').get_attribute('d').startswith('M')
+    overlaid = view.locator('.charts .plot').evaluate_all(OVERLAID)
+    assert overlaid == [False] * len(names)
+    spread = view.locator('[aria-label^="Chart of Spread of the embeddings"]')
+    bands = spread.evaluate('chart => chart.layout.shapes.map(({ y0, y1 }) => [y0, y1])')
+    assert bands == [[0, guard.MIN_Z_STD], [guard.MIN_Z_STD, 1]]
+    first = view.locator('.verdict').inner_text()
+    assert re.match(r'✓ Healthy|! (Not checked|No collapse, but)', first)
+    tiles = view.locator('.tiles > div').evaluate_all('all => all.map(tile => tile.innerText)')
+    accuracy = json.loads((workdir / 'verdict.json').read_text())['accuracy']
+    assert f'\n{lines[-1]["eval/knn_top1"]:.1%}\n' in tiles[0]
+    assert f'random network {accuracy["random initialization"]["top1"]:.1%}' in tiles[0]
+    assert [tile.split('\n')[0] for tile in tiles[1:]] == ['Loss', names[2], 'Time']
+    assert 'step 66 of 66, 6 of 6 epochs' in view.locator('p.quiet').first.inner_text()
+    view.locator('summary:has-text("verdict.txt")').click()
     assert (workdir / 'verdict.txt').read_text().strip() in view.locator('pre').first.inner_text()
     loaded = 'images => images.every(i => i.complete && i.naturalWidth > 0)'
     assert view.locator('img').evaluate_all(loaded)
@@ -154,14 +178,47 @@ def test_report_shows_curves_images_and_configuration(run, pages, browser) -> No
     assert view.locator('figure').count() == 8 * 8
     tables = view.locator('table').all_inner_texts()
     assert 'orbax-checkpoint' in tables[-1]
-    assert re.search(r'augment\.size\s+8\s+224', tables[1])  # beside the default
+    differing = view.locator('h2:text("Configuration") + .table').inner_text()
+    assert re.search(r'augment\.size\s+8\s+224', differing)  # beside the default
+    described = 'all => all.every(e => e.alt || e.getAttribute("aria-label"))'
+    assert view.locator('img, .plot').evaluate_all(described)
+    view.locator('.tiles .term').first.focus()
+    assert view.locator('.tiles .tip').first.inner_text().startswith('Share of the test images')
+    assert view.locator('.tiles .tip').first.is_visible()
+    assert pages[0].stat().st_size < 2e6
     messages = [text for text in messages if not text.startswith('data:')]
     assert messages == [pages[0].as_uri()]
 
 
+def contrast(first: str, second: str) -> float:
+    """Contrast ratio of two colors, #rgb or #rrggbb, as WCAG 2.2 defines it."""
+
+    def luminance(color: str) -> float:
+        digits = color[1:] if len(color) == 7 else ''.join(2 * digit for digit in color[1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(first), luminance(second)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_text_and_curves_stand_out_on_light_and_dark_pages() -> None:
+    assert contrast('#000', '#ffffff') == pytest.approx(21)
+    themes = [dict(re.findall(r'--(\w+): (#\w+)', root)) for root in assets.STYLE.split('@media')]
+    for theme in themes[:2]:
+        for ground in ('page', 'soft'):
+            for text in ('text', 'quiet', 'good', 'check', 'bad'):
+                assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
+        assert contrast(theme['text'], theme['marked']) >= 4.5
+        assert contrast(theme['quiet'], theme['marked']) >= 4.5
+        for color in curves.COLORS:
+            assert contrast(color, theme['page']) >= 3, color
+
+
 def test_report_of_two_runs_compares_them(pages, browser) -> None:
     view, messages = open_page(browser, pages[1], 1280)
-    loss = view.locator('.charts .js-plotly-plot').first
+    loss = view.locator('[aria-label^="Chart of Loss:"]')
     x = 'chart => chart.data.map(trace => trace.x.at(-1))'
     assert loss.evaluate(x) == [66, 32]  # the line of step 34 is truncated
     view.locator('.runs select').select_option('images')
@@ -169,16 +226,73 @@ def test_report_of_two_runs_compares_them(pages, browser) -> None:
     assert loss.locator('.scatterlayer .trace').count() == 2
     view.locator('.runs input').nth(1).uncheck()
     assert loss.locator('.scatterlayer .trace').count() == 1
-    assert view.locator('details[open] pre').inner_text() == 'the rank falls & <the loss> too'
-    differing = view.locator('h2:text("Configuration") + .table tr').all_inner_texts()
-    assert [row.split('\t') for row in differing] == [
-        ['', 'whole', 'other'],
-        ['batch_size', '128', '64'],
-        ['optim.momentum', '0.9', '0.75'],
-    ]
+    shown = view.locator('.verdict').all_inner_texts()
+    assert shown[1] == '✗ The rank falls & <the loss> too'
+    rows = view.locator('.ranking tr').all_inner_texts()
+    head, *ranked = [row.strip('\n').split('\t') for row in rows]
+    assert head[:3] == ['', 'Verdict', 'kNN accuracy']
+    assert head[-2:] == ['batch_size', 'optim.momentum']
+    assert [row[0] for row in ranked] == ['1. whole', '2. other']
+    assert [row[-2:] for row in ranked] == [['128', '0.9'], ['64', '0.75']]
     view.set_viewport_size({'width': 375, 'height': 800})
     view.wait_for_function('document.documentElement.scrollWidth === 375')
+    right = 'all => Math.max(...all.map(cell => cell.getBoundingClientRect().right))'
+    assert view.locator('.ranking td').evaluate_all(right) <= 375
     assert [text for text in messages if not text.startswith('data:')] == [pages[1].as_uri()]
+
+
+def write_run(folder: pathlib.Path, rows: list[dict], **texts: str) -> overview.Health:
+    """Writes a run with a row of the guard's metrics per measurement; returns its verdict."""
+    usual = {'rankme': 40.0, 'z_std': 0.9, 'alignment': 0.5, 'uniformity': -3.0}
+    usual |= {'dead_channels': 0.0, 'loss_floor': -0.8, 'view_distance': 0.7}
+    lines = [
+        {'step': 10 * i, **{f'guard/{key}': value for key, value in (usual | row).items()}}
+        for i, row in enumerate(rows)
+    ]
+    folder.mkdir()
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    for name, text in texts.items():
+        (folder / name.replace('_', '.')).write_text(text)
+    return overview.judge(*runs.read_runs([folder]))
+
+
+def test_verdict_in_words(tmp_path: pathlib.Path) -> None:
+    warning = (
+        'complete collapse at step 30: loss -0.99; values before training in parentheses\n'
+        '  possible causes and fixes, most likely first:\n'
+        '  1. the stop-gradient is off: --config.method.stop_gradient=True\n'
+        '  there is no checkpoint from before the collapse'
+    )
+    low = {'z_std': 0.1}
+    health = write_run(tmp_path / 'healthy', [{}] * 5)
+    assert (health.level, health.headline) == ('good', 'Healthy: no sign of collapse')
+    health = write_run(tmp_path / 'short', [{}] * 3)
+    assert (health.level, health.headline) == ('check', 'Not checked for collapse')
+    health = write_run(tmp_path / 'collapsed', [{}, low, low, low], guard_txt=warning)
+    assert (health.level, health.headline) == ('bad', 'Complete collapse at step 30')
+    assert health.fixes == ('the stop-gradient is off: --config.method.stop_gradient=True',)
+    health = write_run(tmp_path / 'recovered', [{}, low, low, low, {}], guard_txt=warning)
+    assert health.level == 'check'
+    assert health.headline == 'Healthy at step 40, after complete collapse at step 30'
+    result = {
+        'sentence': 'no better than a random network: +1.0 points. Likely causes: x',
+        'comparison': {'interval': [-2.0, 4.0]},
+    }
+    health = write_run(tmp_path / 'useless', [{}] * 5, verdict_json=json.dumps(result))
+    assert health == overview.Health(
+        'check',
+        'No collapse, but no better than a random network: +1.0 points',
+        ('Likely causes: x',),
+    )
+
+
+def test_runs_without_labels_are_ranked_by_verdict_and_rank(tmp_path: pathlib.Path) -> None:
+    write_run(tmp_path / 'narrow', [{'rankme': 30.0}] * 5)
+    write_run(tmp_path / 'collapsed', [{'rankme': 90.0}] * 5, guard_txt='partial collapse: why')
+    write_run(tmp_path / 'wide', [{'rankme': 60.0}] * 5)
+    records = runs.read_runs([tmp_path / name for name in ('narrow', 'collapsed', 'wide')])
+    ranked = [run.name for run in ranking.rank(records)]
+    assert ranked == ['wide', 'narrow', 'collapsed']
 
 
 def test_run_time_sums_from_each_start_to_its_last_metric(tmp_path: pathlib.Path) -> None:

@@ -6,6 +6,8 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import encoder as encoder_lib
@@ -16,6 +18,8 @@ from simsiam_jax.pages import page
 from simsiam_jax.tasks import encoding, inputs, nearest
 from simsiam_jax.tasks.features import Features, extract_features
 from simsiam_jax.training import mesh as mesh_lib
+
+MAPS = ('pca', 'tsne')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,3 +125,37 @@ def render_neighbors(
         page.row([figure(i), *map(figure, positions[i].tolist(), similarities[i].tolist())])
         for i in queries
     )
+
+
+def render_map(embedding: Embedding, map_name: str, *, max_points: int) -> str:
+    """Returns the HTML of a map of evenly spaced images in two dimensions.
+
+    Args:
+      embedding: Images with their features.
+      map_name: One of MAPS.
+      max_points: Maximum number of images in the map.
+    """
+    classes, features = embedding.source.classes, embedding.features
+    count = len(features.x)
+    shown = np.unique(np.linspace(0, count - 1, min(max_points, count)).astype(int))
+    chart = page.scatter(
+        _project(features.x[shown], map_name),
+        [classes[i] if classes else 'images' for i in features.labels[shown]],
+        [embedding.names[i] for i in shown],
+    )
+    total = f'{len(shown):,} of {count:,} images' if len(shown) < count else f'{count:,} images'
+    return (
+        f'<p class="quiet">{map_name.upper()} of {total}: images with similar features are close. '
+        'Drag to zoom, double-click to reset.</p>'
+        + page.plot(chart, label=f'Map of the features of {total}')
+    )
+
+
+def _project(x: Float[np.ndarray, 'N D'], map_name: str) -> np.ndarray:
+    """Returns the projection of l2-normalized features onto two dimensions, [N, 2]."""
+    x = np.asarray(l2_normalize(jnp.asarray(x)))
+    if map_name == 'pca':
+        return PCA(2, random_state=0).fit_transform(x)
+    # scikit-learn requires fewer neighbors than points.
+    perplexity = min(30.0, (len(x) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init='pca', random_state=0).fit_transform(x)

@@ -4,54 +4,40 @@ import base64
 import html
 import io
 from collections.abc import Container, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from simsiam_jax import paths
+from simsiam_jax.pages import assets
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px;
-       padding: 0 1rem 3rem; color: #222; background: #fff }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-.row { display: flex; flex-wrap: wrap; gap: .5rem; padding: .5rem 0;
-       overflow-wrap: anywhere; border-bottom: 1px solid #ddd }
-figure { margin: 0; width: 84px; font-size: .72rem; line-height: 1.25; overflow-wrap: anywhere }
-figure img { width: 84px; height: 84px; object-fit: contain; image-rendering: pixelated;
-             background: #eee; display: block }
-figure.query { border-right: 3px solid #36c; padding-right: .5rem; margin-right: .25rem }
-@media (max-width: 480px) { figure, figure img { width: 68px } figure img { height: 68px } }
-table { border-collapse: collapse; font-size: .85rem }
-.table { overflow-x: auto }
-th, td { text-align: left; vertical-align: top; padding: .2rem .75rem .2rem 0; min-width: 6rem;
-         border-bottom: 1px solid #ddd; overflow-wrap: anywhere }
-th:first-child { position: sticky; left: 0; background: #fff; font-weight: normal; color: #555 }
-tr.marked > * { background: #fff3c4 }
-img.views { max-width: 100%; height: auto }
-pre.text { white-space: pre-wrap }
-summary { cursor: pointer; padding: .25rem 0 }
-pre { overflow-x: auto; background: #f6f6f6; padding: .75rem; font-size: .8rem }
-"""
+# Lines and background of charts on a light or dark page.
+_LINE, _CLEAR = 'rgba(128,128,128,0.3)', 'rgba(0,0,0,0)'
 
 
 def picture(image: np.ndarray, *, side: int = 128) -> str:
     """Returns a data: URL of an image [H, W, C], uint8, at most `side` pixels wide and high.
 
-    Images that are not RGB show their first channel.
+    Images that are not RGB show their first channel. The URL holds a PNG or, if it is smaller, as
+    for photos, a JPEG.
     """
-    pixels = image if image.shape[-1] == 3 else image[..., 0]
-    small = Image.fromarray(pixels)
+    small = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
     small.thumbnail((side, side))
-    buffer = io.BytesIO()
-    small.save(buffer, 'PNG')
-    return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
+    encoded = {}
+    for kind in ('png', 'jpeg'):
+        buffer = io.BytesIO()
+        small.save(buffer, kind, quality=85)
+        encoded[kind] = base64.b64encode(buffer.getvalue()).decode()
+    kind = min(encoded, key=lambda kind: len(encoded[kind]))
+    return f'data:image/{kind};base64,{encoded[kind]}'
 
 
 def figure(url: str, caption: Sequence[str], *, query: bool = False) -> str:
     """Returns an image with a caption, one line per string."""
     lines = '<br>'.join(html.escape(line) for line in caption)
-    alt = html.escape(caption[0])
+    alt = html.escape(', '.join(caption))
     kind = ' class="query"' if query else ''
     return f'<figure{kind}><img src="{url}" alt="{alt}">{lines}</figure>'
 
@@ -61,17 +47,17 @@ def row(figures: Sequence[str]) -> str:
     return f'<div class="row">{"".join(figures)}</div>'
 
 
-def scatter(points: np.ndarray, groups: Sequence[str], names: Sequence[str], *, title: str) -> Any:
+def scatter(points: np.ndarray, groups: Sequence[str], names: Sequence[str]) -> Any:
     """Returns a scatter plot of points [N, 2] with a color and a legend entry for each group.
 
     Hovering over a point shows its name.
     """
     import plotly.graph_objects as go
 
-    plot = go.Figure()
+    chart = go.Figure()
     for group in sorted(set(groups)):
         (members,) = np.nonzero(np.asarray(groups) == group)
-        plot.add_trace(
+        chart.add_trace(
             go.Scatter(
                 x=points[members, 0],
                 y=points[members, 1],
@@ -82,50 +68,76 @@ def scatter(points: np.ndarray, groups: Sequence[str], names: Sequence[str], *, 
                 hovertemplate='%{text}',
             )
         )
-    plot.update_layout(
-        title=title,
-        template='plotly_white',
-        showlegend=len(plot.data) > 1,
+    chart.update_layout(
+        showlegend=len(chart.data) > 1,
         height=600,
-        margin={'l': 20, 'r': 20, 't': 50, 'b': 20},
+        margin={'l': 20, 'r': 20, 't': 10, 'b': 20},
         legend={'orientation': 'h', 'itemsizing': 'constant'},
     )
-    plot.update_xaxes(showticklabels=False)
-    plot.update_yaxes(showticklabels=False)
-    return plot
+    chart.update_xaxes(showticklabels=False)
+    chart.update_yaxes(showticklabels=False)
+    return chart
 
 
-def plot(chart: Any, *, first: bool) -> str:
-    """Returns a chart as HTML; the first chart of a page must include the library."""
-    import plotly.io
-
-    return plotly.io.to_html(
-        chart,
-        full_html=False,
-        include_plotlyjs=first,
-        config={'responsive': True, 'displaylogo': False},
+def plot(chart: Any, *, label: str) -> str:
+    """Returns a chart as HTML; `label` describes it to those who cannot see it."""
+    lines = {'gridcolor': _LINE, 'zerolinecolor': _LINE, 'linecolor': _LINE}
+    chart.update_xaxes(**lines)
+    chart.update_yaxes(**lines)
+    chart.update_layout(template='none', paper_bgcolor=_CLEAR, plot_bgcolor=_CLEAR)
+    return (
+        f'<div class="plot" role="img" aria-label="{html.escape(label)}" '
+        f'data-chart="{html.escape(chart.to_json())}" style="height:{chart.layout.height}px">'
+        'This chart needs JavaScript and a browser of 2023 or later.</div>'
     )
 
 
 def table(
-    head: Sequence[str], rows: Mapping[str, Sequence[str]], *, marked: Container[str] = ()
+    head: Sequence[str],
+    rows: Mapping[str, Sequence[str]],
+    *,
+    marked: Container[str] = (),
+    meanings: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """Returns a table that scrolls if it is too wide.
+    """Returns a table; a narrow screen shows each row as a block.
 
     Args:
       head: Names of the columns; empty names omit the head.
       rows: Name of a row -> its cells.
       marked: Names of the rows to highlight.
+      meanings: Name of a row or column -> sentence that explains it.
     """
 
-    def line(kind: str, name: str, cells: Sequence[str]) -> str:
-        mark = ' class="marked"' if name in marked else ''
-        inner = ''.join(f'<{kind}>{html.escape(cell)}</{kind}>' for cell in cells)
-        return f'<tr{mark}><th>{html.escape(name)}</th>{inner}</tr>'
+    def explained(name: str) -> str:
+        return term(name, meanings.get(name, ''))
 
-    body = ''.join(line('td', name, cells) for name, cells in rows.items())
-    top = line('th', '', head) if any(head) else ''
-    return f'<div class="table"><table>{top}{body}</table></div>'
+    def line(name: str, cells: Sequence[str]) -> str:
+        mark = ' class="marked"' if name in marked else ''
+        inner = ''.join(
+            f'<td{_label(column)}>{html.escape(cell)}</td>'
+            for column, cell in zip(head, cells, strict=True)
+        )
+        return f'<tr{mark}><th scope="row">{explained(name)}</th>{inner}</tr>'
+
+    body = ''.join(line(name, cells) for name, cells in rows.items())
+    columns = ''.join(f'<th scope="col">{explained(name)}</th>' for name in head)
+    top = f'<tr class="head"><td></td>{columns}</tr>' if any(head) else ''
+    return (
+        '<div class="table" role="region" aria-label="Table" tabindex="0">'
+        f'<table>{top}{body}</table></div>'
+    )
+
+
+def _label(column: str) -> str:
+    return f' data-label="{html.escape(column)}"' if column else ''
+
+
+def term(name: str, meaning: str) -> str:
+    """Returns a name whose meaning appears when the pointer or the keyboard is on it."""
+    if not meaning:
+        return html.escape(name)
+    tip = f'<span class="tip" role="tooltip">{html.escape(meaning)}</span>'
+    return f'<span class="term" tabindex="0">{html.escape(name)}{tip}</span>'
 
 
 def folded(summary: str, content: str, *, opened: bool = False) -> str:
@@ -137,10 +149,13 @@ def folded(summary: str, content: str, *, opened: bool = False) -> str:
 def page(title: str, sections: dict[str, str]) -> str:
     """Returns a page of sections, heading -> HTML."""
     body = ''.join(f'<h2>{html.escape(head)}</h2>{content}' for head, content in sections.items())
+    scripts = ''
+    if 'class="plot"' in body:
+        scripts = f'{assets.plotly_script()}<script>{assets.DRAW}</script>'
     return paths.printable(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'
-        f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head>'
-        f'<body><h1>{html.escape(title)}</h1>{body}</body></html>'
+        f'<title>{html.escape(title)}</title><style>{assets.STYLE}</style></head>'
+        f'<body><h1>{html.escape(title)}</h1>{body}{scripts}</body></html>'
     )

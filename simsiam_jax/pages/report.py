@@ -1,24 +1,29 @@
 """Reports of runs: one page with curves, images, configurations and versions."""
 
-import base64
 import datetime
 import html
+import io
 import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
+from PIL import Image
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import config_keys, errors
-from simsiam_jax.pages import curves, embedding, page, runs
+from simsiam_jax.pages import curves, embedding, overview, page, quantities, ranking, runs
 from simsiam_jax.pages.runs import RunRecord
 from simsiam_jax.terminal import say
 
 NAME = 'report.html'
+
+# Facts about a run that stand above its verdict.
+_FIRST_FACTS = ('model', 'data', 'steps', 'epochs')
 
 # Number of images in the report, of nearest neighbors per image, and of images to search.
 _NUM_QUERIES, _NUM_NEIGHBORS, _NUM_IMAGES = 8, 7, 1000
@@ -59,20 +64,17 @@ def render_report(
       ModuleNotFoundError: plotly is not installed.
     """
     records = runs.read_runs(workdirs)
-    sections = {'Summary': page.table([run.name for run in records], _summary(records))}
-    if verdicts := _verdicts(records):
-        sections['Result'] = verdicts
-    if warnings := _warnings(records):
-        sections['Warnings'] = warnings
-    sections['Curves'] = curves.render_curves(records)
+    sections = _curves(records)
+    sections = {'Result': _result(records) + sections.pop('Curves')} | sections
     if views := _views(records):
         sections['Augmented views, each image beside its views'] = views
     if neighbors:
-        sections['Images, left, and their nearest neighbors by cosine similarity'] = ''.join(
-            page.folded(run.name, _neighbors(run, images), opened=i == 0)
+        sections['Nearest neighbors and map of the features'] = ''.join(
+            page.folded(run.name, _embedding(run, images), opened=i == 0)
             for i, run in enumerate(records)
         )
     sections['Configuration'] = _configuration(records)
+    sections['Details'] = _details(records)
     if any(run.starts for run in records):
         sections['Versions and devices'] = _versions(records)
     title = records[0].name if len(records) == 1 else f'{len(records)} runs'
@@ -85,6 +87,23 @@ def _summary(records: Sequence[RunRecord]) -> dict[str, list[str]]:
     return {name: [column.get(name, '') for column in columns] for name in names}
 
 
+def _curves(records: Sequence[RunRecord]) -> dict[str, str]:
+    """Returns the charts by section: results first, then signs of collapse, then the rest."""
+    keys = curves.logged(records)
+    if not keys:
+        return {'Curves': '<p>No metric has two points yet.</p>'}
+    main = [key for key in keys if key in (*quantities.ACCURACIES, 'train/top1', 'train/loss')]
+    signs = [key for key in keys if key.startswith('guard/') or key == 'train/z_std']
+    rest = [key for key in keys if key not in (*main, *signs)]
+    controls = curves.render_controls(records)
+    sections = {'Curves': controls + curves.render_charts(records, main, main=True)}
+    if signs:
+        sections['Signs of collapse'] = curves.render_charts(records, signs)
+    if rest:
+        sections['Rates and speed'] = curves.render_charts(records, rest)
+    return sections
+
+
 def _facts(run: RunRecord) -> dict[str, str]:
     config, step = run.config, run.step
     method = f'{config["method.name"]} on ' if 'method.name' in config else ''
@@ -92,14 +111,14 @@ def _facts(run: RunRecord) -> dict[str, str]:
         'task': config.get('task', ''),
         'model': f'{method}{config.get("model.name", "")}',
         'data': config.get('data.source') or config.get('eval.train') or '',
-        'steps': f'{step:,}',
-        'epochs': f'of {config.get("epochs", "?")}',
+        'steps': f'step {step:,}',
+        'epochs': f'{config.get("epochs", "?")} epochs',
         'images seen': f'{step * run.batch_size:,}',
     }
     if run.starts:
         facts['data'] += f', {run.starts[-1]["images"]:,} images'
         facts['steps'] += f' of {run.steps:,}'
-        facts['epochs'] = f'{step / run.steps_per_epoch:.4g} {facts["epochs"]}'
+        facts['epochs'] = f'{step / run.steps_per_epoch:.4g} of {facts["epochs"]}'
     return facts
 
 
@@ -107,13 +126,14 @@ def _final_metrics(run: RunRecord) -> dict[str, str]:
     """Returns the last value of each metric, and the best value of accuracies."""
     metrics = {}
     for key, curve in sorted(run.curves.items(), key=lambda item: item[0] != 'train/loss'):
-        part, _, name = key.rpartition('/')
-        if key in ('train/images_per_second', 'train/data_wait') or name.startswith('lr'):
+        if key in ('train/images_per_second', 'train/data_wait') or key.startswith('train/lr'):
             continue
-        metrics[name if part == 'train' else key] = f'{curve[-1][1]:.5g}'
+        quantity = quantities.describe(key)
+        name = ', '.join(filter(None, (quantity.name, quantity.part)))
+        metrics[name] = quantity.text(curve[-1][1])
         step, best = max(curve, key=lambda point: point[1])
-        if part == 'eval' and best > curve[-1][1]:
-            metrics[key] += f' (best {best:.5g}, step {step:,})'
+        if key.startswith('eval/') and best > curve[-1][1]:
+            metrics[name] += f' (best {quantity.text(best)}, step {step:,})'
     return metrics
 
 
@@ -124,28 +144,50 @@ def _speed(run: RunRecord) -> dict[str, str]:
     if (wait := run.median('train/data_wait')) is not None:
         rows['waiting for data (median)'] = f'{wait:.0%}'
     if run.seconds:
-        rows['time'] = str(datetime.timedelta(seconds=round(run.seconds)))
+        rows['time'] = overview.duration(run)
     return rows
 
 
-def _verdicts(records: Sequence[RunRecord]) -> str:
-    """Returns the final tables of accuracies beside baselines."""
-    return ''.join(
-        f'<p>{html.escape(run.name)}</p>'
-        f'<pre class="text">{html.escape((run.folder / "verdict.txt").read_text())}</pre>'
-        for run in records
-        if (run.folder / 'verdict.txt').exists()
+def _result(records: Sequence[RunRecord]) -> str:
+    """Returns the verdict on a run and its main values; the ranking of several runs first."""
+    verdicts = {run.name: _facts_line(run) + overview.render_verdict(run) for run in records}
+    if len(records) == 1:
+        return overview.STYLE + verdicts[records[0].name] + overview.render_tiles(records[0])
+    return (
+        overview.STYLE
+        + ranking.render_ranking(records, _differing(_settings(records)))
+        + ''.join(
+            page.folded(
+                f'Verdict on {run.name}',
+                verdicts[run.name],
+                opened=overview.judge(run).level == 'bad',
+            )
+            for run in ranking.rank(records)
+        )
     )
 
 
-def _warnings(records: Sequence[RunRecord]) -> str:
-    """Returns the warnings of the collapse monitor and the lists of unreadable images."""
-    parts = []
+def _facts_line(run: RunRecord) -> str:
+    facts = _facts(run)
+    line = ', '.join(facts[name] for name in _FIRST_FACTS if facts[name])
+    return f'<p class="quiet">{html.escape(line)}</p>'
+
+
+def _details(records: Sequence[RunRecord]) -> str:
+    """Returns all values, and the texts that the runs wrote."""
+    meanings = {quantity.name: quantity.meaning for quantity in quantities.QUANTITIES.values()}
+    table = page.table([run.name for run in records], _summary(records), meanings=meanings)
+    parts = [page.folded('All values', table)]
+    texts = {
+        'verdict.txt': 'accuracies and their intervals',
+        'guard.txt': 'warnings of a collapse',
+        'bad_images.txt': 'unreadable images',
+    }
     for run in records:
-        for name in ('guard.txt', 'bad_images.txt'):
+        for name, content in texts.items():
             if (path := run.folder / name).exists():
                 text = f'<pre class="text">{html.escape(path.read_text())}</pre>'
-                parts.append(page.folded(f'{run.name}: {name}', text, opened=name == 'guard.txt'))
+                parts.append(page.folded(f'{run.name}: {content} ({name})', text))
     return ''.join(parts)
 
 
@@ -155,15 +197,17 @@ def _views(records: Sequence[RunRecord]) -> str:
     for run in records:
         if (path := run.folder / 'views.png').exists():
             owners.setdefault(path.read_bytes(), []).append(run.name)
-    pictures = [
-        f'<div>{html.escape(", ".join(names))}<br><img class="views" alt="augmented views" '
-        f'src="data:image/png;base64,{base64.b64encode(picture).decode()}"></div>'
-        for picture, names in owners.items()
-    ]
+    pictures = []
+    for content, names in owners.items():
+        url = page.picture(np.asarray(Image.open(io.BytesIO(content)).convert('RGB')), side=1600)
+        runs_of = html.escape(', '.join(names))
+        alt = f'Training images of {runs_of}, each beside its augmented views'
+        pictures.append(f'<div>{runs_of}<br><img class="views" alt="{alt}" src="{url}"></div>')
     return page.row(pictures) if pictures else ''
 
 
-def _neighbors(run: RunRecord, images: str) -> str:
+def _embedding(run: RunRecord, images: str) -> str:
+    """Returns some images with their nearest neighbors, and the map of all images."""
     images = images or run.config.get('eval.test') or run.config.get('data.source') or ''
     try:
         embedded = embedding.embed(str(run.folder), images, 64, _NUM_IMAGES)
@@ -172,21 +216,37 @@ def _neighbors(run: RunRecord, images: str) -> str:
     except (errors.UserError, OSError, ModuleNotFoundError) as error:
         return f'<p>None: {html.escape(str(error))}</p>'
     rows = embedding.render_neighbors(embedded, positions, similarities, num_queries=_NUM_QUERIES)
-    return f'<p>Among {len(embedded.features.x):,} images of {html.escape(images)}.</p>{rows}'
+    return (
+        '<p class="quiet">Each image, left, with its nearest neighbors by cosine similarity, among '
+        f'{len(embedded.features.x):,} images of {html.escape(images)}.</p>{rows}'
+        + embedding.render_map(embedded, 'pca', max_points=_NUM_IMAGES)
+    )
+
+
+def _settings(records: Sequence[RunRecord]) -> dict[str, list[str]]:
+    """Returns the keys of the configurations -> values of the runs, or of one run and default."""
+    columns = [run.config for run in records]
+    if len(records) == 1:
+        make = config_lib.DEFAULTS.get(records[0].config.get('task', ''), ConfigDict)
+        columns.append(config_keys.flat(make()))
+    keys = sorted({key for column in columns for key in column})
+    return {key: [_text(column.get(key, '')) for column in columns] for key in keys}
+
+
+def _differing(settings: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {key: cells for key, cells in settings.items() if len(set(cells)) > 1}
 
 
 def _configuration(records: Sequence[RunRecord]) -> str:
-    """Returns the values that differ between runs, or from the default of one run; then all."""
-    columns = {run.name: run.config for run in records}
+    """Returns the values of one run that differ from the default; then all, differences marked."""
+    settings = _settings(records)
+    differing = _differing(settings)
+    head = [run.name for run in records] + ['default'] * (len(records) == 1)
+    first = ''
     if len(records) == 1:
-        make = config_lib.DEFAULTS.get(records[0].config.get('task', ''), ConfigDict)
-        columns['default'] = config_keys.flat(make())
-    keys = sorted({key for column in columns.values() for key in column})
-    rows = {key: [_text(column.get(key, '')) for column in columns.values()] for key in keys}
-    differing = {key: cells for key, cells in rows.items() if len(set(cells)) > 1}
-    everything = page.table(list(columns), rows, marked=differing)
-    first = page.table(list(columns), differing) if differing else '<p>No values differ.</p>'
-    return first + page.folded(f'All {len(rows)} keys', everything)
+        first = page.table(head, differing) if differing else '<p>All values are the default.</p>'
+    everything = page.table(head, settings, marked=differing)
+    return first + page.folded(f'All {len(settings)} keys', everything)
 
 
 def _text(value: Any) -> str:

@@ -14,18 +14,12 @@ import pathlib
 import sys
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from simsiam_jax import command_line, errors
-from simsiam_jax.methods.losses import l2_normalize
 from simsiam_jax.pages import embedding, page
 from simsiam_jax.training import mesh as mesh_lib
-
-MAPS = ('pca', 'tsne')
 
 # Maxima of images with neighbors and of points in the map on a page.
 _QUERIES, _POINTS = 24, 5000
@@ -67,20 +61,13 @@ def draw(
       embedded: Images and features.
       columns: Columns of the file; without 'neighbors' the page has only the map.
       title: Title of the page.
-      map_name: One of MAPS.
+      map_name: One of embedding.MAPS.
     """
-    classes, features = embedded.source.classes, embedded.features
-    count, sections = len(features.x), {}
-    shown = np.unique(np.linspace(0, count - 1, min(_POINTS, count)).astype(int))
-    points = flatten(features.x[shown], map_name)
-    groups = [classes[i] if classes else 'images' for i in features.labels[shown]]
-    chart = page.scatter(
-        points,
-        groups,
-        [embedded.names[i] for i in shown],
-        title=f'{len(shown)} of {count} images' if len(shown) < count else f'{count} images',
-    )
-    sections[f'Map of the features ({map_name})'] = page.plot(chart, first=True)
+    sections = {
+        f'Map of the features ({map_name})': embedding.render_map(
+            embedded, map_name, max_points=_POINTS
+        )
+    }
     if 'neighbors' in columns:
         sections['Images, left, and their nearest neighbors by cosine similarity'] = (
             embedding.render_neighbors(
@@ -90,23 +77,13 @@ def draw(
     return page.page(title, sections)
 
 
-def flatten(x: np.ndarray, map_name: str) -> np.ndarray:
-    """Returns the projection of l2-normalized features onto two dimensions, [N, 2]."""
-    x = np.asarray(l2_normalize(jnp.asarray(x)))
-    if map_name == 'pca':
-        return PCA(2, random_state=0).fit_transform(x)
-    # scikit-learn requires fewer neighbors than points.
-    perplexity = min(30.0, (len(x) - 1) / 3)
-    return TSNE(2, perplexity=perplexity, init='pca', random_state=0).fit_transform(x)
-
-
 def run(_: command_line.Arguments) -> None:
     given = flags.FLAGS
     logging.set_verbosity(logging.WARNING)
     mesh_lib.use_compilation_cache()
     out, html = given.out, given.html
     try:
-        errors.check_choice('--map', given.map, MAPS)
+        errors.check_choice('--map', given.map, embedding.MAPS)
         if not out.endswith(('.npz', '.parquet')):
             raise errors.UserError(
                 f'invalid --out: {out}; expected a name ending in .npz or .parquet'

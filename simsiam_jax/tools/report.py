@@ -3,10 +3,10 @@
 python -m simsiam_jax.tools.report DIR... [--out=report.html] [--images=SOURCE] [--noneighbors]
 
 DIR is the workdir of a run of task pretrain, linear or finetune, which has finished, is running, or
-was interrupted. The page shows the curves of all runs in the same plots, final results, augmented
-views and the nearest neighbors of some images. It also lists versions and configurations, with
-their differences marked. The neighbors are computed on the CPU, because a run may be using the
-accelerator.
+was interrupted. The page opens with a verdict in words and the main values, or with a ranking of
+several runs and the settings that differ. The curves of all runs share their charts. Augmented
+views, nearest neighbors, a map of the features, configurations and versions follow. The neighbors
+are computed on the CPU, because a run may be using the accelerator.
 """
 
 import pathlib

@@ -24,6 +24,9 @@ PARTIAL = 'partial collapse'  # the features span few directions
 COMPLETE = 'complete collapse'  # all images have nearly the same z
 TRIVIAL = 'nothing to learn'  # the views of an image, or all images, are nearly identical
 
+# Limits of healthy measurements, see classify(); that of RankMe is a share of the first RankMe.
+MIN_Z_STD, MIN_RANKME, MAX_UNIFORMITY = 0.5, 0.4, -1.0
+
 # Views count as identical if their distance is below this share of the distance between images.
 SAME_VIEWS = 0.1
 
@@ -54,9 +57,9 @@ def classify(history: Sequence[RepresentationMetrics]) -> str:
     spreads = now.z_std > min(1.2 * before.z_std, first.z_std)
     if now.view_distance < SAME_VIEWS:
         return TRIVIAL
-    if now.z_std < 0.5 and not spreads:
+    if now.z_std < MIN_Z_STD and not spreads:
         return COMPLETE
-    if now.rankme < 0.4 * first.rankme or (now.uniformity > -1 and not spreads):
+    if now.rankme < MIN_RANKME * first.rankme or (now.uniformity > MAX_UNIFORMITY and not spreads):
         return PARTIAL
     return HEALTHY
 
