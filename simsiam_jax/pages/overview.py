@@ -22,7 +22,8 @@ STYLE = """<style>
 .verdict ol { margin: .25rem 0; padding-left: 1.5rem; overflow-wrap: anywhere }
 .verdict code { display: inline-block; max-width: 100%; font-size: .75em; white-space: nowrap;
                 overflow-x: auto; vertical-align: middle }
-.ranking :is(th, td) { min-width: 0 } .ranking td:nth-child(2) { min-width: 11rem }
+.ranking :is(th, td) { min-width: 3.5rem } .ranking th:first-child { min-width: 5.5rem }
+.ranking td:nth-child(2) { min-width: 9rem }
 .tiles { display: grid; gap: .75rem; margin: .75rem 0;
          grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)) }
 .tiles > div { background: var(--soft); padding: .6rem .8rem; font-size: .85rem }
