@@ -150,15 +150,15 @@ def _chart(keys: Sequence[str], runs: Sequence[RunRecord], height: int) -> Any:
 def _bands(key: str, runs: Sequence[RunRecord]) -> list[tuple[float, float, str]]:
     """Returns the ranges of healthy and unhealthy values, [] if there are none for all runs."""
     if key in ('train/z_std', 'guard/z_std'):
-        return [(0, guard.MIN_Z_STD, 'collapsed'), (guard.MIN_Z_STD, 1, 'healthy')]
+        return [(0.0, guard.MIN_Z_STD, 'collapsed'), (guard.MIN_Z_STD, 1.0, 'healthy')]
     if key == 'guard/uniformity':
-        return [(guard.MAX_UNIFORMITY, 0, 'collapsed'), (-4, guard.MAX_UNIFORMITY, 'healthy')]
+        return [(guard.MAX_UNIFORMITY, 0.0, 'collapsed'), (-4.0, guard.MAX_UNIFORMITY, 'healthy')]
     if key == 'guard/view_distance':
-        return [(0, guard.SAME_VIEWS, 'nothing to learn'), (guard.SAME_VIEWS, 1, 'healthy')]
+        return [(0.0, guard.SAME_VIEWS, 'nothing to learn'), (guard.SAME_VIEWS, 1.0, 'healthy')]
     if key == 'guard/rankme' and len(runs) == 1:
         ranks = [rank for _, rank in runs[0].curves[key]]
         limit = guard.MIN_RANKME * ranks[0]
-        return [(0, limit, 'collapsed'), (limit, max(ranks), 'healthy')]
+        return [(0.0, limit, 'collapsed'), (limit, max(ranks), 'healthy')]
     return []
 
 
