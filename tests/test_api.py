@@ -335,6 +335,16 @@ def test_encoder_names_unreadable_images(encoder: simsiam_jax.Encoder) -> None:
             function(np.repeat(IMAGES[:3], 5, 3))
 
 
+def test_features_of_deep_images_do_not_depend_on_others(
+    encoder: simsiam_jax.Encoder, tmp_path: pathlib.Path
+) -> None:
+    encoder.save(tmp_path / 'encoder.safetensors', 'state_dict')
+    deep = IMAGES[:4].astype(np.uint16) * np.array([1, 16, 64, 257], np.uint16)[:, None, None, None]
+    for loaded in (encoder, simsiam_jax.Encoder.load(tmp_path / 'encoder.safetensors')):
+        together = loaded(deep)
+        np.testing.assert_allclose(loaded(deep[:1]), together[:1], atol=1e-5)
+
+
 def test_feature_maps_are_those_of_the_stages(encoder: simsiam_jax.Encoder) -> None:
     maps = encoder.feature_maps(IMAGES[:30], batch_size=16)
     shapes = {name: x.shape for name, x in maps.items()}

@@ -1,5 +1,6 @@
 """Tests of data/files.py and listing.py, and of TFRecord files in data/tfds_source.py."""
 
+import errno
 import os
 import pathlib
 import struct
@@ -254,6 +255,22 @@ def test_open_source_reads_remote_folders_and_lists() -> None:
     assert [decode(listed.read(i)[0], 1)[0, 0, 0] for i in range(2)] == [2, 0]
     with pytest.raises(errors.UserError, match=r'ram://nothing/list\.txt cannot be read'):
         open_source('files:ram://nothing/list.txt')
+
+
+def test_open_folder_waits_for_storage_that_is_away(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / 'a.png').write_bytes(b'')
+    scan, failures = os.scandir, [OSError(errno.ESTALE, 'Stale file handle')]
+
+    def scan_later(path: str) -> object:
+        if failures:
+            raise failures.pop()
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', scan_later)
+    monkeypatch.setattr(os.path, 'isdir', lambda path: not failures)  # False if stat() fails
+    assert len(files.open_folder(str(tmp_path))) == 1
 
 
 def test_tfrecord_source_reads_by_index(tmp_path: pathlib.Path) -> None:

@@ -145,7 +145,8 @@ def file_config(
     config = config_lib.default().to_dict()
     config['model'] |= {**model, 'dtype': 'float32'}
     config['method'] |= method
-    config['data']['channels'] = channels
+    # A file states no range, and one that is measured would depend on the images at hand.
+    config['data'] |= {'channels': channels, 'range': 'dtype'}
     if channels != 3:  # a single value applies to all channels
         config['augment'] |= {'mean': (0.449,), 'std': (0.226,)}
     augment = config['augment']

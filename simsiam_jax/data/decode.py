@@ -27,11 +27,11 @@ class Decoding:
     background: tuple[int, ...] = (0,)
 
 
-_DEFAULT = Decoding()
+DEFAULT = Decoding()
 
 
 def decode(
-    encoded: bytes, channels: int, decoding: Decoding = _DEFAULT
+    encoded: bytes, channels: int, decoding: Decoding = DEFAULT
 ) -> UInt8[np.ndarray, 'H W C']:
     """Decodes an image file of any of the formats in docs/guides/data.md.
 

@@ -74,13 +74,10 @@ def open_folder(
     these folders are the classes; if these folders have none, what the wildcards match.
 
     Args:
-      root: Folder.
+      root: Folder or URL.
       patterns: Images to use. If they leave only images in one subfolder, its subfolders are the
         classes.
-
-    Args:
-      root: Folder or URL.
-      list_folder: Function that lists the images below it.
+      list_folder: Function that lists the images below a folder or URL.
 
     Raises:
       UserError: The folder is missing, unreadable or contains no images.
@@ -115,15 +112,11 @@ def _folders(root: str) -> list[str]:
     """Returns the folder, or those that match its wildcards."""
     if is_remote(root):
         return _remote_matches(root) if '*' in root else [root]
-    if os.path.isdir(root):
-        return [root]
-    if _WILDCARD.search(root):
-        if matches := sorted(filter(os.path.isdir, glob.glob(root))):
-            return matches
-        raise errors.UserError(f'no image folder matches {root}; expected at least one')
-    kind = image_files.extension(root).removeprefix('.')
-    hint = f'. Use {kind}:{root}' if kind in ('zip', 'tar', 'parquet') else ''
-    raise errors.UserError(f'image folder {root} does not exist or is not a folder{hint}')
+    if not _WILDCARD.search(root) or os.path.isdir(root):
+        return [root]  # which may be away for a moment: list_folder waits for it
+    if matches := sorted(filter(os.path.isdir, glob.glob(root))):
+        return matches
+    raise errors.UserError(f'no image folder matches {root}; expected at least one')
 
 
 def _remote_matches(pattern: str) -> list[str]:
@@ -141,7 +134,11 @@ def _listed(root: str, list_folder: Callable[[str], list[str]]) -> list[str]:
     try:
         return list_folder(root)
     except patience.ABSENT as error:
-        raise errors.UserError(f'image folder {root} does not exist or is not a folder') from error
+        kind = image_files.extension(root).removeprefix('.')
+        hint = f'. Use {kind}:{root}' if kind in ('zip', 'tar', 'parquet') else ''
+        raise errors.UserError(
+            f'image folder {root} does not exist or is not a folder{hint}'
+        ) from error
     except OSError as error:
         raise errors.UserError(f'image folder {root} cannot be read: {error}') from error
 

@@ -5,7 +5,6 @@ import contextvars
 import hashlib
 import io
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from PIL import Image
 from simsiam_jax import errors, paths
 from simsiam_jax.data import array_files
 from simsiam_jax.data.array_files import ArrayFileSource
-from simsiam_jax.data.files import FileSource
+from simsiam_jax.data.files import FileSource, read_file
 
 KIND = 'python'  # of the specs python:NAME
 
@@ -138,7 +137,7 @@ def _encode(item: Any) -> bytes:
     if isinstance(item, bytes):
         return item
     if isinstance(item, str | os.PathLike):
-        return pathlib.Path(paths.expand(item)).read_bytes()
+        return read_file(paths.expand(item))
     buffer = io.BytesIO()
     if isinstance(item, Image.Image):
         stored = item if item.mode in _PNG_MODES else item.convert('RGB')

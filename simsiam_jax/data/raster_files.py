@@ -13,7 +13,18 @@ from simsiam_jax.data.raster import Raster, check_pixels, of_array, orientation_
 
 # PIL opens far more formats, some of them with other programs.
 _FORMATS = (
-    *('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'AVIF', 'JPEG2000', 'PPM', 'ICO', 'TGA'),
+    'JPEG',
+    'PNG',
+    'WEBP',
+    'GIF',
+    'BMP',
+    'DIB',
+    'TIFF',
+    'AVIF',
+    'JPEG2000',
+    'PPM',
+    'ICO',
+    'TGA',
 )
 _HEIF = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'mif1', b'msf1')
 _JPEG, _PNG = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from simsiam_jax import errors, patience
 from simsiam_jax.data import raster_files
-from simsiam_jax.data.decode import Decoding, decode
+from simsiam_jax.data.decode import DEFAULT, Decoding, decode
 from simsiam_jax.data.raster import Raster
 from simsiam_jax.data.sources import Source
 
@@ -45,7 +45,7 @@ class Reader:
         channels: int,
         max_bad_fraction: float = 0.01,
         retry_seconds: int | float = patience.SECONDS,
-        decoding: Decoding = Decoding(),  # noqa: B008 - frozen
+        decoding: Decoding = DEFAULT,
     ):
         self.source, self.channels, self.decoding = source, channels, decoding
         self.max_bad_fraction, self.retry_seconds = max_bad_fraction, retry_seconds
