@@ -1,5 +1,6 @@
 """Tests of logs/: TensorBoard; Weights & Biases and MLflow, if installed; any logger."""
 
+import errno
 import importlib.util
 import json
 import pathlib
@@ -8,7 +9,7 @@ import threading
 import pytest
 
 from simsiam_jax import errors, lazy_tf
-from simsiam_jax.logs import loggers, writers
+from simsiam_jax.logs import loggers, metric_files, writers
 
 CONFIG = {'batch_size': 8, 'optim': {'momentum': 0.9}, 'augment': {'crop_scale': (0.2, 1.0)}}
 
@@ -170,3 +171,20 @@ def test_lines_of_an_outage_are_written_afterwards(tmp_path: pathlib.Path, capsy
         (step, step / 10) for step in range(1, 5)
     ]
     assert (workdir / 'verdict.txt').read_text() == 'good\n'
+
+
+def test_metrics_before_a_checkpoint_wait_for_the_storage(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush, failures = metric_files.LineFile.flush, [OSError(errno.ESTALE, 'Stale')] * 3
+
+    def fail_at_first(self: metric_files.LineFile) -> None:
+        if failures:
+            raise failures.pop()
+        flush(self)
+
+    with writers.MetricWriter(str(tmp_path), tensorboard=False, step=0) as log:
+        monkeypatch.setattr(metric_files.LineFile, 'flush', fail_at_first)
+        log.scalars(1, {'train/loss': -0.5})
+        log.flush(wait=True)
+        assert '"train/loss": -0.5' in (tmp_path / 'metrics.jsonl').read_text()

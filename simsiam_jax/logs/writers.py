@@ -120,13 +120,18 @@ class MetricWriter:
         for logger in self._loggers:
             logger.scalars(step, values)
 
-    def flush(self) -> None:
-        """Writes the metrics so far; call it before a checkpoint is saved."""
+    def flush(self, *, wait: bool = False) -> None:
+        """Writes the metrics so far.
+
+        Args:
+          wait: Waits for storage that is away. Set it before a checkpoint is saved: a run that
+            resumes from it never writes earlier metrics again.
+        """
         if self._first:
             self._sent = time.monotonic()
-            self._do(self._lines.flush, wait=False)
+            self._do(self._lines.flush, wait=wait)
             if self._events:
-                self._do(self._events.flush, wait=False)
+                self._do(self._events.flush, wait=wait)
 
     def before_training(self, section: str) -> dict[str, float]:
         """Returns what was written of step 0 as SECTION/NAME, by name; {} if another process."""

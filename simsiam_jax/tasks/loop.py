@@ -148,7 +148,7 @@ def train(
                     waiting = False
                     with throughput.pause(state):
                         _check_finite(config, number, metrics, rates, checkpoints, state)
-                        log.flush()
+                        log.flush(wait=True)
                         checkpoints.save(state)
                 if stopping or number == last:
                     _wait_for_save(checkpoints, number)
