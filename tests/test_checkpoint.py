@@ -71,6 +71,12 @@ def test_error_that_passes_is_not_damage(error, workdir, monkeypatch, capsys) ->
     assert f'checkpoint {workdir}/checkpoints/33 can be used again' in capsys.readouterr().err
 
 
+def test_list_steps_does_not_ask_storage_that_may_be_away(workdir, monkeypatch) -> None:
+    monkeypatch.setattr(pathlib.Path, 'is_dir', lambda path: False)  # as if stat() failed
+    monkeypatch.setattr(os.path, 'isdir', lambda path: False)
+    assert checkpoint_reader.list_steps(workdir / 'checkpoints') == list(STEPS)
+
+
 def test_error_that_stays_leaves_checkpoint_in_place(workdir, monkeypatch) -> None:
     def fail(*args):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -310,14 +316,14 @@ def test_save_waits_for_a_disk_that_fails_for_a_moment(workdir, monkeypatch, cap
 
 
 def test_disk_that_fails_for_a_moment_is_not_empty(workdir, monkeypatch) -> None:
-    real, failures = ocp.utils.checkpoint_steps, [OSError(errno.ESTALE, 'Stale file handle')]
+    real, failures = os.scandir, [OSError(errno.ESTALE, 'Stale file handle')]
 
-    def failing(folder: epath.Path) -> list[int]:
+    def failing(folder: epath.Path) -> object:
         if failures:
             raise failures.pop()
         return real(folder)
 
-    monkeypatch.setattr(ocp.utils, 'checkpoint_steps', failing)
+    monkeypatch.setattr(os, 'scandir', failing)
     assert checkpoint_reader.list_steps(workdir / 'checkpoints') == [11, 22, 33]
     assert failures == []
     assert checkpoint_reader.list_steps(workdir / 'none') == []

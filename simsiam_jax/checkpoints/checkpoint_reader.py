@@ -169,14 +169,17 @@ def list_steps(path: str | os.PathLike[str]) -> list[int]:
 
 
 def _list_steps(folder: epath.Path) -> list[int]:
-    # is_dir() would return False for storage that fails for a moment.
     try:
-        steps = sorted(ocp.utils.checkpoint_steps(folder))
+        if storage.is_remote(folder):
+            steps = sorted(ocp.utils.checkpoint_steps(folder))
+            if not steps:
+                list(folder.glob('*'))  # raises the error that TensorFlow took for a missing folder
+            return steps
+        # Orbax leaves out a step if Path.is_dir() returns False, as for storage that is away.
+        with os.scandir(folder) as entries:
+            return sorted(int(e.name) for e in entries if e.name.isdecimal() and e.is_dir())
     except patience.ABSENT:
-        steps = []
-    if not steps and storage.is_remote(folder):
-        list(folder.glob('*'))  # raises the error that TensorFlow took for a missing folder
-    return steps
+        return []
 
 
 def _identity(meta: dict[str, Any], origin: epath.Path) -> RunIdentity:
