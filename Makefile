@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-fast test-long test-torch lint format clean
+.PHONY: quickstart test test-fast test-long test-torch docs docs-links docs-reference lint format clean
 
 # Pre-train SimSiam on scikit-learn's digits: about a minute on two cores.
 quickstart: $(VENV)/installed
@@ -24,6 +24,18 @@ test-long: $(VENV)/installed-test
 test-torch: $(VENV)/installed-torch
 	$(BIN)/python -m pytest --dist worksteal tests/test_convert_torch.py
 
+# The documentation, in build/docs; any warning is an error. The tutorials are run.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+
+# The pages of the reference that follow from the code: keys and commands.
+docs-reference: $(VENV)/installed-test
+	$(BIN)/python -m docs.generate
+
+# Links to other sites; needs the network.
+docs-links: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -b linkcheck -q -D nb_execution_mode=off -D suppress_warnings=myst-nb.lexer docs build/docs-links
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,7 +46,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs build docs/benchmarks docs/reference/modules *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is Python " + sys.version.split()[0] + "; expected 3.11 or later. Run make PYTHON=python3.12")'
@@ -50,4 +62,8 @@ $(VENV)/installed-test: $(VENV)/installed
 
 $(VENV)/installed-torch: $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet --editable '.[test,torch]'
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
 	touch $@

@@ -31,7 +31,7 @@ setup(
     packages=[*find_packages(include=['simsiam_jax*']), *RESOURCES],
     package_dir=RESOURCES,
     package_data={
-        'simsiam_jax': ['py.typed', 'tools/benchmark/h100.txtpb'],
+        'simsiam_jax': ['py.typed', 'tools/benchmark/h100.txtpb', 'pages/explorer.*'],
         'simsiam_jax.launch': ['*'],
     },
     entry_points={'console_scripts': ['simsiam-jax = simsiam_jax.__main__:main']},
@@ -55,6 +55,7 @@ setup(
         'pillow',
         'plotly',
         'pyarrow',
+        'rich',
         'safetensors',
         'scikit-learn',
         'simplejpeg',
@@ -74,6 +75,8 @@ setup(
         'gcs': ['google-cloud-storage'],
         # Loggers of config.log.wandb and config.log.mlflow.
         'loggers': ['mlflow', 'wandb'],
+        # Maps of features that keep neighbors closer than PCA.
+        'umap': ['umap-learn'],
         # HEIC photographs and DICOM images, with their compressions.
         'heic': ['pillow-heif'],
         'dicom': ['pydicom>=3', 'pylibjpeg', 'pylibjpeg-libjpeg', 'pylibjpeg-openjpeg'],
@@ -81,6 +84,14 @@ setup(
         'aot': ['jax[cuda12-local,tpu]'],
         # Packages that conversions are tested against.
         'torch': ['torch==2.13.0', 'torchvision==0.28.0', 'timm==1.0.31'],
+        # The documentation: make docs.
+        'docs': [
+            'myst-nb',
+            'pydata-sphinx-theme',
+            'sphinx',
+            'sphinx-copybutton',
+            'sphinx-design',
+        ],
         'test': [
             'beartype',
             'mypy',
@@ -91,6 +102,7 @@ setup(
             'pytest-xdist',
             'ruff',
             'setuptools>=77',  # builds the wheel that is tested
+            'umap-learn',
         ],
     },
 )

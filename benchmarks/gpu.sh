@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # GPU measurements in calls of at most nine minutes: benchmarks/gpu.sh PART [--smoke], of these parts:
-#   micro  the parts of the step alone          step   the fused kernels against the plain kernels
-#   torch  the step against PyTorch's           data   augmentation on the device, a resident dataset
-#   learn  parity and step tests on the GPU, then training on digits
-#   run    whether runs repeat and resume bit for bit, move to the CPU and back, and report out of memory
+#   micro            the parts of the step alone
+#   step             the fused kernels against the plain kernels
+#   torch            the step against PyTorch's, eager and compiled in every mode
+#   flags            the step with each of several flags of XLA
+#   data             augmentation on the device, a resident dataset
+#   learn            parity and step tests on the GPU, then training on digits
+#   run              whether runs repeat and resume bit for bit, move to the CPU and back, and report out of memory
 #   cifar            SimSiam on CIFAR-10: EPOCHS (200), kNN every 20 epochs, probe
+#   cifar-steps      1,067 steps of batch 512 on CIFAR-10 from start to end, cold and cached
 #   cifar-ablations  the paper's collapses on CIFAR-10, EPOCHS (30) each
 #   cifar-methods    SimCLR, MoCo v2, BYOL and SwAV on CIFAR-10, EPOCHS (100) each
 # Writes tables to the terminal and, with a JSON file of each part, to $OUT (default: runs/gpu). A second
@@ -17,13 +21,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-usage() {
-  echo 'usage: benchmarks/gpu.sh micro|step|torch|data|learn|run|cifar|cifar-ablations|cifar-methods [--smoke]' >&2
-  exit 1
-}
-
+parts='micro|step|torch|flags|data|learn|run|cifar|cifar-steps|cifar-ablations|cifar-methods'
 part=${1:-}
-[[ $part =~ ^(micro|step|torch|data|learn|run|cifar|cifar-ablations|cifar-methods)$ ]] || usage
+if [[ ! $part =~ ^($parts)$ ]]; then
+  echo "usage: benchmarks/gpu.sh $parts [--smoke]" >&2
+  exit 1
+fi
 [[ ${2:-} == --smoke ]] && SMOKE=1
 python=${PYTHON:-python3}
 out=${OUT:-runs/gpu}
@@ -57,8 +60,12 @@ case $part in
       --json "$out/step.json" "${small[@]}"
     ;;
   torch)
-    limited "$python" benchmarks/step_vs_pytorch.py --against eager compile --seconds 300 \
+    limited "$python" benchmarks/step_vs_pytorch.py --seconds 300 --start-seconds 120 \
       --json "$out/torch.json" "${small[@]}"
+    ;;
+  flags)
+    limited "$python" benchmarks/step_vs_pytorch.py --against flags --seconds 400 \
+      --start-seconds 120 --json "$out/flags.json" "${small[@]}"
     ;;
   data)
     limited "$python" benchmarks/augmentation.py --json "$out/data.json" "${small[@]}"
@@ -80,6 +87,19 @@ case $part in
     platform=cuda
     if [[ ${SMOKE:-0} == 1 ]]; then platform=cpu; fi
     limited "$python" tests/faults/gpu.py "$platform"
+    ;;
+  cifar-steps)
+    rm -rf "$out/cache"
+    for start in cold cached; do
+      rm -rf "$out/steps"
+      begin=$SECONDS
+      JAX_COMPILATION_CACHE_DIR=$out/cache limited "$python" -m simsiam_jax.main --workdir="$out/steps" \
+        --config="configs/cifar10.py:$size${EPOCHS:-11}ep,npz:$cifar10" --config.eval.train= \
+        --config.eval.test= --config.log.tensorboard=False --config.log.report=False
+      echo "$start: $((SECONDS - begin)) s from start to end" | tee -a "$out/$part.txt"
+      mv "$out/steps/metrics.jsonl" "$out/steps-$start.json"
+    done
+    rm -r "$out/steps" "$out/cache"
     ;;
   cifar)
     limited "$python" benchmarks/cifar10.py --words="$size${EPOCHS:-200}ep,npz:$cifar10" \

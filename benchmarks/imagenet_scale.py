@@ -3,12 +3,13 @@
     PYTHONPATH=. python benchmarks/imagenet_scale.py [--count=1281167] [--folder=DIR] [PART ...]
 
 makes a folder of hard links to a few thousand JPEGs in 1,000 classes and TFRecord files of small
-records below DIR, runs the parts (folder, tfrecord, bank, rankme; all by default), prints a row for
-each figure, and removes the files. Each part runs in a process of its own, which has the peak
+records below DIR, datasets of TFDS among them, runs the parts (PARTS; all by default), prints a row
+for each figure, and removes the files. Each part runs in a process of its own, which has the peak
 resident memory that is printed.
 """
 
 import argparse
+import functools
 import multiprocessing
 import os
 import pathlib
@@ -25,12 +26,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from simsiam_jax import config as config_lib
-from simsiam_jax.data import sources, tfds_source
+from simsiam_jax import lazy_tf
+from simsiam_jax.data import sources, subset, tfds_source
 from simsiam_jax.tasks import inputs, nearest
+from simsiam_jax.training import logistic, monitor
 from simsiam_jax.training import mesh as mesh_lib
-from simsiam_jax.training import monitor
 
-CLASSES, LINKED, WIDTH = 1000, 4000, 2048
+CLASSES, LINKED, FILES, WIDTH = 1000, 4000, 1024, 2048
 
 
 def timed(what: str, function: Callable[[], object]) -> None:
@@ -98,6 +100,70 @@ def tfrecord(root: pathlib.Path, count: int) -> None:
     timed('TFRecord, remembered', index)
 
 
+def prepared(root: pathlib.Path, count: int, file_format: str) -> str:
+    """Writes a TFDS dataset of 1,024 files, hard links to a few; returns the name of its split."""
+    tf = lazy_tf.load()
+    import tensorflow_datasets as tfds
+    from array_record.python import array_record_module
+
+    name, here = file_format.replace('_', ''), max(count // FILES, 1)
+    folder = root / 'tfds' / name / '1.0.0'
+    folder.mkdir(parents=True)
+    features = tfds.features.FeaturesDict(
+        {
+            'image': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg'),
+            'label': tfds.features.ClassLabel(num_classes=CLASSES),
+        }
+    )
+    rng, originals = np.random.default_rng(0), root / name
+    originals.mkdir()
+    for number in range(4):
+        path = str(originals / str(number))
+        if file_format == 'array_record':
+            writer = array_record_module.ArrayRecordWriter(path, 'group_size:1')
+        else:
+            writer = tf.io.TFRecordWriter(path)
+        for i in range(here):
+            pixels = rng.integers(0, 256, (6, 8, 3), np.uint8)
+            image = np.asarray(Image.fromarray(pixels).resize((64, 48)))
+            example = features.encode_example({'image': image, 'label': i % CLASSES})
+            writer.write(features.serialize_example(example))
+        writer.close()
+    for number in range(FILES):
+        target = folder / f'{name}-train.{file_format}-{number:05}-of-{FILES:05}'
+        os.link(originals / str(number % 4), target)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=name, split='train', filetype_suffix=file_format
+    )
+    info = tfds.core.SplitInfo(
+        name='train', shard_lengths=[here] * FILES, num_bytes=0, filename_template=template
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder, features=features, split_infos=[info], check_data=False
+    )
+    return f'tfds:{name}/train'
+
+
+def tfds_dataset(root: pathlib.Path, count: int, file_format: str) -> None:
+    config = config_lib.default()
+    config.data.update(source=prepared(root, count, file_format), range='dtype')
+    config.data.tfds_data_dir, config.augment.size = str(root / 'tfds'), 32
+    config.data.backend = 'host'
+    open_it = functools.partial(inputs.open_source, config.data.source, config.data)
+    timed(f'TFDS, {file_format}, opened for the first time', open_it)
+    timed(f'TFDS, {file_format}, opened again', open_it)
+    timed(f'TFDS, {file_format}, labels of all images', lambda: subset.labels(open_it()))
+    timed(f'TFDS, {file_format}, 100 batches of 128 at 32 pixels', lambda: batches(config))
+
+
+def array_record(root: pathlib.Path, count: int) -> None:
+    tfds_dataset(root, count, 'array_record')
+
+
+def tfds_tfrecord(root: pathlib.Path, count: int) -> None:
+    tfds_dataset(root, count, 'tfrecord')
+
+
 def bank(_: pathlib.Path, count: int) -> None:
     """Searches a bank in float16 for 1,024 queries; a share of it is a device's memory."""
     rng = np.random.default_rng(0)
@@ -116,13 +182,34 @@ def bank(_: pathlib.Path, count: int) -> None:
     )
 
 
+def regression(_: pathlib.Path, count: int) -> None:
+    """Fits a logistic regression to a twelfth of the features, for 100 classes."""
+    count, classes = count // 12, 100
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((count, WIDTH), np.float32), np.arange(count) % classes
+    x += rng.standard_normal((classes, WIDTH), np.float32)[labels] / 8
+    fit = logistic.path(x, labels, np.ones(count, bool), [1.0], classes=classes)
+    timed(
+        f'logistic regression, {count:,} x {WIDTH}, {classes} classes',
+        lambda: jax.block_until_ready(next(fit)),
+    )
+
+
 def rankme(_: pathlib.Path, __: int) -> None:
     x = np.random.default_rng(0).standard_normal((2 * WIDTH, WIDTH)).astype(np.float32)
     second = x.T @ x / len(x)
     timed(f'RankMe of {WIDTH} channels, in a thread', lambda: monitor.effective_rank(second))
 
 
-PARTS = {'folder': folder, 'tfrecord': tfrecord, 'bank': bank, 'rankme': rankme}
+PARTS = {
+    'folder': folder,
+    'tfrecord': tfrecord,
+    'array_record': array_record,
+    'tfds_tfrecord': tfds_tfrecord,
+    'bank': bank,
+    'regression': regression,
+    'rankme': rankme,
+}
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Steps that step_vs_pytorch.py compares: this package's and PyTorch's, with the same network."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,19 @@ SETTINGS = [
     Setting('resnet18', 32, 512),
 ]
 SMOKE = [Setting('tiny', 16, 4, 64), Setting('tiny', 16, 8, 64, apart=True)]
+
+# This package's step with another flag of XLA.
+FLAGS = {
+    'convolution-commands': '--xla_gpu_enable_command_buffer=+convolution',
+    'no-commands': '--xla_gpu_enable_command_buffer=',
+    'fusion-autotuner': '--xla_gpu_experimental_enable_fusion_autotuner=true',
+    'exhaustive-tiling': '--xla_gpu_exhaustive_tiling_search=true',
+    'no-triton-products': '--xla_gpu_enable_triton_gemm=false',
+    'cudnn-products': '--xla_gpu_cudnn_gemm_fusion_level=2',
+    'no-autotuning': '--xla_gpu_autotune_level=0',
+}
+# torch.compile with another mode.
+MODES = {f'compile-{mode}': mode for mode in ('default', 'reduce-overhead', 'max-autotune')}
 
 # (run(steps) -> seconds until N steps are done, number of parameters, bytes of memory in use).
 Built = tuple[Callable[[int], float], int, Callable[[], int | None]]
@@ -80,7 +94,7 @@ def build_ours(setting: Setting, kernels: str) -> Built:
     return run, parameters, memory
 
 
-def build_torch(setting: Setting, compiled: bool) -> Built:
+def build_torch(setting: Setting, mode: str | None) -> Built:
     import torch
     import torchvision
     from torch import nn
@@ -129,11 +143,12 @@ def build_torch(setting: Setting, compiled: bool) -> Built:
     views = [
         torch.randn(shape, device=device).to(memory_format=torch.channels_last) for _ in range(2)
     ]
-    forward = torch.compile(model, mode='max-autotune') if compiled else model
+    forward = torch.compile(model, mode=mode) if mode else model
 
     def run(steps: int) -> float:
         begin = time.perf_counter()
         for _ in range(steps):
+            torch.compiler.cudagraph_mark_step_begin()
             with torch.autocast(device, dtype=torch.bfloat16):
                 loss = forward(*views)
             optimizer.zero_grad(set_to_none=True)
@@ -150,8 +165,8 @@ def build_torch(setting: Setting, compiled: bool) -> Built:
 
 
 BUILD: dict[str, Callable[[Setting], Built]] = {
-    'ours': lambda setting: build_ours(setting, 'auto'),
-    'plain': lambda setting: build_ours(setting, 'plain'),
-    'eager': lambda setting: build_torch(setting, compiled=False),
-    'compile': lambda setting: build_torch(setting, compiled=True),
+    **{name: functools.partial(build_ours, kernels='auto') for name in ('ours', *FLAGS)},
+    'plain': functools.partial(build_ours, kernels='plain'),
+    'eager': functools.partial(build_torch, mode=None),
+    **{name: functools.partial(build_torch, mode=mode) for name, mode in MODES.items()},
 }

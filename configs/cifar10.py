@@ -17,8 +17,8 @@ published figures: the predictor's rate decays, the normalization is ImageNet's,
 T 0.1. Its rate of 0.06 is that of base 0.03 at batch 512. Not from the paper.
 
 `cifar10.py:small` is for a CPU: a network of three blocks with narrow heads, batch 128, crops from
-0.5, and only the first 5,000 training and 2,000 test images. One epoch takes half a minute to a
-minute on two cores. It shows which methods collapse and how they compare, not the paper's figures.
+0.5, and only the first 5,000 training and 2,000 test images. One epoch takes 10 to 20 seconds
+on two cores. It shows which methods collapse and how they compare, not the paper's figures.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,6 @@
 """Command-line parsing for all commands: flags, configuration overrides, one-line errors."""
 
+import ast
 import dataclasses
 import io
 import re
@@ -10,7 +11,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from simsiam_jax import config_files, config_keys, errors, migration, paths
+from simsiam_jax import config_files, config_keys, errors, migration, paths, terminal
 from simsiam_jax.runtime.launchers import ClusterSpec
 
 
@@ -65,6 +66,8 @@ def start(
 
     def parse(argv: list[str]) -> list[str]:
         nonlocal arguments
+        for flag in flags.FLAGS.get_flags_for_module(__name__):  # --help shows them too
+            flags.FLAGS.register_key_flag_for_module(argv[0], flag)
         if argv[1:2] == ['--']:  # other launchers put it before the flags of the program
             argv = [argv[0], *argv[2:]]
         try:
@@ -84,7 +87,13 @@ def start(
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # any name can be printed, as on stderr
         sys.stdout.reconfigure(errors='backslashreplace')
-    app.run(lambda _: run(arguments), flags_parser=parse)
+    try:
+        app.run(lambda _: run(arguments), flags_parser=parse)
+    except SystemExit as stop:
+        if not isinstance(stop.code, str):
+            raise
+        terminal.show(stop.code, sys.stderr)
+        sys.exit(1)
 
 
 def _readable(message: str) -> str:
@@ -150,12 +159,23 @@ def rename_override(token: str, config: ConfigDict) -> str:
     section, _, name = key.rpartition('.')
     if section == 'second_view' and name in config.augment:
         config.second_view = {name: config.augment[name], **config.second_view}  # fixes its type
+    if section in config_keys.FREE_SECTIONS:
+        if name not in config[section.split('.')[0]].arguments:
+            config_keys.set_argument(config, key, _literal(value[1:]))  # fixes its type
+        return f'{flag}{key}{value}'
     known = config_keys.keys(config)
     if key not in known and key not in config:
         raise config_keys.unknown_key(key, known)
     if value:
         _check_numbers(key, value[1:], config)
     return f'{flag}{key}{value}'
+
+
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (SyntaxError, ValueError):  # a word
+        return value
 
 
 def _check_numbers(key: str, value: str, config: ConfigDict) -> None:

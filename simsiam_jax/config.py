@@ -36,7 +36,7 @@ def resize_of(size: int) -> int:
 
 
 def default() -> ConfigDict:
-    """Returns the configuration of task pretrain, which configs/*.py change.
+    """Returns the configuration of task pretrain, which the files of configs/ change.
 
     Learning rates are base rates, times batch_size/256.
     """
@@ -49,10 +49,12 @@ def default() -> ConfigDict:
     config.guard = 'warn'  # action on a collapse (training/guard.py): warn | stop | off
     config.dry_run = False  # build, print shapes, parameters and memory, then exit
     config.profile = ''  # steps START:STOP to trace into WORKDIR/profile; '' disables
+    config.deterministic = False  # the same bits in every start on a GPU; slower
     config.debug_nans = False  # check every step; the traceback shows the operation that gives NaN
 
     config.data = ConfigDict()
-    config.data.source = 'tfds:imagenet2012/train'  # or folder:DIR | files:LIST | zip:FILE | digits
+    config.data.source = 'tfds:imagenet2012/train'  # images: folder:DIR | files:LIST | zip:FILE |
+    # tar:FILE | parquet:FILE | npz:FILE/NAME | npy:FILES | tfds:NAME/SPLIT | digits/SPLIT
     config.data.include = ''  # patterns of files to use: '*.jpg,*/Imgs/*'; '' uses all images
     config.data.exclude = ''  # patterns of files to leave out: '*_mask.*,GT'; '' leaves out none
     config.data.tfds_data_dir = ''  # folder of TFDS's datasets; '' uses TFDS's own default
@@ -95,15 +97,18 @@ def default() -> ConfigDict:
     config.local_crops.size = 96  # side of a local crop, pixels
     config.local_crops.crop_scale = (0.05, 0.14)  # range of the crop's share of the image's area
 
-    config.model = ConfigDict()  # backbone; models/resnet.py
-    config.model.name = 'resnet50'  # resnet18 | resnet34 | resnet50 | resnet101 | resnet152
-    config.model.stem = 'imagenet'  # imagenet (7x7, max-pool) | cifar (3x3)
-    config.model.width_multiplier = 1.0  # factor on the channels of all stages
-    config.model.stages = ()  # blocks of each stage; () uses the numbers of model.name
-    config.model.zero_init_residual = True  # the last BN scale of every block starts at 0
+    config.model = ConfigDict()  # backbone; models/backbones.py
+    config.model.name = 'resnet50'  # resnet18 | resnet34 | resnet50 | resnet101 | resnet152 |
+    # vit_tiny | vit_small | vit_base | convnext_atto | convnext_femto | convnext_pico |
+    # convnext_nano | convnext_tiny | PACKAGE.MODULE:FUNCTION, a function that returns a network
+    config.model.arguments = ConfigDict()  # of all networks but ResNets, such as patch_size
+    config.model.stem = 'imagenet'  # ResNets: imagenet (7x7, max-pool) | cifar (3x3)
+    config.model.width_multiplier = 1.0  # ResNets: factor on the channels of all stages
+    config.model.stages = ()  # ResNets: blocks of each stage; () uses the numbers of model.name
+    config.model.zero_init_residual = True  # ResNets: the last BN scale of every block starts at 0
     config.model.dtype = 'bfloat16'  # type of the computation: bfloat16 | float32
     config.model.kernels = 'auto'  # models/kernels.py: plain | fused (for GPUs) | auto
-    config.model.remat = False  # recompute residual blocks in the backward pass: less memory
+    config.model.remat = False  # recompute blocks in the backward pass: less memory
 
     config.method = ConfigDict()  # arguments of methods/NAME.py, here of simsiam
     config.method.name = 'simsiam'  # simsiam | simclr | moco_v2 | byol | swav | moving_average
@@ -123,11 +128,12 @@ def default() -> ConfigDict:
     config.method.momentum = 0.0  # EMA momentum of the target network; 0 disables
 
     config.optim = ConfigDict()  # training/optim.py
-    config.optim.name = 'sgd'  # sgd | lars
+    config.optim.name = 'sgd'  # sgd | lars | adamw | PACKAGE.MODULE:FUNCTION, such as optax:lion
+    config.optim.arguments = ConfigDict()  # of all optimizers but sgd and lars, such as b2
     config.optim.learning_rate = 0.05  # base rate
-    config.optim.momentum = 0.9  # momentum of the gradient; 0 disables
+    config.optim.momentum = 0.9  # momentum of the gradient, adamw's b1; 0 disables
     config.optim.weight_decay = 1e-4  # factor of the weights in the gradient; 0 disables
-    config.optim.exclude_bn_bias = False  # no weight decay and no LARS scaling of BN and biases
+    config.optim.exclude_bn_bias = False  # sgd, lars: no decay and no scaling of BN and biases
     config.optim.warmup_epochs = 0  # epochs of linear warm-up, 10 from batch 1024; 0 disables
     config.optim.warmup_start_fraction = 0.0  # share of the rate at the start of the warm-up
     config.optim.final_lr_fraction = 0.0  # share of the rate at the end of the cosine
@@ -226,7 +232,9 @@ def probe() -> ConfigDict:
 
     config.logistic = ConfigDict()  # logistic regression by L-BFGS; strengths () disables
     config.logistic.strengths = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C
-    config.logistic.limit = 2**27  # most values of all training features; above it is skipped
+    config.logistic.limit = 2**27  # most values of training features on a CPU; if there are more, a
+    # class-balanced sample is fitted; 0 disables
+    config.logistic.accelerator_limit = 2**32  # as limit, on an accelerator
     return config
 
 
@@ -249,7 +257,8 @@ def supervised() -> ConfigDict:
     config.augment.jitter = config.augment.gray = config.augment.blur = 0.0
 
     config.optim = ConfigDict()  # a head for each learning rate with each weight decay
-    config.optim.name = 'lars'  # sgd | lars
+    config.optim.name = 'lars'  # sgd | lars | adamw | PACKAGE.MODULE:FUNCTION
+    config.optim.arguments = ConfigDict()  # of all optimizers but sgd and lars, such as b2
     config.optim.learning_rates = (0.1,)  # base rates of the heads
     config.optim.weight_decays = (0.0,)  # factors of the weights in the gradient
     config.optim.backbone_learning_rate = 0.0  # base rate of the backbone in finetune; 0 disables
@@ -260,6 +269,7 @@ def supervised() -> ConfigDict:
     config.optim.gradient_accumulation_steps = 1  # parts of a batch; more lowers memory use
 
     config.profile, config.debug_nans = ours.profile, ours.debug_nans
+    config.deterministic = ours.deterministic
     config.checkpoint = ours.checkpoint
     config.log = ours.log
     return config

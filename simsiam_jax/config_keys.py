@@ -4,11 +4,13 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
 from simsiam_jax import errors
+
+# Sections with any keys: arguments of functions that a user may have written.
+FREE_SECTIONS = ('model.arguments', 'optim.arguments')
 
 
 def check(config: Any, known: Any = None) -> None:
@@ -49,8 +51,30 @@ def keys(config: Any) -> list[str]:
 
 
 def flat(config: ConfigDict) -> dict[str, Any]:
-    """Returns the values of all keys by SECTION.KEY."""
-    return flatten_dict(config.to_dict(), sep='.')
+    """Returns the values of all keys by SECTION.KEY; the arguments of a function are one dict."""
+    plain = config.to_dict()
+    values = {}
+    for key in keys(plain):
+        section, _, name = key.rpartition('.')
+        values[key] = plain[section][name] if section else plain[key]
+    return values
+
+
+def set_argument(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets a key of FREE_SECTIONS, such as model.arguments.depth, or such a section.
+
+    Raises:
+      UserError: A section is set to another value than a mapping.
+    """
+    if key in FREE_SECTIONS:
+        if not isinstance(value, Mapping | ConfigDict):
+            raise errors.UserError(f"config.{key} is {value!r}; expected a dict, {{'depth': 4}}")
+        with config.unlocked():
+            config[key.split('.')[0]].arguments = ConfigDict(dict(value))
+        return
+    section, _, name = key.rpartition('.')
+    with config.unlocked():
+        config[section.split('.')[0]].arguments[name] = value
 
 
 def unknown_key(key: str, known: Collection[str]) -> errors.UserError:

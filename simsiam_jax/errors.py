@@ -4,7 +4,7 @@ import difflib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar('T')
@@ -21,7 +21,9 @@ class TemporaryError(UserError):
 @functools.cache
 def warn_once(text: str) -> None:
     """Prints a warning unless it has been printed before."""
-    print(f'warning: {text}', file=sys.stderr, flush=True)
+    from simsiam_jax import terminal  # imports JAX, which commands such as --help do not need
+
+    terminal.show(f'warning: {text}', sys.stderr)
 
 
 def reason(error: Exception) -> str:
@@ -35,6 +37,13 @@ def suggestion(given: str, known: Collection[str]) -> str:
     return f'did you mean {close[0]}?' if close else f'known: {", ".join(sorted(known))}'
 
 
+def first(names: Iterable[str], count: int = 3) -> str:
+    """Returns the first few names, sorted, and the number of the rest."""
+    names = sorted(names)
+    rest = f' and {len(names) - count:,} more' if len(names) > count else ''
+    return ', '.join(names[:count]) + rest
+
+
 def check_choice(key: str, given: str, known: Collection[str]) -> None:
     """Raises UserError unless `given` is one of `known`."""
     if given not in known:
@@ -42,7 +51,7 @@ def check_choice(key: str, given: str, known: Collection[str]) -> None:
 
 
 def build(section: str, make: Callable[..., T], values: Mapping[str, Any], **fixed: Any) -> T:
-    """Returns make(**values, **fixed).
+    """Returns ``make(**values, **fixed)``.
 
     Args:
       section: Section of the configuration that `values` come from, for the message.

@@ -1,6 +1,8 @@
-"""Runs the task of a configuration::
+"""Runs the task of a configuration: a training or an evaluation.
 
-python -m simsiam_jax.main --config=configs/imagenet.py --workdir=DIR [--config.key=value ...]
+::
+
+    python -m simsiam_jax.main --config=configs/imagenet.py --workdir=DIR [--config.key=value ...]
 """
 
 import os
@@ -9,9 +11,8 @@ from typing import Any
 
 from absl import flags, logging
 
-from simsiam_jax import command_line, errors
-from simsiam_jax.pages import report
-from simsiam_jax.runtime import distributed
+from simsiam_jax import command_line, errors, terminal
+from simsiam_jax.runtime import determinism, distributed, launchers
 from simsiam_jax.tasks import knn, memory, pretrain, probe, supervised
 from simsiam_jax.training import mesh
 
@@ -35,14 +36,19 @@ def run(arguments: command_line.Arguments) -> None:
     sys.unraisablehook = _ignore_closed_loop
     mesh.use_compilation_cache()
     try:
-        distributed.start(command_line.cluster(), timeout=flags.FLAGS.timeout)
+        cluster = command_line.cluster() or launchers.from_environment(os.environ)
+        if config.get('deterministic'):
+            determinism.enable(workdir, cluster.process_id if cluster else 0)
+        distributed.start(cluster, timeout=flags.FLAGS.timeout)
         errors.check_choice('config.task', config.task, TASKS)
         with distributed.exit_together(), memory.oom_as_user_error(config):
             TASKS[config.task](config, workdir)
         if 'log' in config and config.log.report and not config.get('dry_run'):
+            from simsiam_jax.pages import report  # imports scikit-learn
+
             report.write_report(workdir)
     except errors.TemporaryError as error:
-        print(f'error: {error}', file=sys.stderr)
+        terminal.show(f'error: {error}', sys.stderr)
         sys.exit(os.EX_TEMPFAIL)
     except errors.UserError as error:
         sys.exit(f'error: {error}')

@@ -1,11 +1,14 @@
 """Paths as users write them, names of files for messages, and the folders of caches and files."""
 
+import fnmatch
 import functools
+import glob
 import os
 import pathlib
+import stat
 import tempfile
 
-from simsiam_jax import errors
+from simsiam_jax import errors, patience
 
 
 def expand(path: str | os.PathLike[str]) -> str:
@@ -32,6 +35,62 @@ def printable(name: str) -> str:
     Python reads such bytes of file names as lone surrogates, which cannot be written.
     """
     return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+
+
+def mode(path: str) -> int:
+    """Returns the type of a file or folder as os.stat, 0 if it does not exist.
+
+    os.path.exists, isfile and isdir take a disk that is away for a missing file.
+
+    Raises:
+      OSError: The disk is away.
+    """
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # no path may contain a NUL
+        if patience.outage(error):
+            raise
+        return 0
+
+
+def is_file(path: str) -> bool:
+    """Returns whether the path is a file; raises OSError if the disk is away."""
+    return stat.S_ISREG(mode(path))
+
+
+def is_folder(path: str) -> bool:
+    """Returns whether the path is a folder; raises OSError if the disk is away."""
+    return stat.S_ISDIR(mode(path))
+
+
+def matching(pattern: str) -> list[str]:
+    """Returns the paths that match a pattern of shells, sorted.
+
+    glob.glob leaves out what it cannot read, also if the disk is away.
+
+    Raises:
+      OSError: The disk is away.
+    """
+    head, name = os.path.split(pattern)
+    folders = matching(head) if glob.has_magic(head) else [head]
+    if not glob.has_magic(name):
+        return [path for folder in folders if mode(path := os.path.join(folder, name))]
+    hidden = name.startswith('.')
+    return sorted(
+        os.path.join(folder, entry)
+        for folder in folders
+        for entry in fnmatch.filter(_names(folder or '.'), name)
+        if hidden or not entry.startswith('.')
+    )
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        if patience.outage(error):
+            raise
+        return []
 
 
 def installed(name: str) -> pathlib.Path:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from simsiam_jax import errors
+from simsiam_jax import errors, terminal
 
 T = TypeVar('T')
 
@@ -35,6 +35,12 @@ _TEMPORARY_HTTP = (408, 429, 500, 502, 503, 504)
 _LASTING = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
+)
+
+# Errors of the system while a disk is away, or too busy for a moment.
+_OUTAGES = (
+    *(errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.EAGAIN),
+    *(errno.EBUSY, errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO),
 )
 
 # A path is missing: damage or a wrong path, or storage that is away as a whole.
@@ -82,6 +88,23 @@ def is_away(error: Exception) -> bool:
     return is_temporary(error) or isinstance(error, ABSENT)
 
 
+def outage(error: BaseException) -> Exception | None:
+    """Returns the error of storage that may pass, in a chain of errors; None if there is none.
+
+    An OSError must have the number of an outage: libraries also raise it for damaged files, and
+    without a network. An outage that has been waited for (TemporaryError) is none.
+    """
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, errors.TemporaryError):
+        if isinstance(link, OSError):
+            if link.errno in _OUTAGES:
+                return link
+        elif isinstance(link, io_errors()) and is_temporary(link):
+            return link
+        link = link.__cause__ or link.__context__
+    return None
+
+
 class Patience:
     """Sleeps between attempts until storage works again, for a limited time; for many threads.
 
@@ -101,7 +124,8 @@ class Patience:
         Raises:
           TemporaryError: The outage has lasted too long.
         """
-        reason = getattr(error, 'strerror', None) or errors.reason(error)
+        cause = outage(error) or error
+        reason = getattr(cause, 'strerror', None) or errors.reason(cause)
         with self._lock:
             now = time.monotonic()
             if self._began is None:
@@ -159,4 +183,4 @@ def call(
 
 
 def _warn(text: str) -> None:
-    print(f'warning: {text}', file=sys.stderr, flush=True)
+    terminal.show(f'warning: {text}', sys.stderr)

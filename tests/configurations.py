@@ -6,6 +6,15 @@ import runpy
 from ml_collections import ConfigDict
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+# Arguments of simsiam_jax.pretrain for runs that only train.
+TRAIN_ONLY = {
+    'guard': 'off',
+    'eval.train': '',
+    'eval.test': '',
+    'log.tensorboard': False,
+    'log.report': False,
+    'log.every_steps': 1,
+}
 
 
 def load(name: str | pathlib.Path, **changes) -> ConfigDict:

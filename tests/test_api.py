@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 from commands import Commands, environment
+from configurations import TRAIN_ONLY
 from PIL import Image
 
 import simsiam_jax
@@ -31,13 +32,7 @@ SHORT: dict[str, Any] = {
     'config': 'quickstart:3ep',
     'model.width_multiplier': 0.125,
     'batch_size': 64,
-    'guard': 'off',
-    'eval.train': '',
-    'eval.test': '',
-    'log.tensorboard': False,
-    'log.report': False,
-    'log.every_steps': 1,
-}
+} | TRAIN_ONLY
 
 pytestmark = pytest.mark.usefixtures('_compiled_quickly')
 
@@ -87,11 +82,11 @@ def test_public_names_are_listed_typed_and_documented() -> None:
     names = set(simsiam_jax.__all__)
     assert names == checked - {'TYPE_CHECKING', 'Any'}
     assert names <= set(dir(simsiam_jax))
-    readme = (ROOT / 'README.md').read_text()
+    guide = (ROOT / 'docs/guides/python.md').read_text()
     for name in names - {'__version__'}:
         value = getattr(simsiam_jax, name)
         assert inspect.getdoc(value), name
-        assert re.search(rf'\b{name}\b', readme), name
+        assert re.search(rf'\b{name}\b', guide), name
         members = (
             [
                 getattr(x, 'fget', None) or getattr(x, '__func__', x)
@@ -427,9 +422,9 @@ def test_identity_depends_on_the_images() -> None:
     assert digest(IMAGES[:39]) != digest(IMAGES[:40])
 
 
-def test_readme_examples_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_guide_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / 'README.md').read_text()
+    text = (ROOT / 'docs/guides/python.md').read_text()
     pretraining, fine_tuning = re.findall(r'```python\n(.*?)```', text, re.DOTALL)[:2]
     names: dict[str, Any] = {}
     smaller = {'epochs=50': 'epochs=3', '1400': '400', 's.images': 's.images[:500]'}

@@ -15,6 +15,7 @@ FLOORS = [
         'lazy_tf',
         'paths',
         'patience',
+        'import_path',
         'config',
         'config_files',
         'config_keys',

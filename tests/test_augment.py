@@ -272,6 +272,17 @@ def test_whole_augmentation_matches_torchvision(monkeypatch, figures) -> None:
         close((views - expected) * np.array(STD), np.zeros_like(expected), steps)
 
 
+# CPUs color several images at a time; 19 are no multiple of them.
+def test_each_image_gets_its_own_colors(photograph) -> None:
+    images = np.stack([np.uint8(255 * photograph[y : y + 32, y : y + 32]) for y in range(19)])
+    params = recipe.sample(RECIPE, np.random.default_rng(3), len(images))
+    views = jax.jit(functools.partial(jax_augment.augment, recipe=RECIPE))
+    singly = [
+        views(images[i : i + 1], {k: v[i : i + 1] for k, v in params.items()}) for i in range(19)
+    ]
+    close(views(images, params), np.concatenate(singly), 0.01)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def to_views(batch, recipes: tuple[Recipe, ...]) -> list[jax.Array]:
     return host.to_views(batch, recipes)

@@ -67,9 +67,11 @@ def test_run_of_earlier_version_resumes(
     assert 'resuming from step 11' in done.stdout
     assert done.stderr.count('config.checkpoint.keep is now config.checkpoint.max_to_keep') == 1
     resumed = points(workdir, 'train/loss')
-    assert losses.keys() >= {21, 22}
-    assert resumed.keys() >= {21, 22}
-    np.testing.assert_allclose(resumed[22], losses[22], rtol=5e-4)
+    assert losses.keys() >= set(range(12, 23))
+    assert resumed.keys() >= losses.keys()
+    # Rounding differs between versions of JAX, and training magnifies it: later steps differ more.
+    first = range(12, 17)
+    np.testing.assert_allclose([resumed[i] for i in first], [losses[i] for i in first], rtol=1e-5)
     assert abs(points(workdir, 'eval/knn_top1')[22] - top1[22]) <= 1.5 / 360  # one image
 
 

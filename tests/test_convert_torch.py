@@ -4,6 +4,7 @@ import os
 import pathlib
 import pickle
 import re
+import runpy
 import shlex
 import sys
 
@@ -253,6 +254,51 @@ def test_simsiam_format_loads_in_official_linear_evaluation(resnet18, torchvisio
     np.testing.assert_array_equal(features(net.eval()), expected)
 
 
+SMALL_TIMM = {
+    'vit_tiny_patch16_224': {
+        'img_size': 32,
+        'patch_size': 8,
+        'embed_dim': 64,
+        'depth': 2,
+        'num_heads': 1,
+        'global_pool': 'avg',
+    },
+    'convnext_atto': {},
+    'convnext_tiny': {'depths': (1, 2, 1, 1), 'dims': (4, 8, 8, 16)},
+}
+
+
+@pytest.mark.usefixtures('torchvision')
+@pytest.mark.parametrize('name', SMALL_TIMM)
+def test_vit_and_convnext_equal_timm_both_ways(name, tmp_path):
+    timm = pytest.importorskip('timm')
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=7, **SMALL_TIMM[name]).eval()
+    for x in net.parameters():
+        x.data += torch.randn(x.shape) / 16  # no gamma of 1e-6
+    torch.save({'state_dict': net.state_dict()}, tmp_path / 'timm.pth')
+    images = torch.from_numpy(IMAGES[:, :32, :32].transpose(0, 3, 1, 2).copy())
+    with torch.inference_mode():
+        expected = net.forward_head(net.forward_features(images), pre_logits=True).numpy()
+    module, variables = simsiam_jax.load_encoder(tmp_path / 'timm.pth')
+    ours = module.apply(variables, IMAGES[:, :32, :32])
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+    report = conversion.convert(str(tmp_path / 'timm.pth'), str(tmp_path / 'net'), 'timm')
+    assert float(re.search(r'difference .*: (\S+) of', report)[1]) < 1e-5
+    again = timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True).eval()
+    with torch.inference_mode():
+        np.testing.assert_allclose(again(images).numpy(), expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(
+        simsiam_jax.load_encoder(tmp_path / 'net')[0].apply(variables, IMAGES[:, :32, :32]), ours
+    )
+    conversion.convert(str(tmp_path / 'timm.pth'), str(tmp_path / 'x.pth'), 'state_dict')
+    state = torch.load(tmp_path / 'x.pth', weights_only=True)
+    missing, unexpected = net.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert set(missing) <= {'head.weight', 'head.bias', 'head.fc.weight', 'head.fc.bias'}
+
+
 def test_load_encoder_uses_query_encoder_of_moco(resnet18, tmp_path):
     _, net, expected = resnet18
     state = {f'module.encoder_q.{key}': x for key, x in net.state_dict().items()}
@@ -358,13 +404,8 @@ def test_load_encoder_widens_half_precision(resnet18, tmp_path):
         )
 
 
-def readme(section):
-    text = (ROOT / 'README.md').read_text()
-    return re.search(rf'^## {section}\n(.*?)(?=^## |\Z)', text, re.DOTALL | re.MULTILINE)[1]
-
-
-def test_readme_commands_and_code_run(torchvision, tmp_path, monkeypatch):
-    """Runs every command and block of the section, in a folder that contains runs/imagenet."""
+def test_commands_and_code_of_guide_run(torchvision, tmp_path, monkeypatch):
+    """Runs every command and block of the guide, in a folder that contains runs/imagenet."""
     pytest.importorskip('timm')
     monkeypatch.chdir(tmp_path)
     net = randomize(torchvision.models.resnet50())
@@ -373,10 +414,8 @@ def test_readme_commands_and_code_run(torchvision, tmp_path, monkeypatch):
     expected = features(net)
     conversion.convert('resnet50.pth', 'runs/imagenet', 'workdir')
 
-    section = readme('Use it in PyTorch')
-    commands = re.findall(
-        r'^    python -m simsiam_jax\.tools\.convert (.*)$', section, re.MULTILINE
-    )
+    guide = (ROOT / 'docs/guides/pytorch.md').read_text()
+    commands = re.findall(r'^    python -m simsiam_jax\.tools\.convert (.*)$', guide, re.MULTILINE)
     done = set()
     for command in commands:
         given = dict(flag.removeprefix('--').split('=', 1) for flag in shlex.split(command))
@@ -387,7 +426,7 @@ def test_readme_commands_and_code_run(torchvision, tmp_path, monkeypatch):
     pytorch = {'torchvision', 'timm', 'detectron2', 'simsiam'}
     assert done == pytorch | {'flax', 'huggingface', 'jax_export', 'workdir'}
     scope = {}
-    for block in re.findall(r'```python\n(.*?)```', section, re.DOTALL):
+    for block in re.findall(r'```python\n(.*?)```', guide, re.DOTALL):
         exec(block, scope)
     for name in ('backbone', 'timm_backbone'):
         np.testing.assert_allclose(features(scope[name].eval()), expected, rtol=0, atol=1e-5)
@@ -406,3 +445,19 @@ def test_readme_commands_and_code_run(torchvision, tmp_path, monkeypatch):
     optimizer.step()
     assert torch.isfinite(loss)
     assert not torch.equal(detector.backbone.body.layer4[0].conv1.weight, before)
+
+
+@pytest.mark.usefixtures('torchvision')
+def test_detector_example_learns_from_converted_backbone(tmp_path, capsys, monkeypatch) -> None:
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), tmp_path / 'trained.pth')
+    script = ROOT / 'examples' / 'torch_detector.py'
+    files = [str(tmp_path / name) for name in ('trained.pth', 'backbone.pth')]
+    monkeypatch.setattr(sys, 'argv', [str(script), *files])
+    runpy.run_path(str(script), run_name='__main__')
+    shown = capsys.readouterr().out
+    losses = [float(x) for x in re.findall(r'^step \d+  loss ([\d.]+)$', shown, re.MULTILINE)]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]

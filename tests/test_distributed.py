@@ -1,5 +1,6 @@
 """Tests of runtime/distributed.py and runtime/launchers.py: runs of several processes."""
 
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -168,6 +169,44 @@ def test_processes_that_see_other_images_are_named(other, message, monkeypatch) 
     assert len(inputs.open_source('digits/train', config.default().data)) == 1437
 
 
+def differences(names: list[str], others: list[str], monkeypatch) -> list[str]:
+    """Returns what two processes print; each is a thread."""
+    barrier, values = threading.Barrier(2), {}
+
+    def gather(own):
+        values[threading.get_ident()] = own
+        barrier.wait(10)
+        both = [values[process] for process in order]
+        barrier.wait(10)
+        return both
+
+    order: list[int] = []
+
+    def run(own: list[str]) -> str:
+        order.append(threading.get_ident())
+        barrier.wait(10)
+        return inputs._first_difference(own, max(len(names), len(others)))
+
+    monkeypatch.setattr(distributed, 'gather', gather)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        first = threads.submit(run, names)
+        while not order:
+            time.sleep(0.001)
+        second = threads.submit(run, others)
+        return [first.result(10), second.result(10)]
+
+
+@pytest.mark.parametrize('count', [1, 2, 63, 64, 65, 5000])
+def test_first_difference_of_names_is_found(count, monkeypatch) -> None:
+    names = [f'{i}.png' for i in range(count)]
+    at = count * 2 // 3
+    for other in (names[:at] + names[at + 1 :], [*names[:at], 'x.png', *names[at + 1 :]]):
+        results = differences(names, other, monkeypatch)
+        assert f'{at}.png in process 0' in results[0]
+        assert results[0] == results[1]
+    assert differences(names, names, monkeypatch)[0] == ''
+
+
 @pytest.mark.long
 def test_processes_that_see_other_images_stop_within_seconds(tmp_path) -> None:
     with np.load(ROOT / 'tests' / 'figures' / 'cifar10.npz') as file:
@@ -208,16 +247,16 @@ def test_unreadable_images_of_all_processes_are_written_once_each(tmp_path, monk
     assert names == ['a.png', 'b.png', 'c.png']
 
 
-def test_closed_terminal_requests_stop_unless_ignored(monkeypatch) -> None:
-    with distributed.PreemptionHandler() as preemption:
-        assert not preemption.should_stop(1)
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert preemption.should_stop(2)
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+@pytest.mark.parametrize(
+    ('action', 'stops'), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)], ids=['default', 'nohup']
+)
+def test_closed_terminal_requests_stop_unless_ignored(action, stops) -> None:
+    previous = signal.signal(signal.SIGHUP, action)
     try:
         with distributed.PreemptionHandler() as preemption:
-            os.kill(os.getpid(), signal.SIGHUP)
             assert not preemption.should_stop(1)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert preemption.should_stop(2) == stops
     finally:
         signal.signal(signal.SIGHUP, previous)
 

@@ -40,6 +40,28 @@ def test_fused_max_pool_keeps_nan_like_plain() -> None:
     assert np.isnan(pooled).sum() == 1
 
 
+@pytest.mark.parametrize(
+    'shape', [(32, 32, 3), (33, 31, 3), (16, 17, 1), (18, 18, 5), (7, 8, 4)], ids=str
+)
+def test_stem_of_blocks_equals_plain_convolution(shape: tuple[int, int, int]) -> None:
+    """Covers odd sizes, other numbers of channels, and the gradients of both arguments."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, *shape)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((7, 7, shape[2], 8)), jnp.float32)
+    numbers = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, ('NHWC', 'HWIO', 'NHWC'))
+    results = []
+    for convolve in (jax.lax.conv_general_dilated, kernels.space_to_depth_conv):
+
+        def run(x, kernel, convolve=convolve):
+            return convolve(x, kernel, (2, 2), [(3, 3), (3, 3)], dimension_numbers=numbers)
+
+        y, pull = jax.vjp(run, x, kernel)
+        g = np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
+        results.append((y, *pull(jnp.asarray(g))))
+    for plain, blocks in zip(*results, strict=True):
+        assert jnp.abs(plain - blocks).max() < 1e-5 * jnp.abs(plain).max()
+
+
 def features(kind: str, devices: int, **kwargs):
     """Returns output, gradients and statistics of a stem and blocks with both kinds of shortcut."""
     backbone = resnet.make(

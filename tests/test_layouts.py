@@ -252,9 +252,9 @@ def test_stated_architecture_must_match(arch, accepted, tmp_path, monkeypatch):
 
 
 def test_documentation_names_every_project():
-    readme = (ROOT / 'README.md').read_text()
+    guide = (ROOT / 'docs/guides/pytorch.md').read_text()
     projects = {name.partition(',')[0].removesuffix(' with EMA') for name in NAMES}
-    for text in (readme, convert.__doc__):
+    for text in (guide, convert.__doc__):
         assert {name for name in projects if name not in text} == set()
 
 

@@ -143,6 +143,10 @@ def test_resumed_run_replaces_points_of_repeated_steps(
             with writers.MetricWriter(str(tmp_path), tensorboard=True, step=start) as log:
                 for at in steps:
                     log.scalars(at, {'loss': loss})
+        # TensorBoard reads files in the order of their names: the second of the start, then a
+        # counter as text, which would put the tenth file of a second before its ninth.
+        (file,) = tmp_path.glob('events.out.*')
+        file.rename(tmp_path / f'tfevents.{loss}')
     expected = [(at, 1.0) for at in kept] + [(3, 2.0), (4, 2.0), (5, 2.0)]
     events = plugin_event_accumulator.EventAccumulator(str(tmp_path))
     events.Reload()

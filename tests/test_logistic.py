@@ -34,6 +34,37 @@ def test_path_reaches_scikit_learns_accuracy(classes: int) -> None:
             assert scores.loss[0] == pytest.approx(-np.log(p).mean(), rel=0.01)
 
 
+@pytest.mark.parametrize('block', [100, 599, 1797, 5000])
+def test_fit_in_blocks_equals_fit_of_all(block: int, monkeypatch) -> None:
+    x, labels = load_digits(return_X_y=True)
+    x, counted = np.float32(x / 16), np.arange(len(x)) % 3 > 0
+    (whole,) = logistic.path(x, labels, counted, (0.01,), classes=10)
+    monkeypatch.setattr(logistic, '_BLOCK', block)
+    logistic._fit.clear_cache()
+    (blocks,) = logistic.path(x, labels, counted, (0.01,), classes=10)
+    logistic._fit.clear_cache()
+    np.testing.assert_allclose(blocks['kernel'], whole['kernel'], atol=2e-3)
+    assert np.abs(whole['kernel']).max() > 0.05
+
+
+def test_gradient_of_blocks_equals_that_of_the_plain_loss(monkeypatch) -> None:
+    monkeypatch.setattr(logistic, '_BLOCK', 7)
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((17, 3), np.float32), np.arange(17) % 4
+    weights, mean = rng.random(17, np.float32), np.float32([1, 2, 3])
+    x, labels, weights, mean = map(jnp.asarray, (x, labels, weights, mean))
+    head = {'kernel': jnp.ones((3, 4)), 'bias': jnp.arange(4.0)}
+
+    def plain(head):
+        return logistic._weighted_loss(head, x - mean, labels, weights)
+
+    def in_blocks(head):
+        return 3 * logistic._cross_entropy(head, x, labels, weights, mean) / 3
+
+    expected, found = jax.value_and_grad(plain)(head), jax.value_and_grad(in_blocks)(head)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), expected, found)
+
+
 def test_features_that_do_not_count_change_nothing() -> None:
     x, labels = load_digits(return_X_y=True)
     x, counted = np.float32(x / 16), np.arange(len(x)) % 2 == 0

@@ -49,5 +49,5 @@ def test_make_excludes_biases_from_decay_and_lars(name: str) -> None:
 
 
 def test_make_rejects_unknown_optimizer() -> None:
-    with pytest.raises(errors.UserError, match=r"optim\.name is 'adam'.*sgd"):
+    with pytest.raises(errors.UserError, match=r"optim\.name is 'adam'.*mean adamw"):
         optim.make(batch_size=256, epochs=1, steps_per_epoch=1, name='adam')

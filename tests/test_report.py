@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 
+import browsers
 import pytest
 from commands import environment
 
@@ -28,11 +29,11 @@ OVERLAID = """charts => charts.map(chart => {
 })"""
 
 
-def in_a_terminal(command: list[str], columns: int) -> str:
-    """Returns what the command sent to a terminal of this width."""
+def in_a_terminal(command: list[str], columns: int, **variables: str) -> str:
+    """Returns what the command sent to a terminal of this width; it must succeed."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 40, columns, 0, 0))
-    env = environment() | {'TERM': 'xterm'}
+    env = environment() | {'TERM': 'xterm'} | variables
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     sent = b''
@@ -47,7 +48,8 @@ def in_a_terminal(command: list[str], columns: int) -> str:
 
 
 def screen(sent: str) -> list[str]:
-    """Returns the visible lines after a terminal has overwritten characters."""
+    """Returns the visible lines, without colors, after a terminal has overwritten characters."""
+    sent = re.sub(r'\x1b\[[\d;]*m', '', sent)
     lines, row, column = [''], 0, 0
     for token in re.findall(r'\x1b\[A|[\r\n]|[^\x1b\r\n]+', sent):
         if token == '\x1b[A':
@@ -109,18 +111,51 @@ def test_terminal_shows_progress_in_one_live_line(run) -> None:
     assert f'report: {workdir / "report.html"}' in seen
 
 
+def test_terminal_shows_result_in_color_below_a_heading(run) -> None:
+    _, sent = run
+    seen = screen(sent)
+    heading = seen.index('Result')
+    assert seen[heading - 1] == ''
+    assert seen[heading + 1].startswith('kNN top-1 of 360 test images')
+    assert re.search(r'\x1b\[3[23]m(better|no better|worse) than a random network', sent)
+
+
+def test_doctor_groups_findings_in_a_terminal(tmp_path) -> None:
+    command = [sys.executable, '-m', 'simsiam_jax.tools.doctor', '--config=configs/quickstart.py']
+    command += ['--config.model.stages=(1,)', '--config.model.width_multiplier=0.125']
+    plain = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    ).stdout
+    assert '\x1b' not in plain
+    assert re.match(r'(warning|ok)  ', plain)
+    sent = in_a_terminal(command, 100)
+    assert '\x1b[32m' in sent  # green
+    seen = screen(sent)
+    groups = [i for i, line in enumerate(seen) if re.match(r'(Warnings|Checked) \(\d+\)$', line)]
+    assert groups[0] == 0
+    (checked,) = [i for i in groups if seen[i].startswith('Checked')]
+    assert seen[checked + 1].startswith('+ ')
+    # The same findings: only line breaks and the marks differ.
+    listed = [line[9:] for line in plain.splitlines() if line.startswith('ok ')]
+    assert seen[checked] == f'Checked ({len(listed)})'
+    text = ' '.join(' '.join(seen[checked + 1 :]).split())
+    devices = [line for line in listed if 'images/s' not in line and 'GiB' not in line]
+    assert devices
+    for line in devices:
+        assert ' '.join(line.split()) in text
+
+
+def test_no_color_leaves_out_colors() -> None:
+    code = "import sys; from simsiam_jax import terminal; terminal.show('ok  fine', sys.stdout)"
+    command = [sys.executable, '-c', code]
+    assert '\x1b[32m' in in_a_terminal(command, 100)
+    assert '\x1b[3' not in in_a_terminal(command, 100, NO_COLOR='1')
+
+
 @pytest.fixture(scope='module')
 def browser():
-    browsers = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    chromium = shutil.which('chromium')
-    if not chromium:
-        pytest.skip('chromium is not installed')
-    with browsers.sync_playwright() as driver:
-        opened = driver.chromium.launch(
-            executable_path=chromium, args=['--no-sandbox', '--disable-gpu']
-        )
+    with browsers.chromium('--disable-gpu') as opened:
         yield opened
-        opened.close()
 
 
 def open_page(browser, page: pathlib.Path, width: int):

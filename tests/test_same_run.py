@@ -12,7 +12,7 @@ from PIL import Image
 from simsiam_jax import migration
 from simsiam_jax.checkpoints import same_run
 from simsiam_jax.checkpoints.same_run import RunIdentity
-from simsiam_jax.data import sources
+from simsiam_jax.data import sources, subset
 
 WORKDIR = epath.Path('/runs/old')
 IMAGES = {'count': 1437, 'digest': 'ab'}
@@ -129,6 +129,16 @@ def test_fingerprint_depends_on_names_but_not_on_the_root(tmp_path: pathlib.Path
     assert here['digest'] != other['digest']
 
 
+def test_names_of_images_have_nothing_of_the_digest(tmp_path: pathlib.Path) -> None:
+    names = ['a/1.png', 'a/2.png', 'b/1.png']
+    source = sources.open_source(write_images(tmp_path, names))
+    assert sources.image_names(source) == names
+    assert sources.image_names(subset.Subset(source, np.array([0, 2]))) == names
+    joined = sources.open_source(f'folder:{tmp_path}/a+folder:{tmp_path}/b')
+    assert sources.image_names(joined) == ['1.png', '2.png', '1.png']
+    assert sources.image_names(sources.open_source('digits/train')) == []
+
+
 def test_run_resumes_from_a_moved_folder(command: Commands, tmp_path: pathlib.Path) -> None:
     names = [f'{i}.png' for i in range(32)]
     write_images(tmp_path / 'before', names)
@@ -162,4 +172,11 @@ def test_run_resumes_from_a_moved_folder(command: Commands, tmp_path: pathlib.Pa
     (tmp_path / 'after').rename(tmp_path / 'again')
     code, output = run('again')
     assert code == 1
-    assert 'Its images differ' in output
+    assert 'Its images differ (added: other.png; removed: 0.png). Revert' in output
+    for name in names[1:6]:
+        (tmp_path / 'again' / name).unlink()
+    (tmp_path / 'again').rename(tmp_path / 'before')
+    code, output = run('before')
+    assert code == 1
+    assert 'was trained on 32 images, now there are 27 (added: other.png; removed: ' in output
+    assert '0.png, 1.png, 2.png and 3 more): their order' in output

@@ -53,8 +53,18 @@ def texts(path: pathlib.Path) -> list[tuple[int, str]]:
 
 
 def files() -> list[pathlib.Path]:
-    found = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'Makefile']
-    for folder in ('simsiam_jax', 'configs', 'launch', 'benchmarks', 'tests'):
+    found = [*ROOT.glob('*.md'), ROOT / 'CITATION.cff', ROOT / 'Dockerfile', ROOT / 'Makefile']
+    folders = (
+        'simsiam_jax',
+        'configs',
+        'launch',
+        'benchmarks',
+        'docs',
+        'examples',
+        'tests',
+        '.github',
+    )
+    for folder in folders:
         found += [
             path
             for path in (ROOT / folder).rglob('*')

@@ -67,6 +67,9 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
     """
     flag = '--config.'
     for given, value in overrides.items():
+        if given.startswith(config_keys.FREE_SECTIONS):
+            config_keys.set_argument(config, given, value)
+            continue
         key = command_line.rename_override(f'{flag}{given}', config).removeprefix(flag)
         try:
             config.update_from_flattened_dict({key: value})

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,13 +12,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Num
 
-from simsiam_jax import errors
+from simsiam_jax import errors, paths
 from simsiam_jax.checkpoints import encoder as encoder_lib
 from simsiam_jax.checkpoints.weights import Weights
 from simsiam_jax.data import jax_augment, python_sources
 from simsiam_jax.data.sources import ArraySource
+from simsiam_jax.models import backbones
+from simsiam_jax.models.resnet import ResNet
 from simsiam_jax.models.trainable import TrainableBackbone
-from simsiam_jax.pages import embedding
+from simsiam_jax.pages import embedding, maps
 from simsiam_jax.tasks import encoding
 from simsiam_jax.tasks.features import CropLoader, Encode, extract_features
 from simsiam_jax.tasks.inputs import ImageSet
@@ -50,17 +53,24 @@ class Encoder(encoder_lib.LoadedEncoder):
     """
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], step: int | None = None) -> 'Encoder':
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        step: int | None = None,
+        *,
+        backbone: Any = None,
+    ) -> 'Encoder':
         """Loads the encoder of a run or of a weight file.
 
         Args:
           path: Workdir of a run, or a file as load_encoder() takes it.
           step: Step of the checkpoint; None loads the latest.
+          backbone: Network that was given to pretrain() as an object; None for all others.
 
         Raises:
           UserError: There is no such checkpoint, or the file cannot be used.
         """
-        return cls(**vars(encoder_lib.open_encoder(path, step)))
+        return cls(**vars(encoder_lib.open_encoder(path, step, backbone=backbone)))
 
     @property
     def size(self) -> int:
@@ -117,7 +127,16 @@ class Encoder(encoder_lib.LoadedEncoder):
     def feature_maps(
         self, images: Any, *, batch_size: int = 256, devices: Devices = None
     ) -> dict[str, Float[np.ndarray, 'N H W C']]:
-        """Returns the output of each stage, 'layer1' and so on; arguments as for the features."""
+        """Returns the output of each stage, 'layer1' and so on; arguments as for the features.
+
+        Raises:
+          UserError: The network is not a ResNet, or the images cannot be used.
+        """
+        if not isinstance(self.module, ResNet):
+            raise errors.UserError(
+                f'feature_maps needs a ResNet; the network is {self.config["model"]["name"]}. Use '
+                'encoder.module with capture_intermediates'
+            )
         source, loader, variables = self._prepare(images, batch_size, devices)
         parts, indices = [], []
         for crops, _, index in loader.batches(source):
@@ -140,6 +159,40 @@ class Encoder(encoder_lib.LoadedEncoder):
         """
         return Neighbors(*embedding.neighbors(self(images, batch_size=batch_size), k))
 
+    def write_page(
+        self,
+        images: Any,
+        path: str | os.PathLike[str],
+        *,
+        map: str = 'auto',
+        max_points: int = 0,
+        batch_size: int = 256,
+    ) -> None:
+        """Writes a page with a map of images that shows the neighbors of the selected image.
+
+        The file needs no network.
+
+        Args:
+          images: Images of any size, see pretrain().
+          path: HTML file to write.
+          map: 'umap' (needs umap-learn), 'pca', 'tsne', or 'auto': umap if installed, else pca.
+          max_points: Maximum number of images in the map; 0: 50,000, and 5,000 for tsne.
+          batch_size: Most images in a batch, over all devices.
+
+        Raises:
+          UserError: The images cannot be used, or the map cannot be computed.
+        """
+        maps.choose(map)
+        source, loader, variables = self._prepare(images, batch_size, None)
+        features = extract_features(self._encode, variables, source, loader)
+        _check_all(source, features.indices)
+        embedded = embedding.Embedding(source, features, embedding.names_of(source, features))
+        title = f'Images by {self.origin}'
+        page = embedding.render_page(
+            embedded, None, title=title, map_name=map, max_points=max_points
+        )
+        pathlib.Path(paths.expand(path)).write_text(page)
+
     def save(self, path: str | os.PathLike[str], format: str) -> str:
         """Writes the backbone for other programs; returns what was written and compared.
 
@@ -158,7 +211,10 @@ class Encoder(encoder_lib.LoadedEncoder):
             self.config,
             assumed=self.assumed,
         )
-        return conversion.write(weights, os.fspath(path), format)
+        given = self.config['model']['name'].startswith(f'{backbones.OBJECT}:')
+        network = self.module.build(None) if given else None
+        with backbones.provide(network):
+            return conversion.write(weights, os.fspath(path), format)
 
     def to_nnx(self) -> TrainableBackbone:
         """Returns the backbone as a trainable Flax NNX module; it takes normalized images."""
@@ -170,6 +226,7 @@ class Encoder(encoder_lib.LoadedEncoder):
 
     @functools.cached_property
     def _maps(self) -> Callable[[Any, Array], dict[str, Array]]:
+        assert isinstance(self.module, ResNet)
         names = {
             f'layer{i}_{blocks - 1}': f'layer{i}' for i, blocks in enumerate(self.module.stages, 1)
         }

@@ -15,9 +15,9 @@ from simsiam_jax import paths
 from simsiam_jax.api import configuration
 from simsiam_jax.api.encoder import Encoder
 from simsiam_jax.checkpoints import checkpoint
-from simsiam_jax.models import resnet
+from simsiam_jax.models import backbones
 from simsiam_jax.pages import report, runs
-from simsiam_jax.runtime import storage
+from simsiam_jax.runtime import determinism, storage
 from simsiam_jax.tasks import memory
 from simsiam_jax.tasks import pretrain as task
 from simsiam_jax.training import mesh
@@ -40,11 +40,12 @@ class Run:
 
     workdir: str
     finished: bool
+    _backbone: Any = None
 
     @functools.cached_property
     def encoder(self) -> Encoder:
         """The encoder of the latest checkpoint."""
-        return Encoder.load(self.workdir)
+        return Encoder.load(self.workdir, backbone=self._backbone)
 
     @property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
@@ -65,6 +66,7 @@ def pretrain(
     labels: Any = None,
     config: str | os.PathLike[str] | ConfigDict = 'folder',
     callbacks: Sequence[Callback] = (),
+    backbone: Any = None,
     **overrides: Any,
 ) -> Run:
     """Pre-trains an encoder, as the command does with the same configuration.
@@ -84,14 +86,23 @@ def pretrain(
       config: Name such as 'imagenet:byol,200ep', file, or configuration.
       callbacks: Functions (step, encoder, metrics), called when metrics are logged. The values that
         they return are logged, too.
-      **overrides: Values by key; keys with a dot need **{'model.name': 'resnet18'}.
+      backbone: Flax module, (images [B, H, W, C], train) -> features [B, D]. It is not stored: pass
+        it again to resume and to load the encoder. None uses the configuration's.
+      **overrides: Values by key; keys with a dot need ``**{'model.name': 'resnet18'}``.
 
     Raises:
       UserError: The configuration, the images or the workdir cannot be used, or training failed.
     """
     workdir = paths.expand(workdir)
     mesh.use_compilation_cache()
-    with configuration.with_images(config, images, labels, overrides) as chosen:
+    with (
+        backbones.provide(backbone) as name,
+        configuration.with_images(config, images, labels, overrides) as chosen,
+    ):
+        if name:
+            chosen.model.name = name
+        if chosen.deterministic:
+            determinism.check_enabled()
         observe = functools.partial(_observe, callbacks, chosen) if callbacks else None
         try:
             with memory.oom_as_user_error(chosen):
@@ -99,10 +110,10 @@ def pretrain(
         except SystemExit as stopped:
             if stopped.code != _STOPPED:
                 raise
-            return Run(workdir, finished=False)
+            return Run(workdir, finished=False, _backbone=backbone)
         if chosen.log.report and not chosen.dry_run:
             report.write_report(workdir)
-    return Run(workdir, finished=not chosen.dry_run)
+    return Run(workdir, finished=not chosen.dry_run, _backbone=backbone)
 
 
 def _observe(
@@ -115,7 +126,7 @@ def _observe(
     # Copied, because the next step overwrites the state.
     variables = jax.tree.map(jnp.copy, checkpoint.encoder_variables(state))
     plain = config.to_dict()
-    encoder = Encoder(resnet.make(**plain['model']), variables, plain)
+    encoder = Encoder(backbones.from_config(plain), variables, plain)
     values = {name: float(value) for name, value in metrics.items()}
     logged: dict[str, float] = {}
     for callback in callbacks:

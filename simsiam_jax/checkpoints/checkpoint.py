@@ -7,7 +7,7 @@ import errno
 import functools
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ def encoder_variables(state: TrainState) -> dict[str, Any]:
     """Returns {'params', 'batch_stats'} of the backbone."""
     return {
         'params': state.params['backbone'],
-        'batch_stats': state.batch_stats['backbone'],
+        'batch_stats': state.batch_stats.get('backbone', {}),
     }
 
 
@@ -39,6 +39,7 @@ def open(
     max_to_keep: int,
     keep_period: int = 0,
     images: Mapping[str, Any] | None = None,
+    names: Callable[[], list[str]] = list,
     free: Sequence[str] = same_run.FREE,
     place: Sequence[str] = same_run.PLACE,
 ) -> Iterator['Checkpoints']:
@@ -53,6 +54,7 @@ def open(
       max_to_keep: Number of latest checkpoints to keep.
       keep_period: Also keeps checkpoints at multiples of this number of steps; 0 disables it.
       images: Number and digest of the training images, as sources.fingerprint returns them.
+      names: Returns the names of the training images, to name those that change later.
       free: Keys and sections of the configuration that may differ from the checkpoint's.
       place: Keys that may differ if `images` do not.
 
@@ -68,15 +70,24 @@ def open(
     with contextlib.ExitStack() as stack:
         try:
             workdirs.lock(folder, stack)
+            what = f'the workdir {folder}'
             newest = _load_newest(folder)
+            changed = newest is None or same_run.images_changed(given, newest.run)
             if newest is not None and newest.step:  # any run may start from converted weights
-                if problem := same_run.refusal(folder, given, newest.run, free=free, place=place):
+                differing = ''
+                if changed:
+                    compare = functools.partial(workdirs.differing_names, folder, names())
+                    differing = patience.call(compare, what)
+                if problem := same_run.refusal(
+                    folder, given, newest.run, free=free, place=place, names=differing
+                ):
                     raise errors.UserError(problem)
                 for note in same_run.notes(given, newest.run, place=place):
                     say(note)
             manager = None
             if jax.process_index() == 0:
-                what = f'the workdir {folder}'
+                keep = functools.partial(workdirs.write_names, folder, names, again=changed)
+                patience.call(keep, what)
                 for damaged in newest.damaged if newest else ():
                     patience.call(functools.partial(workdirs.move_damaged, folder, damaged), what)
                 patience.call(lambda: workdirs.write_config(folder, given.config), what)

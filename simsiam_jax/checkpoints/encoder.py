@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from simsiam_jax.checkpoints import checkpoint_reader, weights
-from simsiam_jax.models import resnet
+from simsiam_jax.models import backbones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class LoadedEncoder:
       assumed: See weights.Weights.
     """
 
-    module: resnet.ResNet
+    module: backbones.AnyBackbone
     variables: dict[str, Any]
     config: dict[str, Any]
     origin: str = 'the encoder'
@@ -31,8 +31,8 @@ class LoadedEncoder:
 
 
 def load_encoder(
-    path: str | os.PathLike[str], step: int | None = None
-) -> tuple[resnet.ResNet, dict[str, Any]]:
+    path: str | os.PathLike[str], step: int | None = None, *, backbone: Any = None
+) -> tuple[backbones.AnyBackbone, dict[str, Any]]:
     """Loads the trained backbone of a run or a file onto the first local device.
 
     ::
@@ -44,6 +44,7 @@ def load_encoder(
       path: Workdir of a run, or a file with a ResNet: .pth, .pth.tar, .pt, .ckpt, .torch, .bin
         (these need torch), .safetensors or .msgpack. FILE#PREFIX selects one of several networks.
       step: Step of the checkpoint; None loads the latest.
+      backbone: Network that was given to pretrain() as an object; None for all others.
 
     Returns:
       The module, and its {'params', 'batch_stats'} in float32.
@@ -51,16 +52,19 @@ def load_encoder(
     Raises:
       UserError: There is no such checkpoint, or the file is damaged or has a different network.
     """
-    encoder = open_encoder(path, step)
+    encoder = open_encoder(path, step, backbone=backbone)
     return encoder.module, encoder.variables
 
 
-def open_encoder(path: str | os.PathLike[str], step: int | None = None) -> LoadedEncoder:
+def open_encoder(
+    path: str | os.PathLike[str], step: int | None = None, *, backbone: Any = None
+) -> LoadedEncoder:
     """Loads the backbone as load_encoder() does, with its configuration.
 
     Args:
       path: Workdir of a run, or a weight file.
       step: Step of the checkpoint; None loads the latest.
+      backbone: Network that was given to pretrain() as an object; None for all others.
 
     Raises:
       UserError: There is no such checkpoint, or the file is damaged or has a different network.
@@ -70,9 +74,11 @@ def open_encoder(path: str | os.PathLike[str], step: int | None = None) -> Loade
         loaded = weights.from_file(path)
         weights.warn_of_assumed(loaded)
         variables = jax.device_put(weights.part(loaded, 'backbone'), device)
-        module = resnet.make(**loaded.config['model'])
+        module = backbones.from_config(loaded.config)
         return LoadedEncoder(module, variables, loaded.config, loaded.origin, loaded.assumed)
     item = checkpoint_reader.load(path, 'encoder', step=step)
-    variables = jax.device_put(item.tree, device)
-    module = resnet.make(**item.run.config['model'])
+    # Checkpoints leave out empty collections.
+    variables = jax.device_put({'batch_stats': {}} | item.tree, device)
+    with backbones.provide(backbone):
+        module = backbones.from_config(item.run.config)
     return LoadedEncoder(module, variables, item.run.config, os.fspath(path))

@@ -9,7 +9,7 @@ from etils import epath
 # Keys and sections that may change between two starts of a run: they change neither the images that
 # it trains on nor its mathematics.
 FREE = (
-    *('dry_run', 'guard', 'eval', 'checkpoint', 'log', 'profile', 'debug_nans'),
+    *('dry_run', 'guard', 'eval', 'checkpoint', 'log', 'profile', 'debug_nans', 'deterministic'),
     *('model.remat', 'model.kernels'),
     *('data.accept_changed', 'data.max_bad_fraction', 'data.retry_seconds'),
     *('data.on_device', 'data.canvas', 'data.backend', 'data.resident_limit'),
@@ -42,6 +42,7 @@ def refusal(
     *,
     free: Sequence[str] = FREE,
     place: Sequence[str] = PLACE,
+    names: str = '',
 ) -> str:
     """Returns why `given` cannot resume the run in the folder; '' if it can.
 
@@ -51,17 +52,21 @@ def refusal(
       stored: Run in the workdir.
       free: Keys and sections that may differ.
       place: Keys that may differ if the images do not.
+      names: Text with the names of images that differ, if known.
     """
+    names = f' ({names})' if names else ''
     same_images = bool(given.images) and given.images == stored.images
     allowed = (*free, *(place if same_images else ()))
     changed = changed_keys(given.config, stored.config, allowed)
     if not changed:
-        if given.config['data'].get('accept_changed') or not _images_changed(given, stored):
+        if given.config['data'].get('accept_changed') or not images_changed(given, stored):
             return ''
-        return _changed_images(folder, given, stored)
+        return _changed_images(folder, given, stored, names)
     text = f'{folder} contains a run with a different configuration: {", ".join(changed)}'
     if changed_keys(given.config, stored.config, within=place) and not same_images:
-        text += '. Its images differ' if stored.images else '. It has no digest of its images'
+        text += (
+            f'. Its images differ{names}' if stored.images else '. It has no digest of its images'
+        )
     if given.config.get('epochs') != stored.config.get('epochs'):
         text += f'. To train longer, use a new --workdir with --config.init_from={folder}'
     return f'{text}. Revert these changes or use a new --workdir'
@@ -76,7 +81,7 @@ def notes(given: RunIdentity, stored: RunIdentity, *, place: Sequence[str] = PLA
       place: Keys that may differ if the images do not.
     """
     lines = []
-    if _images_changed(given, stored):
+    if images_changed(given, stored):
         lines.append(
             f'the images have changed ({stored.images["count"]:,} -> {given.images["count"]:,}): '
             'their order and the schedule are others from here on'
@@ -92,20 +97,20 @@ def notes(given: RunIdentity, stored: RunIdentity, *, place: Sequence[str] = PLA
     return lines
 
 
-def _images_changed(given: RunIdentity, stored: RunIdentity) -> bool:
+def images_changed(given: RunIdentity, stored: RunIdentity) -> bool:
     """Returns whether both digests are known and differ."""
     return bool(given.images and stored.images) and given.images != stored.images
 
 
-def _changed_images(folder: epath.Path, given: RunIdentity, stored: RunIdentity) -> str:
+def _changed_images(folder: epath.Path, given: RunIdentity, stored: RunIdentity, names: str) -> str:
     before, now = stored.images['count'], given.images['count']
     what = f'{before:,} images, now there are {now:,}'
     if before == now:
         what = f'{before:,} images, of which some have other names now'
     return (
-        f'{folder} was trained on {what}: their order, the epochs and the schedule would change. '
-        'Restore the images (--config.data.exclude leaves new ones out), use a new --workdir, or '
-        'continue with --config.data.accept_changed=True'
+        f'{folder} was trained on {what}{names}: their order, the epochs and the schedule would '
+        'change. Restore the images (--config.data.exclude leaves new ones out), use a new '
+        '--workdir, or continue with --config.data.accept_changed=True'
     )
 
 

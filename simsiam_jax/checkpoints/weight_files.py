@@ -24,7 +24,7 @@ from etils import epath
 
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint_reader, torch_files
-from simsiam_jax.models import pytorch
+from simsiam_jax.models import pytorch, pytorch_timm
 from simsiam_jax.runtime import storage
 
 TORCH = ('.pth', '.pt', '.pth.tar')
@@ -80,7 +80,7 @@ def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
     file = storage.folder(path)
     with storage.reading(file):
         if (file / '_METADATA').exists():
-            return pytorch.backbone_to_torch(_read_orbax(file)), ''
+            return _flax_to_torch(_read_orbax(file), str(file)), ''
         if file.is_dir():
             file = file / 'model.safetensors'
     name, suffix = str(file), ending(file)
@@ -102,7 +102,7 @@ def read(path: str | os.PathLike[str]) -> tuple[pytorch.Arrays, str]:
     if suffix == '.msgpack':
         if not isinstance(tree, Mapping) or not {'params', 'batch_stats'} <= set(tree):
             raise errors.UserError(f'{name} contains no params and batch_stats of a backbone')
-        return pytorch.backbone_to_torch(tree), ''
+        return _flax_to_torch(tree, name), ''
     if not isinstance(tree, Mapping):
         raise errors.UserError(f'{name} contains a {type(tree).__name__}; expected a state dict')
     arch = tree.get('arch')
@@ -113,6 +113,18 @@ _WRITERS = {
     '.safetensors': 'safetensors.torch.save_file(model.state_dict(), FILE)',
     '.msgpack': "flax.serialization.to_bytes({'params': ..., 'batch_stats': ...})",
 }
+
+
+def _flax_to_torch(variables: Mapping[str, Any], name: str) -> pytorch.Arrays:
+    """Returns a backbone's variables under PyTorch's names, in which networks are identified."""
+    if pytorch_timm.is_built_in(variables['params']):
+        return pytorch_timm.to_torch(variables)
+    if 'conv1' not in variables['params']:
+        raise errors.UserError(
+            f'{name} contains a network that is not built in; expected a ResNet, ViT or ConvNeXt. '
+            'Load it with Flax, or load the run that it is from'
+        )
+    return pytorch.backbone_to_torch(variables)
 
 
 def _read_orbax(item: epath.Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint_reader, weight_files
-from simsiam_jax.models import pytorch, pytorch_heads, pytorch_layouts
+from simsiam_jax.models import pytorch, pytorch_heads, pytorch_layouts, pytorch_timm, resnet
 from simsiam_jax.runtime import storage
 from simsiam_jax.training.step import TrainState
 
@@ -81,7 +81,8 @@ def open_weights(path: Path, step: int | None = None) -> Weights:
 def _from_run(path: Path, step: int | None) -> Weights:
     # The optimizer's momenta are as large as the weights, so they are not loaded.
     item = checkpoint_reader.load(path, 'state', step=step, keys=('params', 'batch_stats'))
-    return Weights(str(path), item.tree['params'], item.tree['batch_stats'], item.run.config)
+    batch_stats = item.tree.get('batch_stats', {})
+    return Weights(str(path), item.tree['params'], batch_stats, item.run.config)
 
 
 def from_file(path: Path) -> Weights:
@@ -95,6 +96,8 @@ def from_file(path: Path) -> Weights:
     """
     origin, prefix = _split_prefix(path)
     arrays, arch = weight_files.read(origin)
+    if timm := pytorch_timm.select(arrays, origin, prefix):
+        return _from_timm(timm, origin)
     selection = pytorch_layouts.select(arrays, origin, prefix)
     parts = selection.parts
     model, channels = pytorch.identify(parts['backbone'], origin)
@@ -124,6 +127,28 @@ def from_file(path: Path) -> Weights:
         {name: variables['batch_stats'] for name, variables in loaded.items()},
         config,
         parts,
+        ', '.join(key for key in ('size', 'mean', 'std') if key not in images),
+        str(selection),
+    )
+
+
+def _from_timm(selection: pytorch_timm.Selection, origin: str) -> Weights:
+    """Returns the ViT or ConvNeXt of a file."""
+    images = _images(origin)
+    heads = images.pop('heads', None)
+    model, channels, size = pytorch_timm.identify(selection.arrays, origin, heads)
+    if size is not None:  # of its position embedding
+        images['size'] = size
+    config = file_config(model, channels, {}, images)
+    loaded = pytorch_timm.from_torch(
+        selection.arrays, origin, model, channels, config['augment']['size']
+    )
+    return Weights(
+        origin,
+        {'backbone': loaded['params']},
+        {'backbone': {}},
+        config,
+        {'backbone': selection.arrays},
         ', '.join(key for key in ('size', 'mean', 'std') if key not in images),
         str(selection),
     )
@@ -175,10 +200,13 @@ def _images(path: Path) -> dict[str, Any]:
     try:
         if not file.exists():
             return weight_files.read_images(path)
-        given = json.loads(file.read_text()).get('pretrained_cfg', {})
+        content = json.loads(file.read_text())
+        given = content.get('pretrained_cfg', {})
         images: dict[str, Any] = {key: tuple(given[key]) for key in ('mean', 'std') if key in given}
         if 'input_size' in given:
             images['size'] = given['input_size'][-1]
+            if heads := content.get('model_args', {}).get('num_heads'):
+                images['heads'] = heads
             if 'crop_pct' in given:
                 images['resize'] = round(images['size'] / given['crop_pct'])
         return images
@@ -217,7 +245,9 @@ def load_into_state(state: TrainState, weights: Weights) -> tuple[TrainState, st
             batch_stats[name] = given['batch_stats']
     if 'backbone' not in loaded:
         model, channels = weights.config['model'], weights.config['data']['channels']
-        keys = ('name', 'stem', 'width_multiplier', 'stages')
+        keys = ['name', 'stem', 'width_multiplier', 'stages']
+        if model['name'] not in resnet.RESNETS:
+            keys = ['name', 'arguments']
         raise errors.UserError(
             f'the backbone of {weights.origin} does not fit config.model. Set '
             + ', '.join(f'model.{key}={model[key]}' for key in keys)

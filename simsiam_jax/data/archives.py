@@ -18,6 +18,8 @@ from simsiam_jax.data.patterns import ALL, Patterns
 # First bytes of compressed files, and the commands that decompress them.
 _COMPRESSED = {b'\x1f\x8b': 'gunzip', b'BZh': 'bunzip2', b'\xfd7z': 'unxz', b'\x28\xb5': 'unzstd'}
 
+_ZIP_TAIL = 22 + 2**16  # last bytes of a zip file, in which its index is found
+
 
 class _Zip:
     """A zip file with an index; read() may be called from many threads.
@@ -147,7 +149,7 @@ class ArchiveSource:
 
 
 def open_archives(spec: str, patterns: Patterns = ALL) -> ArchiveSource:
-    """Opens the images in zip or tar files: FILE.tar, or 'train-*.tar', or 'train-{000..099}.tar'.
+    """Opens the images in zip or tar files: FILE.tar, ``train-*.tar`` or ``train-{000..099}.tar``.
 
     The classes are the contents of .cls files beside the images, as WebDataset has them. Without
     such files they are the first folders that differ. Hidden files and folders are skipped.
@@ -192,10 +194,13 @@ def open_archives(spec: str, patterns: Patterns = ALL) -> ArchiveSource:
 
 def _open(path: str) -> _Zip | _Tar:
     try:
-        if zipfile.is_zipfile(path):
-            return _Zip(path)
         with open(path, 'rb') as file:
-            head = file.read(3)
+            head = file.read(262)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _ZIP_TAIL))
+            tail = file.read()
+        # zipfile.is_zipfile takes an error of the disk for another format.
+        if b'PK\5\6' in tail and head[257:] != b'ustar':
+            return _Zip(path)
         for magic, command in _COMPRESSED.items():
             if head.startswith(magic):
                 raise errors.UserError(
@@ -218,13 +223,13 @@ def find_files(spec: str) -> list[str]:
     path = paths.expand(spec)
     if '://' in path:
         raise errors.UserError(f'{path} is not on a disk; expected a file. Copy it to a disk')
-    if os.path.isfile(path):
+    if paths.is_file(path):
         return [path]
     patterns = [path]
     if match := re.search(r'\{(\d+)\.\.(\d+)\}', path):
         numbers = (f'{i:0{len(match[1])}}' for i in range(int(match[1]), int(match[2]) + 1))
         patterns = [path[: match.start()] + number + path[match.end() :] for number in numbers]
-    found = sorted({file for pattern in patterns for file in glob.glob(pattern)})
+    found = sorted({file for pattern in patterns for file in paths.matching(pattern)})
     if missing := [p for p in patterns if p not in found and not glob.has_magic(p)]:
         raise errors.UserError(f'{missing[0]} does not exist or is not a file')
     if not found:

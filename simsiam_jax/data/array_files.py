@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from simsiam_jax import errors
 from simsiam_jax import paths as paths_lib
+from simsiam_jax.data import sampler
 
 _SAMPLED = 64  # images whose pixels identify a file
 
@@ -49,7 +50,7 @@ class ArrayFileSource:
 
     def _sampled(self) -> Int[np.ndarray, 'n']:
         """Returns evenly spaced positions."""
-        return np.unique(np.linspace(0, len(self) - 1, min(len(self), _SAMPLED)).astype(int))
+        return sampler.evenly_spaced(len(self), _SAMPLED)
 
     def __len__(self) -> int:
         return len(self._indices)

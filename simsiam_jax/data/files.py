@@ -1,6 +1,5 @@
 """Image files in folders of any depth."""
 
-import glob
 import os
 import re
 from collections.abc import Callable
@@ -70,7 +69,7 @@ def open_folder(
     that may not be entered and files that are no images; warnings count them. `root` may be remote
     (gs://...).
 
-    `root` may have the wildcards of shells, such as '/data/*/images'. Then the subfolders of all
+    `root` may have the wildcards of shells, such as ``/data/*/images``. Then the subfolders of all
     these folders are the classes; if these folders have none, what the wildcards match.
 
     Args:
@@ -112,9 +111,9 @@ def _folders(root: str) -> list[str]:
     """Returns the folder, or those that match its wildcards."""
     if is_remote(root):
         return _remote_matches(root) if '*' in root else [root]
-    if not _WILDCARD.search(root) or os.path.isdir(root):
-        return [root]  # which may be away for a moment: list_folder waits for it
-    if matches := sorted(filter(os.path.isdir, glob.glob(root))):
+    if not _WILDCARD.search(root) or paths_lib.is_folder(root):
+        return [root]
+    if matches := list(filter(paths_lib.is_folder, paths_lib.matching(root))):
         return matches
     raise errors.UserError(f'no image folder matches {root}; expected at least one')
 

@@ -16,6 +16,8 @@ Image = Float[Array, 'H W C']
 # An image, one array for each channel.
 Planes = Sequence[Float[Array, 'H W']]
 
+_CHUNK = 8  # images that a CPU colors at a time
+
 
 def normalize(
     images: Num[Array, 'B H W C'], mean: tuple[float, ...], std: tuple[float, ...]
@@ -63,7 +65,13 @@ def _finish(
     if x.dtype == jnp.uint8:
         x = x.astype(jnp.float32) / 255
     planes = jnp.unstack(x, axis=-1)
-    views = jax.vmap(functools.partial(_color, recipe=recipe))(planes, params)
+    color = functools.partial(_color, recipe=recipe)
+
+    def by_chunks(*batch: Any) -> Any:
+        return jax.lax.map(lambda image: color(*image), batch, batch_size=_CHUNK)
+
+    # XLA for CPUs would compute all colors again for each channel of the stack. A loop stores them.
+    views = jax.lax.platform_dependent(planes, params, cpu=by_chunks, default=jax.vmap(color))
     return normalize(jnp.stack(views, -1), recipe.mean, recipe.std)
 
 

@@ -62,7 +62,7 @@ def open_list(spec: str, patterns: Patterns = ALL) -> FileSource:
 
 
 def _text(path: str) -> str:
-    if not is_remote(path) and not os.path.isfile(path):
+    if not is_remote(path) and not paths_lib.is_file(path):
         raise errors.UserError(f'list of images {path} does not exist or is not a file')
     try:
         content = read_file(path)
@@ -149,7 +149,7 @@ def _has_header(path: str, rows: list[Row]) -> bool:
     """Returns whether the first row names columns: only the rows after it are images."""
     first, second = (row[1] for row in [*rows, rows[0]][:2])
     folder = os.path.dirname(path)
-    if any(_is_image(cell) or os.path.isfile(os.path.join(folder, cell)) for cell in first):
+    if any(_is_image(cell) or paths_lib.is_file(os.path.join(folder, cell)) for cell in first):
         return False
     return any(_key(cell) in _PATHS for cell in first) or any(map(_is_image, second))
 
@@ -191,7 +191,7 @@ def _is_image(cell: str) -> bool:
 
 
 def _exists(path: str) -> bool:
-    return is_remote(path) or os.path.isfile(path)
+    return is_remote(path) or paths_lib.is_file(path)
 
 
 def _shown(cells: Sequence[str]) -> str:
@@ -201,6 +201,6 @@ def _shown(cells: Sequence[str]) -> str:
 def _without_backslashes(names: list[str], folder: str) -> list[str]:
     """Returns the paths with / for the \\ of Windows, unless files are named with \\."""
     windows = next((name for name in names if '\\' in name), '')
-    if not windows or os.path.isfile(os.path.join(folder, windows)):
+    if not windows or paths_lib.is_file(os.path.join(folder, windows)):
         return names
     return [name.replace('\\', '/') for name in names]

@@ -16,8 +16,8 @@ from simsiam_jax import errors
 class Patterns:
     """Shell patterns, separated by commas.
 
-    A pattern matches a file or a folder, anywhere in a path: 'GT', '*_mask.png', '*/Imgs/*.jpg'.
-    * matches any text, folders too. Upper and lower case are the same.
+    A pattern matches a file or a folder, anywhere in a path: ``GT``, ``*_mask.png``,
+    ``*/Imgs/*.jpg``. ``*`` matches any text, folders too. Upper and lower case are the same.
 
     Attributes:
       include: Patterns of the files to use; '' uses all.

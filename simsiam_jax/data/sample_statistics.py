@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 
 from simsiam_jax import terminal
-from simsiam_jax.data import decode
+from simsiam_jax.data import decode, sampler
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.sources import ArraySource
 from simsiam_jax.data.value_range import DTYPE, PERCENTILES, ValueRange, percentiles
@@ -78,7 +78,7 @@ def _sums(image: UInt8[np.ndarray, 'H W C']) -> Float[np.ndarray, '3 C']:
 
 def _sampled(count: int, function: Callable[[int], T], title: str) -> Iterator[T]:
     """Yields the function of evenly spaced indices, computed in threads."""
-    indices = np.linspace(0, count - 1, min(_SAMPLE, count)).astype(int).tolist()
+    indices = sampler.evenly_spaced(count, _SAMPLE).tolist()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from terminal.progress(
             pool.map(function, indices), title, total=len(indices), unit=' images'

@@ -9,6 +9,11 @@ from jaxtyping import Int
 from simsiam_jax import errors
 
 
+def evenly_spaced(count: int, most: int) -> Int[np.ndarray, 'n']:
+    """Returns at most `most` evenly spaced indices below `count`, ascending."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
+
+
 @dataclasses.dataclass(frozen=True)
 class IndexSampler:
     """Draws the images of each batch.

@@ -175,6 +175,14 @@ def fingerprint(source: Identified) -> dict[str, Any]:
     return {'count': len(source), 'digest': digest}
 
 
+def image_names(source: Identified) -> list[str]:
+    """Returns the names that identify the images; [] if a digest of their pixels does."""
+    # Parts of a labeled set end with a digest; joined sources and Parquet add signs and numbers.
+    identity = re.sub(r' at [0-9a-f]{64}$', '', source.identity)
+    names = [name for name in identity.split('\0') if name != '+' and not name.isdigit()]
+    return names if len(names) > 1 else []
+
+
 def _joined(specs: list[str], parts: list[Source | ArraySource]) -> JoinedSource:
     for spec, part in zip(specs, parts, strict=True):
         if not isinstance(part, Listed):

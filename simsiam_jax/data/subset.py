@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import hashlib
+import itertools
 import os
 
 import numpy as np
@@ -11,6 +12,8 @@ from simsiam_jax import errors, terminal
 from simsiam_jax.data.listed import Listed
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.sources import ArraySource, Source
+
+_BLOCK = 1000  # images whose labels are read in a task
 
 
 class Subset:
@@ -57,10 +60,21 @@ def labels(source: ArraySource | Reader) -> Int[np.ndarray, 'N']:
         return np.array(records.labels)
     if isinstance(records, Subset):
         return labels(source.over(records.source))[records.indices]
+
+    def of_block(start: int) -> list[int]:
+        return [records.read(i)[1] for i in range(start, min(start + _BLOCK, len(records)))]
+
+    starts = range(0, len(records), _BLOCK)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        read = threads.map(lambda index: records.read(index)[1], range(len(records)))
-        progress = terminal.progress(read, 'reading labels', total=len(records), unit=' images')
-        return np.array(list(progress))
+        # A task for each image would take longer than reading it.
+        blocks = threads.map(of_block, starts)
+        shown = terminal.progress(
+            itertools.chain.from_iterable(blocks),
+            'reading labels',
+            total=len(records),
+            unit=' images',
+        )
+        return np.array(list(shown))
 
 
 def split(

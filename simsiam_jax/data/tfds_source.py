@@ -13,22 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from simsiam_jax import errors, lazy_tf, paths, terminal
+from simsiam_jax import errors, lazy_tf, paths, patience, terminal
 from simsiam_jax.data import listing
 
 
 class TfdsSource:
-    """A split of a TFDS dataset in array_record files, which can be read by index."""
+    """A split of a TFDS dataset in array_record files, which can be read by index.
 
-    def __init__(self, data: Any, classes: tuple[str, ...], name: str):
-        self.data, self.classes, self.identity = data, classes, name
+    Args:
+      records: Serialized records by index.
+      classes: Names of the classes; empty without labels.
+      name: Name of the split, tfds:NAME/SPLIT.
+    """
+
+    def __init__(self, records: Any, classes: tuple[str, ...], name: str):
+        self._records, self.classes, self.identity = records, classes, name
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self._records)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        record = self.data[int(index)]
-        return record['image'], int(record['label']) if self.classes else -1
+        return _parse(self._records[int(index)], labeled=bool(self.classes))
 
     def name(self, index: int) -> str:
         return f'{self.identity}[{index}]'
@@ -57,16 +62,21 @@ class TfRecordSource:
         return len(self._offsets)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        tf = lazy_tf.load()
         with open(self._files[self._numbers[index]], 'rb') as file:
             file.seek(self._offsets[index])
             (length,) = struct.unpack('<Q4x', file.read(12))
-            feature = tf.train.Example.FromString(file.read(length)).features.feature
-        label = feature['label'].int64_list.value[0] if self.classes else -1
-        return feature['image'].bytes_list.value[0], label
+            record = file.read(length)
+        return _parse(record, labeled=bool(self.classes))
 
     def name(self, index: int) -> str:
         return f'{self._files[self._numbers[index]]} at byte {self._offsets[index]}'
+
+
+def _parse(record: bytes, *, labeled: bool) -> tuple[bytes, int]:
+    """Returns image and label of a serialized tf.train.Example, in 5 us; TFDS takes 150."""
+    feature = lazy_tf.load().train.Example.FromString(record).features.feature
+    label = feature['label'].int64_list.value[0] if labeled else -1
+    return feature['image'].bytes_list.value[0], label
 
 
 def _index(files: list[str]) -> list[list[int]]:
@@ -111,10 +121,34 @@ def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
 
     Raises:
       UserError: TFDS failed in any way.
+      OSError: The disk is away.
     """
     name, _, split = spec.rpartition('/')
     if not name or not split:
         raise errors.UserError(f'source is tfds:{spec}; expected tfds:NAME/SPLIT')
+    try:
+        return _open(spec, data_dir)
+    except errors.UserError as error:
+        # TFDS takes files on a disk that is away for missing files.
+        if patience.outage(error) or not _has_files(name, data_dir):
+            raise
+    return _open(spec, data_dir)
+
+
+def _has_files(name: str, data_dir: str) -> bool:
+    """Returns whether a version of the dataset is prepared; raises OSError if the disk is away."""
+    import tensorflow_datasets as tfds
+
+    root = paths.expand(data_dir) or tfds.core.constants.DATA_DIR
+    folder = os.path.join(root, name.partition(':')[0])
+    if '://' in folder:
+        return False
+    return any(paths.matching(f'{folder}{below}/dataset_info.json') for below in ('', '/*', '/*/*'))
+
+
+def _open(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
+    """Opens a split, see open_split."""
+    name, _, split = spec.rpartition('/')
     lazy_tf.load()
     with _one_line('TFDS cannot be imported'):
         import tensorflow_datasets as tfds
@@ -122,12 +156,16 @@ def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
     builder = _builder(tfds, name, data_dir)
     # The default of ten retries takes over three minutes if there is no network.
     downloader.MAX_RETRIES = 3
-    with _one_line(f'TFDS could not prepare {name} in {builder.data_dir}'), _one_at_a_time(builder):
-        builder.download_and_prepare(
-            file_format='array_record',
-            # The prepared datasets that TFDS hosts are TFRecord.
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-        )
+    if not _is_prepared(builder):
+        with (
+            _one_line(f'TFDS could not prepare {name} in {builder.data_dir}'),
+            _one_at_a_time(builder),
+        ):
+            builder.download_and_prepare(
+                file_format='array_record',
+                # The prepared datasets that TFDS hosts are TFRecord.
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            )
     builder = _builder(tfds, name, data_dir)  # another process may have prepared it
     formats = sorted(f.value for f in builder.info.available_file_formats())
     features = dict(builder.info.features.items())
@@ -141,9 +179,8 @@ def open_split(spec: str, data_dir: str) -> TfdsSource | TfRecordSource:
         label = features.get('label')
         classes = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
         if 'array_record' in formats:
-            decoders = {'image': tfds.decode.SkipDecoding()}
-            data = builder.as_data_source(split, decoders=decoders, file_format='array_record')
-            return TfdsSource(data, classes, f'tfds:{spec}')
+            data = builder.as_data_source(split, file_format='array_record')
+            return TfdsSource(data.data_source, classes, f'tfds:{spec}')
         if 'tfrecord' not in formats:
             raise ValueError(f'{", ".join(formats)} files; expected array_record or tfrecord')
         shards = [
@@ -163,7 +200,18 @@ def is_prepared(spec: str, data_dir: str) -> bool:
     lazy_tf.load()
     with _one_line('TFDS cannot be imported'):
         import tensorflow_datasets as tfds
-    return bool(_builder(tfds, spec.rpartition('/')[0], data_dir).data_path.exists())
+    name = spec.rpartition('/')[0]
+    return patience.call(
+        lambda: _is_prepared(_builder(tfds, name, data_dir)), f'the folder of TFDS dataset {name}'
+    )
+
+
+def _is_prepared(builder: Any) -> bool:
+    """Returns whether the dataset's files exist; raises OSError if the disk is away."""
+    folder = os.fspath(builder.data_path)
+    if '://' in folder:
+        return bool(builder.data_path.exists())
+    return bool(paths.mode(folder))
 
 
 def _builder(tfds: Any, name: str, data_dir: str) -> Any:
@@ -182,10 +230,10 @@ def _builder(tfds: Any, name: str, data_dir: str) -> Any:
 def _one_at_a_time(builder: Any) -> Iterator[None]:
     """Makes processes that prepare the same dataset wait for the first: TFDS fails otherwise.
 
-    Does nothing if the dataset is prepared, or in a bucket, which has no locks.
+    Does nothing in a bucket, which has no locks.
     """
     folder = os.fspath(builder.data_path)
-    if '://' in folder or os.path.exists(folder):
+    if '://' in folder:
         yield
         return
     os.makedirs(os.path.dirname(folder), exist_ok=True)

@@ -8,13 +8,13 @@ from jaxtyping import Array, Float
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.methods.losses import mean_over_view_pairs, negative_cosine
 from simsiam_jax.methods.momentum import cosine_momentum_schedule
+from simsiam_jax.models.backbones import AnyBackbone
 from simsiam_jax.models.heads import MLP
 from simsiam_jax.models.network import Network, Outputs
-from simsiam_jax.models.resnet import ResNet
 
 
 def make(
-    backbone: ResNet,
+    backbone: AnyBackbone,
     *,
     dim: int = 256,
     projector_hidden_dim: int = 4096,

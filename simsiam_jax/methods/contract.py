@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 from jaxtyping import Array, Float
 
+from simsiam_jax.models.backbones import Backbone
 from simsiam_jax.models.network import Outputs
 
 Loss = Callable[..., tuple[Float[Array, ''], Any, dict[str, Array]]]
@@ -19,8 +21,23 @@ def no_method_state(key: Array) -> None:
 
 def forward(network: nn.Module, variables: Any, view: Array, key: Array) -> tuple[Outputs, Any]:
     """Returns the network's outputs and BN statistics for this device's images of a view."""
-    outputs, updated = network.apply(variables, view, train=True, mutable='batch_stats')
-    return outputs, updated.get('batch_stats', {})
+    outputs, updated = network.apply(
+        variables, view, train=True, mutable='batch_stats', rngs={'dropout': key}
+    )
+    stats = updated.get('batch_stats', {})
+    if 'backbone' in stats:
+        stats = stats | {'backbone': mean_over_devices(network.backbone, stats['backbone'])}
+    return outputs, stats
+
+
+def mean_over_devices(backbone: nn.Module, batch_stats: Any) -> Any:
+    """Returns running BN statistics of a backbone that are equal on all devices.
+
+    A network that takes no axis_name has other statistics on each device. ResNets do not.
+    """
+    if not isinstance(backbone, Backbone) or backbone.axis_name is None:
+        return batch_stats
+    return jax.lax.pmean(batch_stats, backbone.axis_name)
 
 
 def unchanged(method_state: Any) -> Any:

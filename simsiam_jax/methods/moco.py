@@ -12,13 +12,13 @@ from simsiam_jax import errors
 from simsiam_jax.methods import collectives
 from simsiam_jax.methods.contract import ForwardFn, Method
 from simsiam_jax.methods.losses import info_nce, l2_normalize, mean_over_view_pairs
+from simsiam_jax.models.backbones import AnyBackbone
 from simsiam_jax.models.heads import MLP
 from simsiam_jax.models.network import Network, Outputs
-from simsiam_jax.models.resnet import ResNet
 
 
 def make(
-    backbone: ResNet,
+    backbone: AnyBackbone,
     *,
     dim: int = 128,
     projector_hidden_dim: int = 2048,
@@ -82,12 +82,15 @@ def grouped_forward(size: int, axis_name: str | None) -> ForwardFn:
                 'device. Set config.method.bn_group or config.batch_size, or change the devices'
             )
 
-        def forward_group(images: Array) -> tuple[Outputs, Any]:
-            return network.apply(variables, images, train=True, mutable='batch_stats')
+        def forward_group(images: Array, key: Array) -> tuple[Outputs, Any]:
+            return network.apply(
+                variables, images, train=True, mutable='batch_stats', rngs={'dropout': key}
+            )
 
-        outputs, updated = jax.vmap(forward_group)(view.reshape(-1, size, *view.shape[1:]))
+        groups = view.reshape(-1, size, *view.shape[1:])
+        outputs, updated = jax.vmap(forward_group)(groups, jax.random.split(key, len(groups)))
         outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
-        stats = jax.tree.map(lambda x: x.mean(0), updated['batch_stats'])
+        stats = jax.tree.map(lambda x: x.mean(0), updated.get('batch_stats', {}))
         return outputs, stats if axis_name is None else jax.lax.pmean(stats, axis_name)
 
     return forward

@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Int
 from simsiam_jax.methods import collectives, simsiam
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.methods.losses import negative_cosine
+from simsiam_jax.models.backbones import AnyBackbone
 from simsiam_jax.models.network import Outputs
-from simsiam_jax.models.resnet import ResNet
 
 
 def make(
-    backbone: ResNet,
+    backbone: AnyBackbone,
     *,
     images: int,
     average: float = 0.8,

@@ -9,13 +9,13 @@ from jaxtyping import Array, Float
 from simsiam_jax.methods import collectives
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.methods.losses import l2_normalize, mean_over_view_pairs, nt_xent
+from simsiam_jax.models.backbones import AnyBackbone
 from simsiam_jax.models.heads import MLP
 from simsiam_jax.models.network import Network, Outputs
-from simsiam_jax.models.resnet import ResNet
 
 
 def make(
-    backbone: ResNet,
+    backbone: AnyBackbone,
     *,
     dim: int = 128,
     projector_hidden_dim: int = 2048,

@@ -11,9 +11,9 @@ from simsiam_jax import errors
 from simsiam_jax.methods.contract import Method
 from simsiam_jax.methods.losses import mean_over_view_pairs, negative_cosine, softmax_cross_entropy
 from simsiam_jax.methods.momentum import cosine_momentum_schedule
+from simsiam_jax.models.backbones import AnyBackbone
 from simsiam_jax.models.heads import MLP
 from simsiam_jax.models.network import Network, Outputs
-from simsiam_jax.models.resnet import ResNet
 
 SIMILARITIES = {'cosine': negative_cosine, 'cross_entropy': softmax_cross_entropy}
 
@@ -22,7 +22,7 @@ PAIRS = {'symmetric': (), 'asymmetric': ((0, 1),), 'two_asymmetric': ((2, 0), (3
 
 
 def make(
-    backbone: ResNet,
+    backbone: AnyBackbone,
     *,
     dim: int = 2048,
     projector_layers: int = 3,

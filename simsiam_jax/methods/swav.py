@@ -16,13 +16,13 @@ from simsiam_jax.methods.losses import (
     sinkhorn,
     swapped_prediction,
 )
+from simsiam_jax.models.backbones import AnyBackbone
 from simsiam_jax.models.heads import MLP, Prototypes
 from simsiam_jax.models.network import Network, Outputs
-from simsiam_jax.models.resnet import ResNet
 
 
 def make(
-    backbone: ResNet,
+    backbone: AnyBackbone,
     *,
     dim: int = 128,
     projector_hidden_dim: int = 2048,

@@ -8,7 +8,7 @@ the same n values. The counters num_batches_tracked, which nothing reads, are wr
 
 import collections
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,37 @@ LEAVES = {
 }
 
 
-def first(names: Iterable[str], count: int = 3) -> str:
-    """Returns the first few names, sorted, and the number of the rest."""
-    names = sorted(names)
-    rest = f' and {len(names) - count} more' if len(names) > count else ''
-    return ', '.join(names[:count]) + rest
+def describe(prefix: str, left_out: Iterable[str]) -> str:
+    """Returns which network of a file was loaded, and what was left out; '' if it is all."""
+    texts = [prefix.rstrip('.')] if prefix else []
+    if left_out:
+        texts.append(f'left out: {errors.first(left_out, 6)}')
+    return '; '.join(texts)
+
+
+def check_names(
+    given: Set[str], expected: Set[str], misshaped: Set[str], message: str, known: Iterable[str]
+) -> None:
+    """Checks that a file has the arrays of a network.
+
+    Args:
+      given: Names in the file.
+      expected: Names of the network.
+      misshaped: Names of arrays of another shape.
+      message: Message of the error, without the names.
+      known: Networks that can be loaded.
+
+    Raises:
+      UserError: Arrays are missing, unexpected or of a different shape.
+    """
+    differences = {
+        'missing': expected - given,
+        'unexpected': given - expected,
+        'different shape': misshaped,
+    }
+    found = [f'{kind}: {errors.first(names)}' for kind, names in differences.items() if names]
+    if found:
+        raise errors.UserError(f'{message}: {"; ".join(found)}. Use one of {", ".join(known)}')
 
 
 def identify(backbone: Arrays, origin: str) -> tuple[dict[str, Any], int]:
@@ -77,7 +103,7 @@ def identify(backbone: Arrays, origin: str) -> tuple[dict[str, Any], int]:
 
 
 def backbone_from_torch(backbone: Arrays, origin: str) -> Variables:
-    """Returns {'params', 'batch_stats'} of resnet.make(**identify(...)), the values unchanged.
+    """Returns {'params', 'batch_stats'} of ``resnet.make(**identify(...))``, the values unchanged.
 
     Args:
       backbone: Arrays under torchvision's names.
@@ -89,17 +115,11 @@ def backbone_from_torch(backbone: Arrays, origin: str) -> Variables:
     model, channels = identify(backbone, origin)
     expected = _flat(resnet.abstract_variables(resnet.make(**model), channels))
     names = {path: _name(path) for path in expected}
-    missing = set(names.values()) - set(backbone)
-    extra = {name for name in set(backbone) - set(names.values()) if not name.endswith(COUNTER)}
+    given = {name for name in backbone if not name.endswith(COUNTER)}
     flat = {path: from_layout(backbone[name]) for path, name in names.items() if name in backbone}
     misshaped = {names[path] for path, x in flat.items() if x.shape != expected[path].shape}
-    if missing or extra or misshaped:
-        differences = {'missing': missing, 'unexpected': extra, 'different shape': misshaped}
-        raise errors.UserError(
-            f'{origin} does not match {model["name"]}: '
-            + '; '.join(f'{kind}: {first(keys)}' for kind, keys in differences.items() if keys)
-            + f'. Use one of {", ".join(resnet.RESNETS)}'
-        )
+    message = f'{origin} does not match {model["name"]}'
+    check_names(given, set(names.values()), misshaped, message, resnet.RESNETS)
     return traverse_util.unflatten_dict(flat)
 
 

@@ -64,10 +64,7 @@ class Selection:
 
     def __str__(self) -> str:
         """Returns which network was loaded, and what was left out; '' if the file is a backbone."""
-        texts = [self.prefix.rstrip('.')] if self.prefix else []
-        if self.left_out:
-            texts.append(f'left out: {pytorch.first(self.left_out, 6)}')
-        return '; '.join(texts)
+        return pytorch.describe(self.prefix, self.left_out)
 
     def beside(self, name: str) -> bool:
         """Returns whether the file has an array or a module of this name beside the backbone."""
@@ -90,7 +87,7 @@ def select(arrays: pytorch.Arrays, origin: str, wanted: str | None = None) -> Se
     networks = _find(arrays)
     if not networks:
         raise errors.UserError(
-            f'no ResNet in {origin}: found {pytorch.first(arrays) or "nothing"}; expected '
+            f'no ResNet in {origin}: found {errors.first(arrays) or "nothing"}; expected '
             'conv1.weight and layer1.0.conv1.weight, or 0.weight and 4.0.conv1.weight, after any '
             f'prefix. Use a file with one of {", ".join(resnet.RESNETS)}'
         )
@@ -166,7 +163,7 @@ def _choose(
                 f'no ResNet under {wanted!r} in {origin}; expected one of: {_listed(networks)}. '
                 f'Write the path as {origin}#PREFIX'
             )
-    prefixes = _prefer(prefixes)
+    prefixes = prefer(prefixes)
     # Modules with two names are stored twice.
     first, *others = prefixes
     contents = {short: arrays[name] for name, short in networks[first].items()}
@@ -184,7 +181,7 @@ def _choose(
     return first
 
 
-def _prefer(prefixes: list[str]) -> list[str]:
+def prefer(prefixes: list[str]) -> list[str]:
     """Returns the prefixes without the networks that _PREFERRED leaves out."""
     plain = {
         prefix: '.' + '.'.join(word for word in prefix.split('.') if word not in _WRAPPERS)
@@ -210,7 +207,7 @@ def _same(first: pytorch.Arrays, second: pytorch.Arrays) -> bool:
 
 
 def _listed(prefixes: dict[str, dict[str, str]] | list[str]) -> str:
-    return pytorch.first((prefix.rstrip('.') or "''" for prefix in prefixes), 6)
+    return errors.first((prefix.rstrip('.') or "''" for prefix in prefixes), 6)
 
 
 def _simsiam_heads(arrays: pytorch.Arrays, prefix: str) -> dict[str, str]:

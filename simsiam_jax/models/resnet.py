@@ -117,7 +117,8 @@ class ResNet(nn.Module):
         last_scale = nn.initializers.zeros if zero else nn.initializers.ones
         x = jnp.asarray(images, self.dtype)
         if self.stem == 'imagenet':
-            x = conv(self.width, 7, 2, name='conv1')(x)
+            stem = kernels_lib.space_to_depth_conv if fused else _convolve
+            x = conv(self.width, 7, 2, name='conv1', conv_general_dilated=stem)(x)
             x = norm(name='bn1')(x)
             x = kernels_lib.max_pool(x, fused=fused)
         else:
@@ -131,20 +132,6 @@ class ResNet(nn.Module):
                     self.width * 2**i, stride, conv, norm, last_scale, name=f'layer{i + 1}_{j}'
                 )(x)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-
-
-def _conv(channels: int, size: int, stride: int = 1, **kwargs: Any) -> nn.Conv:
-    # The padding is explicit, because 'SAME' is asymmetric at stride 2 and PyTorch's is not.
-    return nn.Conv(
-        channels,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        use_bias=False,
-        kernel_init=_fan_out,
-        conv_general_dilated=_convolve,
-        **kwargs,
-    )
 
 
 def _convolve(
@@ -163,6 +150,26 @@ def _convolve(
         for left in range(size)
     ]
     return jnp.concatenate(windows, -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _conv(
+    channels: int,
+    size: int,
+    stride: int = 1,
+    conv_general_dilated: Callable[..., Array] = _convolve,
+    **kwargs: Any,
+) -> nn.Conv:
+    # The padding is explicit, because 'SAME' is asymmetric at stride 2 and PyTorch's is not.
+    return nn.Conv(
+        channels,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=False,
+        kernel_init=_fan_out,
+        conv_general_dilated=conv_general_dilated,
+        **kwargs,
+    )
 
 
 RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from simsiam_jax.models.resnet import ResNet
+from simsiam_jax.models.backbones import AnyBackbone
 
 
 class TrainableBackbone(nnx.Module):
@@ -21,7 +21,7 @@ class TrainableBackbone(nnx.Module):
       batch_stats: Running statistics of BN, nnx.BatchStat.
     """
 
-    def __init__(self, module: ResNet, variables: dict[str, Any]):
+    def __init__(self, module: AnyBackbone, variables: dict[str, Any]):
         self._module = module
         self.params = nnx.data(_wrap(nnx.Param, variables['params']))
         self.batch_stats = nnx.data(_wrap(nnx.BatchStat, variables['batch_stats']))

@@ -64,6 +64,7 @@ summary { cursor: pointer; padding: .25rem 0; overflow-wrap: anywhere }
 """
 
 # Unpacks the library, then draws the charts of a page one after the other in the page's colors.
+# Scripts of a page can use `plotly`, which resolves when the library is loaded, and `unpack`.
 DRAW = """
 const charts = [...document.querySelectorAll('.plot')];
 const dark = matchMedia('(prefers-color-scheme: dark)');
@@ -77,19 +78,22 @@ const draw = chart => {
 };
 const unpack = ({ textContent: text, dataset }) => {
   const words = new DataView(new ArrayBuffer(text.length / 5 * 4));
-  const digits = Object.fromEntries([...dataset.digits].map((letter, value) => [letter, value]));
+  const digits = new Uint8Array(128);
+  [...dataset.digits].forEach((letter, value) => digits[letter.charCodeAt()] = value);
   for (let i = 0; i < text.length; i += 5) {
     let word = 0;
-    for (let k = i; k < i + 5; k++) word = word * 85 + digits[text[k]];
+    for (let k = i; k < i + 5; k++) word = word * 85 + digits[text.charCodeAt(k)];
     words.setUint32(i / 5 * 4, word);
   }
   const packed = new Blob([words.buffer.slice(0, dataset.size)]).stream();
-  return new Response(packed.pipeThrough(new DecompressionStream('gzip'))).text();
+  return new Response(packed.pipeThrough(new DecompressionStream('gzip')));
 };
-unpack(document.getElementById('plotly')).then(async code => {
+const plotly = unpack(document.getElementById('plotly')).text().then(code => {
   const script = document.createElement('script');
   script.textContent = code;
   document.head.append(script);
+});
+plotly.then(async () => {
   for (const chart of charts) {
     await draw(chart);
     await new Promise(resolve => setTimeout(resolve));  // shows the chart
@@ -103,14 +107,19 @@ unpack(document.getElementById('plotly')).then(async code => {
 """
 
 
-@functools.cache
-def plotly_script() -> str:
-    """Returns plotly's JavaScript as an HTML element, compressed with gzip, in base 85."""
-    import plotly.offline
-
-    packed = gzip.compress(plotly.offline.get_plotlyjs().encode(), 9, mtime=0)
-    text = base64.b85encode(packed, pad=True).decode()
+def packed(name: str, content: bytes) -> str:
+    """Returns bytes as an HTML element of this id, compressed with gzip, in base 85."""
+    content = gzip.compress(content, 9, mtime=0)
+    text = base64.b85encode(content, pad=True).decode()
     return (
-        f'<script type="text/plain" id="plotly" data-size="{len(packed)}" '
+        f'<script type="text/plain" id="{name}" data-size="{len(content)}" '
         f'data-digits="{html.escape(_BASE85)}">{text}</script>'
     )
+
+
+@functools.cache
+def plotly_script() -> str:
+    """Returns plotly's JavaScript as an HTML element."""
+    import plotly.offline
+
+    return packed('plotly', plotly.offline.get_plotlyjs().encode())

@@ -5,8 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from simsiam_jax.data import sampler
 from simsiam_jax.pages import page, quantities
 from simsiam_jax.pages.runs import Curve, RunRecord
 from simsiam_jax.training import guard
@@ -164,5 +163,4 @@ def _bands(key: str, runs: Sequence[RunRecord]) -> list[tuple[float, float, str]
 
 def _thinned(curve: Curve) -> Curve:
     """Returns at most _MAX_POINTS evenly spaced points, including the last."""
-    count = min(_MAX_POINTS, len(curve))
-    return [curve[i] for i in np.unique(np.linspace(0, len(curve) - 1, count).astype(int))]
+    return [curve[i] for i in sampler.evenly_spaced(len(curve), _MAX_POINTS)]

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 from ml_collections import ConfigDict
 
-from simsiam_jax.data import survey
+from simsiam_jax.data import sampler, survey
 from simsiam_jax.data.sources import ArraySource
+from simsiam_jax.models import resnet
 from simsiam_jax.tasks.inputs import ImageSet
 from simsiam_jax.training import guard
 from simsiam_jax.training.monitor import RepresentationMetrics
@@ -52,7 +53,7 @@ def sample_dataset(source: ImageSet, sample: int = 64) -> DatasetStats:
 
     survey.near_duplicates defines which images are near-duplicates.
     """
-    indices = np.linspace(0, len(source) - 1, min(sample, len(source))).astype(int)
+    indices = sampler.evenly_spaced(len(source), sample)
     thumbs = []
     for index in indices:
         if isinstance(source, ArraySource):
@@ -181,7 +182,9 @@ def _optimization_causes(
             f'--config.optim.learning_rate={optim.learning_rate / 4:g}',
         )
     )
-    small = config.model.name in ('resnet18', 'resnet34') or config.model.width_multiplier < 1
+    name = config.model.name
+    narrow = name in resnet.RESNETS and config.model.width_multiplier < 1
+    small = name in ('resnet18', 'resnet34') or narrow
     if small and data.images >= 100_000 and config.method.name in ('simsiam', 'byol'):
         causes.append(
             Diagnosis(

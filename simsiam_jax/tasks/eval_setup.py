@@ -1,6 +1,7 @@
 """The inputs of every evaluation: a checkpoint and two labeled image sets."""
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from simsiam_jax import config_keys, errors, patience
 from simsiam_jax.checkpoints import encoder as encoder_lib
 from simsiam_jax.data import overlap, subset, tfds_source
+from simsiam_jax.models import backbones
 from simsiam_jax.runtime import storage
 from simsiam_jax.tasks import inputs
 from simsiam_jax.tasks.features import CropLoader, Encode, make_encode
@@ -54,7 +56,7 @@ class EvalSetup:
         """Returns fresh variables of the backbone: the baseline without training."""
         config = self.config
         images = np.zeros((1, config.augment.size, config.augment.size, config.data.channels))
-        init = jax.jit(self.encoder.module.init)
+        init = jax.jit(functools.partial(backbones.init, self.encoder.module))
         return init(jax.random.key(config.seed), images.astype(np.float32))
 
     def announce(self, task: str) -> None:

@@ -1,6 +1,7 @@
 """Opens image sets as a configuration's data section describes them, and loads batches."""
 
 import functools
+import hashlib
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from simsiam_jax import config as config_lib
-from simsiam_jax import errors
+from simsiam_jax import errors, paths, patience
 from simsiam_jax.data import device_cache, files, host, sample_statistics, sources, value_range
 from simsiam_jax.data.decode import Decoding
+from simsiam_jax.data.listed import Listed
 from simsiam_jax.data.patterns import Patterns
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.data.recipe import Recipe
@@ -112,16 +114,24 @@ def decoding(data: ConfigDict) -> Decoding:
 def open_images(spec: str, data: ConfigDict) -> sources.Source | sources.ArraySource:
     """Returns the source with the files that data.include and data.exclude leave.
 
+    Waits up to data.retry_seconds for storage that is away.
+
     Args:
       spec: Name of the set, as config.data.source.
       data: The data section of the configuration.
 
     Raises:
       UserError: The set does not exist, or no file is left.
+      TemporaryError: The storage has failed for longer than data.retry_seconds.
     """
     patterns = Patterns(data.include, data.exclude)
     list_folder = functools.partial(_list_folder, retry_seconds=data.retry_seconds)
-    return sources.open_source(spec, data.tfds_data_dir, patterns, list_folder)
+    return patience.call(
+        lambda: sources.open_source(spec, data.tfds_data_dir, patterns, list_folder),
+        f'the images {spec}',
+        lambda error: patience.outage(error) is not None,
+        seconds=data.retry_seconds,
+    )
 
 
 def _list_folder(root: str, retry_seconds: int | float) -> list[str]:
@@ -142,10 +152,39 @@ def _check_same_images(spec: str, source: sources.Identified) -> None:
         counts = {count for count, _ in seen}
         what = '' if len(counts) > 1 else ' of other names'
         parts = [f'{", ".join(places)}: {count}{what}' for (count, _), places in seen.items()]
+        example = ''
+        if isinstance(source, Listed):
+            example = _first_difference(source.names(), max(counts))
         raise errors.UserError(
-            f'the processes see different images in {spec} ({"; ".join(parts)}). Give all of them '
-            'the same images'
+            f'the processes see different images in {spec} ({"; ".join(parts)}){example}. Give all '
+            'of them the same images'
         )
+
+
+def _first_difference(names: list[str], longest: int) -> str:
+    """Returns text about the first name that differs between processes; '' if none does.
+
+    Args:
+      names: Names of this process.
+      longest: Number of names of the process that has most.
+    """
+    start, stop = 0, longest
+    while stop - start > 1:
+        step = -(-(stop - start) // 64)
+        starts = range(start, stop, step)
+        parts = ('\0'.join(names[i : min(i + step, stop)]) for i in starts)
+        encoded = (part.encode('utf-8', 'surrogateescape') for part in parts)
+        rows = distributed.gather([hashlib.sha256(part).hexdigest() for part in encoded])
+        differing = [i for i, *found in zip(starts, *rows, strict=True) if len(set(found)) > 1]
+        if not differing:
+            return ''
+        start, stop = differing[0], min(differing[0] + step, stop)
+    own = paths.printable(names[start]) if start < len(names) else 'none'
+    seen: dict[str, int] = {}
+    for process, name in enumerate(distributed.gather(own)):
+        seen.setdefault(name, process)
+    examples = [f'{name} in process {process}' for name, process in seen.items()]
+    return f'; first difference: {", ".join(examples[:3])}' if len(examples) > 1 else ''
 
 
 def device_batches(

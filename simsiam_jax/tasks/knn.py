@@ -242,6 +242,6 @@ def evaluate(setup: eval_setup.EvalSetup) -> tuple[list[dict[str, int | float]],
         trained='checkpoint',
         baseline='random initialization' if config.eval.baselines else '',
     )
-    say(str(result))
+    say(str(result), heading='Result')
     names = ('k', 'temperature', 'top1', 'top5')
     return [{name: getattr(score, name) for name in names} for score in trained], result

@@ -1,6 +1,7 @@
 """The training loop: steps, logs, evaluations and checkpoints."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -54,6 +55,7 @@ def open_workdir(
             max_to_keep=config['checkpoint']['max_to_keep'],
             keep_period=sampler.steps(config['checkpoint']['keep_period']),
             images=sources.fingerprint(source),
+            names=functools.partial(sources.image_names, source),
             **same_run,
         ) as checkpoints,
         writers.open_log(workdir, config, checkpoints.start_step or 0) as log,
@@ -127,6 +129,8 @@ def train(
                     memory.announce(config, program, state, batch)
                     state, metrics = jax.block_until_ready(train_step(state, batch))
                     throughput.start(number)  # the step is compiled from here on
+                    if start and due(log_every):  # its time, with that of compiling, says nothing
+                        log.scalars(number, {f'train/{k}': float(x) for k, x in metrics.items()})
                 else:
                     state, metrics = train_step(state, batch)
                     if due(log_every):

@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from simsiam_jax import errors
+from simsiam_jax.models import backbones
 from simsiam_jax.terminal import say
 from simsiam_jax.training import peak_memory
 
@@ -115,7 +116,7 @@ def memory_options(config: ConfigDict) -> dict[str, tuple[Any, str]]:
     options: dict[str, tuple[Any, str]] = {}
     if model.get('dtype') == 'float32':
         options['model.dtype'] = ('bfloat16', 'now float32')
-    if model.get('remat') is False:
+    if model.get('remat') is False and backbones.can_remat(model['name']):
         options['model.remat'] = (True, 'same result, about a third slower')
     twice = 2 * optim.get('gradient_accumulation_steps', 0)
     if twice and config.batch_size % (twice * jax.device_count()) == 0:

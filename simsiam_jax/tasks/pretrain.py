@@ -93,7 +93,7 @@ def run(config: ConfigDict, workdir: str, observe: loop.Observe | None = None) -
         elif callback and callback.first_and_last:
             result = verdict.without_labels(*callback.first_and_last)
         if result:
-            say(str(result))
+            say(str(result), heading='Result')
             log.text('verdict.txt', str(result))
             log.text('verdict.json', json.dumps(result.result, indent=2))
 

@@ -11,19 +11,22 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from simsiam_jax import config as config_lib
 from simsiam_jax import config_keys, errors, method_defaults
 from simsiam_jax.data import host
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.methods import METHODS
 from simsiam_jax.methods.contract import Method
-from simsiam_jax.models import resnet
+from simsiam_jax.models import backbones
 from simsiam_jax.tasks import collapse_callback, inputs
 from simsiam_jax.tasks.features import Encode, make_encode
 from simsiam_jax.tasks.knn import Knn, make_monitor
 from simsiam_jax.terminal import say
 from simsiam_jax.training import alternation, optim, step
 from simsiam_jax.training import mesh as mesh_lib
+
+_ADAMW_RATE = 0.01  # base rate above which AdamW gets a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +78,15 @@ def build(
       UserError: A key is unknown, a value is impossible, or the data cannot be used.
     """
     config_keys.check(config)
-    if warning := method_defaults.other_schedule(config):
+    default = config_lib.default().model.to_dict()
+    ignored = backbones.ignored_keys(config.model.to_dict(), default)
+    for warning in filter(None, (method_defaults.other_schedule(config), ignored)):
         say(f'warning: {warning}')
+    if config.optim.name == 'adamw' and config.optim.learning_rate > _ADAMW_RATE:
+        say(
+            f'warning: optim.learning_rate is {config.optim.learning_rate:g}, high for adamw. Set '
+            '--config.optim.learning_rate=1e-3 or less'
+        )
     inputs.resolve(config, config.data.source)
     errors.check_choice('guard', config.guard, collapse_callback.CHOICES)
     mesh = mesh or mesh_lib.make_mesh()
@@ -154,7 +164,7 @@ def without_measuring(config: ConfigDict) -> ConfigDict:
 
 def build_method(config: ConfigDict) -> Method:
     """Returns the method on its backbone, with BN synchronized over the data axis."""
-    backbone = errors.build('model', resnet.make, config.model.to_dict(), axis_name=mesh_lib.DATA)
+    backbone = backbones.from_config(config.to_dict(), axis_name=mesh_lib.DATA)
     arguments = config.method.to_dict()
     name = arguments.pop('name')
     errors.check_choice('method.name', name, METHODS)

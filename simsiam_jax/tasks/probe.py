@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
-from sklearn.decomposition import PCA
 
 from simsiam_jax import errors
 from simsiam_jax.data import jax_augment, subset
@@ -126,7 +125,7 @@ def evaluate(setup: eval_setup.EvalSetup) -> tuple[dict[str, Any], verdict.Verdi
         trained='checkpoint',
         baseline='random initialization' if config.eval.baselines else '',
     )
-    say(str(judged))
+    say(str(judged), heading='Result')
     return results, judged
 
 
@@ -155,6 +154,8 @@ def pixel_encoder(source: ImageSet, loader: CropLoader, seed: int) -> tuple[Enco
     values = jax.eval_shape(_pixels, {}, crop).shape[1]
     if values <= components:
         return _pixels, {}
+    from sklearn.decomposition import PCA  # takes as long to import as JAX
+
     x = extract_features(_pixels, {}, subset.take(source, np.sort(sample)), loader).x
     pca = PCA(min(components, len(x)), svd_solver='randomized', random_state=seed).fit(x)
     say(
@@ -179,12 +180,19 @@ def _probe(
     if config.optim.learning_rates:
         probed['SGD'] = _sweep(name, splits, config)
     strengths = sorted(config.logistic.strengths)
-    if strengths and train.x.size <= config.logistic.limit:
-        probed['L-BFGS'] = _regress(name, splits, strengths)
+    key = 'limit' if jax.default_backend() == 'cpu' else 'accelerator_limit'
+    most = config.logistic[key] // train.x.shape[1]  # images
+    if strengths and most >= classes:
+        if most < len(train.x):
+            say(
+                f'{name}: L-BFGS on a class-balanced sample of {most:,} of {len(train.x):,} '
+                f'training images, because config.logistic.{key} is {config.logistic[key]}'
+            )
+        probed['L-BFGS'] = _regress(name, splits, most, strengths, config.seed + 2)
     elif strengths:
         say(
-            f'skipping L-BFGS: {train.x.size} feature values exceed config.logistic.limit='
-            f'{config.logistic.limit}'
+            f'skipping L-BFGS: config.logistic.{key} is {config.logistic[key]}, less than the '
+            f'values of {classes} images'
         )
     if not probed:
         raise errors.UserError(
@@ -234,14 +242,18 @@ def _sweep(name: str, splits: _Splits, config: ConfigDict) -> _Probed:
     )
 
 
-def _regress(name: str, splits: _Splits, strengths: Sequence[float]) -> _Probed:
+def _regress(
+    name: str, splits: _Splits, most: int, strengths: Sequence[float], seed: int
+) -> _Probed:
+    """Returns the result of logistic regression on at most this number of training images."""
     x, labels, _ = splits.train
     fitted = np.isin(np.arange(len(x)), splits.rest)
+    if most < len(x):
+        kept, _ = subset.split(labels, most / len(x), seed)
+        x, labels, fitted = x[kept], labels[kept], fitted[kept]
     common: dict[str, Any] = {'classes': splits.classes, 'what': f'{name}, L-BFGS'}
-    scores = [
-        score(head, splits.held_out)
-        for head in logistic.path(x, labels, fitted, strengths, **common)
-    ]
+    held = splits.held_out
+    scores = [score(head, held) for head in logistic.path(x, labels, fitted, strengths, **common)]
     held_out = selection.join(scores)
     best = selection.choose(held_out)
     everything = np.ones(len(x), bool)

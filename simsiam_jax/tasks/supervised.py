@@ -19,7 +19,7 @@ from simsiam_jax.checkpoints import encoder as encoder_lib
 from simsiam_jax.data import host, subset
 from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sampler import IndexSampler
-from simsiam_jax.models import resnet
+from simsiam_jax.models import backbones
 from simsiam_jax.tasks import eval_setup, inputs, loop, selection, verdict
 from simsiam_jax.tasks.features import make_encode
 from simsiam_jax.tasks.inputs import ImageSet
@@ -118,7 +118,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     judged = verdict.judge(
         {name: answers[best]}, setup.test.classes, title=config.task, trained=name
     )
-    say(str(judged))
+    say(str(judged), heading='Result')
     chosen = {'learning_rate': float(rates[best]), 'weight_decay': float(decays[best])}
     result = {'top1': top1, 'top5': top5, 'images': test.images} | chosen | {'heads': rows}
     eval_setup.write(workdir, 'result.json', result)
@@ -128,7 +128,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 def _warn_of_few_steps(config: ConfigDict, sampler: IndexSampler) -> None:
     """Prints what to set if a fine-tuning ends before rates made for ImageNet show an effect."""
     steps = config.epochs * sampler.steps_per_epoch
-    if steps >= _FEW_STEPS:
+    if steps >= _FEW_STEPS or config.optim.name not in optim.OPTIMIZERS:
         return
     batch = min(config.batch_size, 64)
     epochs = -(-_FEW_STEPS // max(1, sampler.size // batch))
@@ -165,7 +165,9 @@ def _initial_variables(
     if not config.from_scratch:
         return encoder.variables
     image = np.zeros((1, recipe.size, recipe.size, config.data.channels), np.float32)
-    return jax.jit(encoder.module.init)(jax.random.key(config.seed), image)
+    return jax.jit(functools.partial(backbones.init, encoder.module))(
+        jax.random.key(config.seed), image
+    )
 
 
 def _optimizer(
@@ -175,8 +177,8 @@ def _optimizer(
     decays: np.ndarray,
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
     """Returns the optimizer of the heads and of a trained backbone, and the rates for the log."""
-    errors.check_choice('optim.name', config.optim.name, optim.OPTIMIZERS)
-    kind, momentum = optim.OPTIMIZERS[config.optim.name], config.optim.momentum
+    kind = optim.from_name(config.optim.name, config.optim.arguments.to_dict())
+    momentum = config.optim.momentum
     unit = optim.cosine_schedule(
         config.batch_size / 256,
         epochs=config.epochs,
@@ -221,7 +223,9 @@ def _initial_state(
 class _Scorer:
     """Scores the heads of a state on exactly the readable images of a source."""
 
-    def __init__(self, setup: eval_setup.EvalSetup, backbone: resnet.ResNet, recipe: Recipe):
+    def __init__(
+        self, setup: eval_setup.EvalSetup, backbone: backbones.AnyBackbone, recipe: Recipe
+    ):
         self._loader = setup.loader()
         encode = make_encode(backbone, recipe.mean, recipe.std)
 

@@ -1,6 +1,8 @@
 """Writes a report on one run, or on several to compare, as one HTML page without external files.
 
-python -m simsiam_jax.tools.report DIR... [--out=report.html] [--images=SOURCE] [--noneighbors]
+::
+
+    python -m simsiam_jax.tools.report DIR... [--out=report.html] [--images=SOURCE] [--noneighbors]
 
 DIR is the workdir of a run of task pretrain, linear or finetune, which has finished, is running, or
 was interrupted. The page opens with a verdict in words and the main values, or with a ranking of

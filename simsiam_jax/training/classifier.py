@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from simsiam_jax.models.resnet import ResNet
+from simsiam_jax.methods.contract import mean_over_devices
+from simsiam_jax.models.backbones import AnyBackbone
 from simsiam_jax.training.accumulate import accumulate_gradients
 from simsiam_jax.training.mesh import DATA
 from simsiam_jax.training.step import TrainState
@@ -73,7 +74,7 @@ def each_head(
 
 
 def make_train_step(
-    backbone: ResNet,
+    backbone: AnyBackbone,
     tx: optax.GradientTransformation,
     mesh: Mesh,
     to_views: Callable[[Any], Views],
@@ -104,8 +105,11 @@ def make_train_step(
         if frozen:
             features, stats = backbone.apply(variables, view), variables['batch_stats']
         else:
-            features, changed = backbone.apply(variables, view, train=True, mutable='batch_stats')
-            stats = changed['batch_stats']
+            key = jax.random.fold_in(jax.random.key(0), state.step)
+            features, changed = backbone.apply(
+                variables, view, train=True, mutable='batch_stats', rngs={'dropout': key}
+            )
+            stats = mean_over_devices(backbone, changed.get('batch_stats', {}))
         losses, top1 = head_cross_entropy(params['head'], features, batch['label'])
         changes = {'batch_stats': {'backbone': stats}}
         # The sum trains each head on its own loss: no head's loss depends on another head.

@@ -1,6 +1,10 @@
-"""Logistic regression on features by L-BFGS, along a path of strengths of regularization."""
+"""Logistic regression on features by L-BFGS, along a path of strengths of regularization.
 
-from collections.abc import Iterator, Sequence
+The features are on one device. All that is computed from them is a sum over blocks, so that they
+need no further memory. A fit takes at most _STEPS steps.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +18,7 @@ from simsiam_jax import terminal
 
 _TOLERANCE = 1e-4  # largest entry of the gradient of the mean loss, as in scikit-learn
 _STEPS = 1000
+_BLOCK = 2**16  # features whose logits are in memory at a time
 
 
 def path(
@@ -40,15 +45,82 @@ def path(
       classes: Number of classes.
       what: Name in the progress bar.
     """
-    mean = features[counted].mean(0)
-    x, y, weights = map(jnp.asarray, (features - mean, labels, counted / counted.sum()))
+    mean = _mean(features, counted)
+    x, y, weights = map(jnp.asarray, (features, labels, counted / counted.sum()))
     norms = 2 if classes == 2 else 1  # two opposite kernels have half their difference's norm
     head = {'kernel': jnp.zeros((x.shape[1], classes)), 'bias': jnp.zeros(classes)}
     for strength in terminal.progress(strengths, what, unit=' strengths'):
         with jax.default_matmul_precision('highest'):  # float32 on TPUs and GPUs too
-            head = _fit(x, y, weights, norms / (strength * counted.sum()), head)
+            head = _fit(x, y, weights, mean, norms / (strength * counted.sum()), head)
             bias = head['bias'] - mean @ head['kernel']
         yield {'kernel': head['kernel'][None], 'bias': bias[None]}
+
+
+def _mean(features: Float[np.ndarray, 'N D'], counted: Bool[np.ndarray, 'N']) -> np.ndarray:
+    """Returns the mean of the features that count, which is no reason to copy them all."""
+    total = np.zeros(features.shape[1])
+    for start in range(0, len(features), _BLOCK):
+        stop = start + _BLOCK
+        total += features[start:stop][counted[start:stop]].sum(0, dtype=np.float64)
+    return (total / counted.sum()).astype(np.float32)
+
+
+def _sum_over_blocks(function: Callable[..., Any], *arrays: Array) -> Any:
+    """Returns the sum of function(*blocks, is_new) over the blocks of some arrays.
+
+    Args:
+      function: Function of blocks of the arrays, and of whether a row is not in the block before:
+        all blocks have the same size, so that the last begins in the one before.
+      *arrays: Arrays of the same length.
+    """
+    count = len(arrays[0])
+    size = min(_BLOCK, count)
+
+    def part(i: Array) -> Any:
+        start = jnp.minimum(i * size, count - size)
+        blocks = (jax.lax.dynamic_slice_in_dim(array, start, size) for array in arrays)
+        return function(*blocks, start + jnp.arange(size) >= i * size)
+
+    def add(total: Any, i: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, part(i)), None
+
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, jnp.int32(0)))
+    return jax.lax.scan(add, zero, jnp.arange(-(-count // size)))[0]
+
+
+@jax.custom_vjp
+def _cross_entropy(
+    head: dict[str, Array], x: Array, labels: Array, weights: Array, mean: Array
+) -> Array:
+    """Returns the weighted sum of the cross-entropies."""
+
+    def of_block(x: Array, labels: Array, weights: Array, is_new: Array) -> Array:
+        return _weighted_loss(head, x - mean, labels, weights * is_new)
+
+    return _sum_over_blocks(of_block, x, labels, weights)
+
+
+def _weighted_loss(head: dict[str, Array], x: Array, labels: Array, weights: Array) -> Array:
+    logits = x @ head['kernel'] + head['bias']
+    return weights @ optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def _cross_entropy_forward(
+    head: dict[str, Array], x: Array, labels: Array, weights: Array, mean: Array
+) -> tuple[Array, Any]:
+    """Returns the loss and its gradient, which a derivative of the scan would compute twice."""
+
+    def of_block(x: Array, labels: Array, weights: Array, is_new: Array) -> Any:
+        return jax.value_and_grad(_weighted_loss)(head, x - mean, labels, weights * is_new)
+
+    return _sum_over_blocks(of_block, x, labels, weights)
+
+
+def _cross_entropy_backward(gradient: Any, scale: Array) -> tuple[Any, ...]:
+    return jax.tree.map(lambda x: x * scale, gradient), None, None, None, None
+
+
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 @jax.jit
@@ -56,21 +128,27 @@ def _fit(
     x: Float[Array, 'N D'],
     labels: Int[Array, 'N'],
     weights: Float[Array, 'N'],
+    mean: Float[Array, 'D'] | Float[np.ndarray, 'D'],
     penalty: float | Array,
     head: dict[str, Array],
 ) -> dict[str, Array]:
     # The loss's second derivative is at most that of the penalty plus half the features'
     # covariance. In coordinates where this bound is 1 in all directions, L-BFGS takes some 20
     # steps; in the features' own it takes hundreds.
-    covariance = x.T @ (weights[:, None] * x)
+    def second_moment(x: Array, weights: Array, is_new: Array) -> Array:
+        x = x - mean
+        return x.T @ ((weights * is_new)[:, None] * x)
+
+    covariance = _sum_over_blocks(second_moment, x, weights)
     diagonal = penalty + 1e-6 * jnp.trace(covariance)  # the trace against rounding in float32
     factor = jnp.linalg.cholesky(covariance / 2 + diagonal * jnp.eye(x.shape[1]))
     to_kernel = partial(jax.scipy.linalg.solve_triangular, factor, trans=1, lower=True)
 
     def loss(head: dict[str, Array]) -> Array:
         kernel = to_kernel(head['kernel'])
-        losses = optax.softmax_cross_entropy_with_integer_labels(x @ kernel + head['bias'], labels)
-        return weights @ losses + penalty / 2 * (kernel**2).sum()
+        own = {'kernel': kernel, 'bias': head['bias']}
+        losses = _cross_entropy(own, x, labels, weights, mean)
+        return losses + penalty / 2 * (kernel**2).sum()
 
     tx = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(loss)

@@ -1,5 +1,6 @@
-"""Learning-rate schedules, and SGD and LARS with PyTorch's semantics."""
+"""Learning-rate schedules, and optimizers: SGD and LARS as PyTorch's, AdamW, and optax's."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from simsiam_jax import errors
+from simsiam_jax import errors, import_path
+from simsiam_jax.training.masks import decayed, keep_frozen
 
 
 def cosine_schedule(
@@ -61,7 +63,7 @@ def torch_sgd(
 ) -> optax.GradientTransformation:
     """Returns PyTorch's SGD: adds weight decay to the gradient before momentum; no Nesterov."""
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, _matrices if exclude_bn_bias else None),
+        optax.add_decayed_weights(weight_decay, decayed if exclude_bn_bias else None),
         optax.sgd(learning_rate, momentum=momentum),
     )
 
@@ -91,7 +93,7 @@ def lars(
 
     larc = optax.stateless(update)
     return optax.chain(
-        optax.masked(larc, _matrices) if exclude_bn_bias else larc,
+        optax.masked(larc, decayed) if exclude_bn_bias else larc,
         optax.sgd(learning_rate, momentum=momentum),
     )
 
@@ -106,6 +108,7 @@ def make(
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     exclude_bn_bias: bool = False,
+    arguments: Mapping[str, Any] | None = None,
     warmup_epochs: int = 0,
     warmup_start_fraction: float = 0.0,
     final_lr_fraction: float = 0.0,
@@ -120,11 +123,12 @@ def make(
       batch_size: Global batch size.
       epochs: Number of epochs, warm-up included.
       steps_per_epoch: Number of steps in an epoch.
-      name: 'sgd' or 'lars'.
+      name: 'sgd', 'lars', 'adamw', or the import path of an optax optimizer.
       learning_rate: Base learning rate; the highest is base * batch_size/256.
       momentum: Momentum of the gradients.
       weight_decay: Weight decay.
       exclude_bn_bias: Excludes BN parameters and biases from weight decay and LARS scaling.
+      arguments: Arguments of other optimizers than SGD and LARS; see from_name.
       warmup_epochs: Number of warm-up epochs.
       warmup_start_fraction: Share of the highest rate at the start of the warm-up.
       final_lr_fraction: Share of the highest rate at the end.
@@ -136,7 +140,7 @@ def make(
     Raises:
       UserError: A choice is unknown, or the warm-up takes all epochs.
     """
-    errors.check_choice('optim.name', name, OPTIMIZERS)
+    create = from_name(name, arguments or {})
     base = learning_rate * batch_size / 256
     schedule = cosine_schedule(
         base,
@@ -149,24 +153,79 @@ def make(
     )
 
     def optimizer(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-        return OPTIMIZERS[name](rate, momentum, weight_decay, exclude_bn_bias=exclude_bn_bias)
+        return create(rate, momentum, weight_decay, exclude_bn_bias=exclude_bn_bias)
 
     errors.check_choice(
         'optim.predictor_schedule', predictor_schedule, ('constant', 'decayed', 'fixed')
     )
     if predictor_schedule == 'decayed':
-        return optimizer(schedule), {'lr': schedule}
+        return keep_frozen(optimizer(schedule)), {'lr': schedule}
     predictor = {'constant': optimizer(base), 'fixed': optax.set_to_zero()}[predictor_schedule]
     tx = optax.multi_transform({'predictor': predictor, 'rest': optimizer(schedule)}, _labels)
     rate = base if predictor_schedule == 'constant' else 0.0
-    return tx, {'lr': schedule, 'lr_predictor': optax.constant_schedule(rate)}
+    return keep_frozen(tx), {'lr': schedule, 'lr_predictor': optax.constant_schedule(rate)}
 
 
 OPTIMIZERS = {'sgd': torch_sgd, 'lars': lars}
 
 
-def _matrices(params: Any) -> Any:
-    return jax.tree.map(lambda w: w.ndim > 1, params)
+def from_name(name: str, arguments: Mapping[str, Any]) -> Callable[..., Any]:
+    """Returns a function (learning_rate, momentum, weight_decay, exclude_bn_bias) -> optimizer.
+
+    All optimizers but SGD and LARS decay only the weights that `decayed` names, unless
+    ``arguments['decay_all']`` is True.
+
+    Args:
+      name: 'sgd', 'lars', 'adamw', or the import path of a function with the argument
+        learning_rate, such as 'optax:lion'. It gets momentum, weight_decay and mask if it takes
+        them.
+      arguments: More arguments of the function; SGD and LARS take none.
+
+    Raises:
+      UserError: The name or an argument is unknown.
+    """
+    if name in OPTIMIZERS:
+        if arguments:
+            raise errors.UserError(
+                f'optim.arguments is {dict(arguments)}, but {name} takes none. Remove them'
+            )
+        return OPTIMIZERS[name]
+    if ':' in name:
+        function = import_path.load('optim.name', name)
+    else:
+        errors.check_choice('optim.name', name, (*OPTIMIZERS, 'adamw'))
+        function = optax.adamw
+    own = dict(arguments)
+    decay_all = own.pop('decay_all', False)
+    fixed = ('learning_rate', 'weight_decay', 'mask', 'momentum')
+    import_path.check_arguments('optim.arguments', function, own, fixed)
+    if not import_path.takes(function, 'learning_rate'):
+        raise errors.UserError(
+            f'optim.name is {name!r}, which takes no learning_rate; expected an optimizer such as '
+            'optax:lion'
+        )
+
+    def create(
+        learning_rate: optax.ScalarOrSchedule,
+        momentum: float,
+        weight_decay: Any,
+        *,
+        exclude_bn_bias: bool = False,
+    ) -> optax.GradientTransformation:
+        given = {'weight_decay': weight_decay, 'mask': None if decay_all else decayed}
+        given['momentum'] = momentum
+        taken = {key: x for key, x in given.items() if import_path.takes(function, key)}
+        if function is optax.adamw:
+            taken['b1'] = momentum
+        if 'weight_decay' not in taken and not _is_zero(weight_decay):
+            errors.warn_once(f'{name} takes no weight_decay; optim.weight_decay is not used')
+        return function(learning_rate=learning_rate, **taken | own)
+
+    return create
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and not value
 
 
 def _labels(params: dict[str, Any]) -> dict[str, str]:

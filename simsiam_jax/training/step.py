@@ -56,7 +56,8 @@ def init_state(
     """
 
     def init(key: Array) -> TrainState:
-        variables = method.network.init(key, jnp.zeros((1, *view_shape)))
+        keys = {'params': key, 'dropout': jax.random.fold_in(key, 2)}
+        variables = nn.unbox(method.network.init(keys, jnp.zeros((1, *view_shape))))
         params = method.project_params(variables['params'])
         batch_stats = variables.get('batch_stats', {})
         target = None if method.momentum is None else {'params': params, 'batch_stats': batch_stats}

@@ -1,5 +1,5 @@
-// Makes the files below $AWAY_ROOT fail with ESTALE, EIO or ETIMEDOUT while the file $AWAY_FLAG
-// exists, in a process that loads this library with LD_PRELOAD.
+// Makes the files below $AWAY_ROOT fail with ESTALE, EIO, ETIMEDOUT or EMFILE while the file
+// $AWAY_FLAG exists, in a process that loads this library with LD_PRELOAD.
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 static int away(const char *path) {
-  static const int errors[] = {ESTALE, EIO, ETIMEDOUT};
+  static const int errors[] = {ESTALE, EIO, ETIMEDOUT, EMFILE};
   static unsigned count;
   const char *root = getenv("AWAY_ROOT"), *flag = getenv("AWAY_FLAG");
   if (!root || !flag || !path || strncmp(path, root, strlen(root))) return 0;
@@ -24,7 +24,7 @@ static int away(const char *path) {
     errno = before;
     return 0;
   }
-  errno = errors[count++ % 3];
+  errno = errors[count++ % 4];
   return 1;
 }
 

@@ -33,7 +33,8 @@ class Bucket:
     Attributes:
       token: File of the token that clients must send.
       page: File of the largest number of objects in an answer.
-      away: If this file exists, every request is answered with its text, a status such as 503.
+      away: If this file exists, every request is answered with its text, a status such as 503; if
+        the text is 'hang', requests wait until the file is removed.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -90,6 +91,13 @@ class _Server(http.server.ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ''
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     disable_nagle_algorithm = True  # otherwise each response waits 40 ms
@@ -107,15 +115,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _serve(self) -> None:
         url = urllib.parse.urlsplit(self.path)
         query = {key: values[-1] for key, values in urllib.parse.parse_qs(url.query).items()}
-        body = self._body()
+        body, away = self._body(), self.server.bucket.away
+        while (status := _text(away)) == 'hang':
+            time.sleep(0.05)
         with self.server.guard:
-            counts, away = self.server.counts, self.server.bucket.away
+            counts = self.server.counts
             counts['requests'] += 1
             counts['lists'] += self.command == 'GET' and url.path.endswith('/o')
             counts['bytes'] += len(body)
             self.server.bucket.count(counts)
-            if away.exists():
-                self._answer(int(away.read_text()))
+            if status:
+                self._answer(int(status))
                 return
             # Google's own client sends no token to a custom address.
             named = 'X-Goog-API-Client' in self.headers

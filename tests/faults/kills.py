@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,11 +39,23 @@ LIMIT = 600  # seconds within which a run must end
 
 
 def start(
-    workdir: pathlib.Path | str, processes: int, *flags: str, logs: pathlib.Path | None = None
+    workdir: pathlib.Path | str,
+    processes: int,
+    *flags: str,
+    logs: pathlib.Path | None = None,
+    own_variables: Sequence[dict[str, str]] = ({}, {}),
 ) -> list[subprocess.Popen]:
-    """Starts the processes of a run on two CPU devices; their output goes to process*.log."""
+    """Starts the processes of a run on two CPU devices; their output goes to process*.log.
+
+    Args:
+      workdir: Workdir of the run.
+      processes: Number of processes, 1 or 2.
+      *flags: Flags besides FLAGS.
+      logs: Folder of the output; None uses the workdir.
+      own_variables: Environment variables of each process.
+    """
     logs = logs or workdir
-    logs.mkdir(exist_ok=True)
+    logs.mkdir(parents=True, exist_ok=True)
     port = free_port()
     devices = f'--xla_force_host_platform_device_count={2 // processes}'
     variables = {
@@ -62,7 +75,7 @@ def start(
                 subprocess.Popen(
                     command + own,
                     cwd=ROOT,
-                    env=os.environ | variables,
+                    env=os.environ | variables | own_variables[process_id],
                     stdout=log,
                     stderr=log,
                 )

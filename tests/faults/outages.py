@@ -14,12 +14,12 @@ import pathlib
 import random
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 
+import away
 import kills
 import numpy as np
 from PIL import Image
@@ -28,9 +28,9 @@ from sklearn.datasets import load_digits
 from simsiam_jax.checkpoints import checkpoint_reader
 
 
-def write_images(folder: pathlib.Path) -> None:
+def write_images(folder: pathlib.Path, count: int = 600) -> None:
     digits = load_digits()
-    for i, (image, label) in enumerate(zip(digits.images[:600], digits.target, strict=False)):
+    for i, (image, label) in enumerate(zip(digits.images[:count], digits.target, strict=False)):
         path = folder / str(label) / f'{i:03}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image * 15).astype(np.uint8)).save(path)
@@ -43,15 +43,7 @@ class Trial:
         self.disk, self._flags = folder / 'disk', flags
         self.workdir, self._logs = self.disk / 'run', folder / 'logs'
         self._flag, self.log = folder / 'away', self._logs / 'process0.log'
-        library = folder / 'away.so'
-        source = pathlib.Path(__file__).with_name('away.c')
-        command = ['gcc', '-shared', '-fPIC', '-o', library, source, '-ldl']
-        subprocess.run(command, check=True)
-        self._variables = {
-            'LD_PRELOAD': str(library),
-            'AWAY_ROOT': f'{self.disk}/',
-            'AWAY_FLAG': str(self._flag),
-        }
+        self._variables = away.build(folder, self.disk, self._flag)
         self.start()
 
     def start(self) -> None:
@@ -133,7 +125,8 @@ def run(outages: int, longest: float, folder: pathlib.Path) -> collections.Count
     ends = [(place / 'metrics.jsonl').read_text() for place in (folder / 'whole', trial.workdir)]
     losses, others = (re.findall(r'"step": (\d+),.*"train/loss": ([^,]*)', end) for end in ends)
     if losses != others:
-        raise AssertionError(f'metrics.jsonl has {len(others)} losses, expected {len(losses)}')
+        differing = sorted(set(losses) ^ set(others))
+        raise AssertionError(f'metrics.jsonl differs in {differing}: {log}')
     return collections.Counter(re.findall(r'waiting up to \d+ s for the ([a-z ]*[a-z])', log))
 
 

@@ -1,17 +1,23 @@
 """Measures what limits a run.
 
-python -m simsiam_jax.tools.benchmark input --config=configs/imagenet.py [--config.key=value ...]
+::
+
+    python -m simsiam_jax.tools.benchmark input --config=configs/imagenet.py
 
 prints, for each value of config.data.on_device, the images per second and per CPU-second that the
 input pipeline of this host delivers, and the bytes per image that it sends. It also prints the rate
 of decoding alone and of the training step on the devices here.
 
-python -m simsiam_jax.tools.benchmark step --config=... [--batch_sizes=256,512] [--data]
+::
+
+    python -m simsiam_jax.tools.benchmark step --config=... [--batch_sizes=256,512] [--data]
 
 prints the speed of the training step on synthetic images that are on the devices already, and its
 share of what the devices can do. --data also measures it with the real input.
 
-python -m simsiam_jax.tools.benchmark aot --target=h100 --config=... [--config.batch_size=1024]
+::
+
+    python -m simsiam_jax.tools.benchmark aot --target=h100 --config=... [--config.batch_size=1024]
 
 compiles the step for a chip or slice that you need not have (h100:8, v4:2x2x2, v5e:4x4, ...). It
 prints memory, kernels, bytes and collectives, the minimum time, and the largest batch per chip.

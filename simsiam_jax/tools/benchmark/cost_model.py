@@ -2,10 +2,10 @@
 
 A step is a list of kernels, each with its operations and bytes, at one of three levels of fusion:
 
-  separate: Every BN, addition and ReLU is a kernel of its own.
-  fused: BN's statistics are one pass; normalization, shortcut and ReLU are another; backward
-    likewise.
-  ideal: Statistics and sums are in the convolution before, normalization in the convolution after.
+- separate: Every BN, addition and ReLU is a kernel of its own.
+- fused: BN's statistics are one pass; normalization, shortcut and ReLU are another; backward
+  likewise.
+- ideal: Statistics and sums are in the convolution before, normalization in the convolution after.
 """
 
 import dataclasses

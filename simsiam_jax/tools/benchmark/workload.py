@@ -16,6 +16,7 @@ from simsiam_jax.data import host
 from simsiam_jax.data.recipe import Recipe, sample_batch_params
 from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.methods.contract import Method
+from simsiam_jax.models.backbones import Backbone
 from simsiam_jax.tasks import pretrain_setup
 from simsiam_jax.tools.benchmark import cost_model
 from simsiam_jax.training import mesh as mesh_lib
@@ -117,6 +118,11 @@ class Workload:
 
     def _forward_passes(self) -> Iterator[tuple[list[cost_model.Layer], bool]]:
         """Yields the layers of each forward pass of a view, and whether it has a backward pass."""
+        if isinstance(self.method.network.backbone, Backbone):
+            errors.warn_once(
+                f'the computed operations and bytes of {self.config.model.name} are those of its '
+                'convolutions, fully connected layers and BN, without attention and other norms'
+            )
         channels, sizes = self.config.data.channels, [recipe.size for recipe in self.recipes]
         layers = {
             size: cost_model.layers(self.method.network, size, channels) for size in set(sizes)

@@ -8,7 +8,7 @@ import numpy as np
 from simsiam_jax import errors
 from simsiam_jax.checkpoints import weight_files
 from simsiam_jax.checkpoints.weights import Weights, open_weights, part
-from simsiam_jax.models import pytorch, pytorch_heads, resnet
+from simsiam_jax.models import backbones, pytorch, pytorch_heads
 from simsiam_jax.tools.convert import formats, torch_forward
 
 # Largest difference of outputs, relative to their scale.
@@ -23,7 +23,7 @@ def jax_outputs(weights: Weights, images: np.ndarray) -> dict[str, np.ndarray]:
       images: Normalized images [B, H, W, C].
     """
     modules: list[tuple[str, str, nn.Module]] = [
-        ('feature', 'backbone', resnet.make(**{**weights.config['model'], 'dtype': 'float32'}))
+        ('feature', 'backbone', backbones.from_config(weights.config, dtype='float32'))
     ]
     if {'projector', 'predictor'} <= set(weights.params):
         for name, head in (('z', 'projector'), ('p', 'predictor')):
@@ -54,9 +54,10 @@ def difference(weights: Weights, sides: list[dict[str, pytorch.Arrays]]) -> floa
     shape = (2, size, size, channels)
     images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     ours = jax_outputs(weights, images)
+    heads = backbones.attention_heads(weights.config)
     largest = 0.0
     for parts in sides:
-        for name, theirs in torch_forward.outputs(torch, parts, images).items():
+        for name, theirs in torch_forward.outputs(torch, parts, images, heads).items():
             scale = np.sqrt(np.mean(np.square(theirs, dtype=np.float64))) or 1.0
             # max() would ignore NaN
             largest = np.maximum(largest, np.max(np.abs(ours[name] - theirs)) / scale)
@@ -110,7 +111,7 @@ def write(weights: Weights, target: str, format_: str) -> str:
             f'most {LIMIT:.0e}, nothing was written'
         )
     chosen.write(weights, parts, target)
-    written = ', '.join(parts if chosen.heads else ['backbone'])
+    written = ', '.join(parts or weights.params) if chosen.heads else 'backbone'
     origin, config = weights.origin, weights.config
     images = ', '.join(f'{key} {config["augment"][key]}' for key in ('size', 'mean', 'std'))
     if weights.assumed:

@@ -15,7 +15,7 @@ from simsiam_jax import errors
 from simsiam_jax.checkpoints import checkpoint, checkpoint_reader, weight_files
 from simsiam_jax.checkpoints.weights import Weights, part
 from simsiam_jax.data import jax_augment
-from simsiam_jax.models import pytorch, pytorch_heads, resnet
+from simsiam_jax.models import backbones, pytorch, pytorch_heads, pytorch_timm, resnet
 from simsiam_jax.tools.convert import model_card
 from simsiam_jax.training.step import TrainState
 
@@ -48,12 +48,24 @@ def check(format_: Format, weights: Weights, target: str) -> None:
         raise errors.UserError(
             f'invalid --target: {target}; expected a name in {", ".join(format_.endings)}'
         )
+    name = weights.config['model']['name']
+    if not backbones.is_portable(name) and not format_.ours:
+        ours = ', '.join(key for key, x in FORMATS.items() if x.ours)
+        raise errors.UserError(
+            f'PyTorch has no network {name}, so its weights cannot be converted; use --format= one '
+            f'of {ours}'
+        )
     if format_.library:
         check_standard(weights, format_.library)
 
 
 def to_torch(weights: Weights) -> Parts:
     """Returns backbone, and projector and predictor if both exist, under PyTorch's names."""
+    name = weights.config['model']['name']
+    if not backbones.is_portable(name):
+        return {}
+    if name in backbones.NETWORKS:  # no format of PyTorch has heads for it
+        return {'backbone': pytorch_timm.to_torch(part(weights, 'backbone'), name)}
     parts = {'backbone': pytorch.backbone_to_torch(part(weights, 'backbone'))}
     if {'projector', 'predictor'} <= set(weights.params):
         projector = pytorch_heads.to_torch(part(weights, 'projector'), output_bias=True)
@@ -66,6 +78,12 @@ def check_standard(weights: Weights, library: str) -> None:
     """Raises UserError, with a format to use instead, unless the library has the network."""
     model, channels = weights.config['model'], weights.config['data']['channels']
     name, cifar = model['name'], model['stem'] == 'cifar'
+    if name in backbones.NETWORKS:
+        if library != 'timm':
+            raise errors.UserError(f'{library} has no {name}; use --format=timm or state_dict')
+        if name.startswith('convnext'):
+            _check_convnext(model['arguments'])
+        return
     if model['width_multiplier'] != 1 or model['stages']:
         raise errors.UserError(
             f'{library} has no {name} of model.width_multiplier={model["width_multiplier"]} and '
@@ -82,11 +100,27 @@ def check_standard(weights: Weights, library: str) -> None:
         )
 
 
+def _check_convnext(arguments: dict[str, Any]) -> None:
+    """Raises UserError if timm builds another network from these arguments."""
+    stages = len(arguments.get('depths', (1,) * 4))
+    if stages != 4:
+        raise errors.UserError(
+            f'timm has no ConvNeXt of {stages} stages, only of 4; use --format=state_dict'
+        )
+    if arguments.get('patch_size') == 2:
+        raise errors.UserError(
+            "in timm's ConvNeXts patches of 2 halve the resolution once more; use "
+            '--format=state_dict'
+        )
+
+
 def _stated_images(weights: Weights) -> dict[str, Any]:
     """Returns the description of the images, without what was assumed."""
     images = weight_files.describe_images(weights.config)
     assumed = weights.assumed.split(', ')
     assumed += ['resize'] * ('size' in assumed)
+    if heads := backbones.attention_heads(weights.config):
+        images['heads'] = heads
     return {key: value for key, value in images.items() if key not in assumed}
 
 
@@ -95,14 +129,24 @@ def write_state_dict(weights: Weights, parts: Parts, target: str) -> None:
     weight_files.write(target, parts['backbone'], images)
 
 
+# First and last layer by the first word of a network's name in timm.
+_ENDS = {name: {'first_conv': 'conv1', 'classifier': 'fc'} for name in resnet.RESNETS} | {
+    'vit': {'first_conv': 'patch_embed.proj', 'classifier': 'head'},
+    'convnext': {'first_conv': 'stem.0', 'classifier': 'head.fc'},
+}
+
+
 def write_timm(weights: Weights, parts: Parts, target: str) -> None:
     config = weights.config
     images, name = weight_files.describe_images(config), config['model']['name']
     size = images['size']
+    arguments: dict[str, Any] = {}
+    if name in backbones.NETWORKS:
+        name, arguments = pytorch_timm.model_arguments(config)
     timm_config = {
         'architecture': name,
         'num_classes': 0,
-        'num_features': resnet.make(**config['model']).features,
+        'num_features': backbones.from_config(config).features,
         'pretrained_cfg': {
             'input_size': [config['data']['channels'], size, size],
             'mean': images['mean'],
@@ -110,10 +154,9 @@ def write_timm(weights: Weights, parts: Parts, target: str) -> None:
             'interpolation': 'bilinear',
             'crop_pct': size / images['resize'],
             'num_classes': 0,
-            'first_conv': 'conv1',
-            'classifier': 'fc',
+            **_ENDS[name.partition('_')[0]],
         },
-    }
+    } | ({'model_args': arguments} if arguments else {})
     folder = pathlib.Path(target)
     weight_files.write(str(folder / 'model.safetensors'), parts['backbone'])
     text = json.dumps(timm_config, indent=2) + '\n'
@@ -128,7 +171,7 @@ def write_huggingface(weights: Weights, parts: Parts, target: str) -> None:
         in_timm = True
     except errors.UserError:
         in_timm = False
-    width = resnet.make(**weights.config['model']).features
+    width = backbones.from_config(weights.config).features
     card = model_card.text(weights, width, in_timm=in_timm)
     weight_files.write_bytes(str(pathlib.Path(target) / 'README.md'), card.encode())
 
@@ -175,7 +218,7 @@ def write_jax_export(weights: Weights, parts: Parts, target: str) -> None:
     """Writes a program that needs only JAX: uint8 images [B, S, S, C] -> features [B, D]."""
     config, variables = weights.config, part(weights, 'backbone')
     # The fused kernels are for training, and chosen by this machine's devices.
-    module = resnet.make(**config['model'] | {'kernels': 'plain', 'remat': False})
+    module = backbones.from_config(config, kernels='plain', remat=False)
     mean, std = (tuple(config['augment'][key]) for key in ('mean', 'std'))
 
     def encode(images: jax.Array) -> Any:

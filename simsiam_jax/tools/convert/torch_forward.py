@@ -9,7 +9,7 @@ from simsiam_jax.models import pytorch
 
 
 def outputs(
-    torch: ModuleType, parts: dict[str, pytorch.Arrays], images: np.ndarray
+    torch: ModuleType, parts: dict[str, pytorch.Arrays], images: np.ndarray, heads: int = 0
 ) -> dict[str, np.ndarray]:
     """Returns feature, and z and p if there are heads, in float32; BN uses running statistics.
 
@@ -17,13 +17,20 @@ def outputs(
       torch: The PyTorch module.
       parts: Arrays under PyTorch's names (models/pytorch.py).
       images: Normalized images [B, H, W, C].
+      heads: Number of attention heads of a ViT.
     """
     tensors = {
         name: {key: torch.tensor(np.asarray(x)) for key, x in arrays.items()}
         for name, arrays in parts.items()
     }
     with torch.inference_mode():
-        x = _backbone(torch, tensors['backbone'], torch.tensor(images.transpose(0, 3, 1, 2)))
+        x, w = torch.tensor(images.transpose(0, 3, 1, 2)), tensors['backbone']
+        if 'cls_token' in w:
+            x = _vit(torch, w, x, heads)
+        elif 'stem.0.weight' in w:
+            x = _convnext(torch, w, x)
+        else:
+            x = _backbone(torch, w, x)
         by_name = {'feature': x}
         for name, head in (('z', 'projector'), ('p', 'predictor')):
             if head in tensors:
@@ -72,6 +79,65 @@ def _block(torch: ModuleType, w: dict[str, Any], name: str, x: Any, stride: int)
         x = _conv(torch, w, f'{name}.downsample.0', x, stride)
         x = _bn(torch, w, f'{name}.downsample.1', x)
     return torch.relu(x + y)
+
+
+def _norm(torch: ModuleType, w: dict[str, Any], name: str, x: Any) -> Any:
+    weight, bias = w[f'{name}.weight'], w[f'{name}.bias']
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps=1e-6)
+
+
+def _linear(torch: ModuleType, w: dict[str, Any], name: str, x: Any) -> Any:
+    return torch.nn.functional.linear(x, w[f'{name}.weight'].flatten(1), w[f'{name}.bias'])
+
+
+def _mlp(torch: ModuleType, w: dict[str, Any], name: str, x: Any) -> Any:
+    x = torch.nn.functional.gelu(_linear(torch, w, f'{name}.fc1', x))
+    return _linear(torch, w, f'{name}.fc2', x)
+
+
+def _patches(torch: ModuleType, w: dict[str, Any], name: str, x: Any) -> Any:
+    weight = w[f'{name}.weight']
+    return torch.nn.functional.conv2d(x, weight, w[f'{name}.bias'], stride=weight.shape[-1])
+
+
+def _vit(torch: ModuleType, w: dict[str, Any], x: Any, heads: int) -> Any:
+    x = _patches(torch, w, 'patch_embed.proj', x).flatten(2).transpose(1, 2)
+    x = torch.cat([w['cls_token'].expand(len(x), -1, -1), x], 1) + w['pos_embed']
+    block = 0
+    while f'blocks.{block}.norm1.weight' in w:
+        name = f'blocks.{block}'
+        qkv = _linear(torch, w, f'{name}.attn.qkv', _norm(torch, w, f'{name}.norm1', x))
+        q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + _linear(torch, w, f'{name}.attn.proj', y.transpose(1, 2).flatten(2))
+        x = x + _mlp(torch, w, f'{name}.mlp', _norm(torch, w, f'{name}.norm2', x))
+        block += 1
+    if 'fc_norm.weight' in w:
+        return _norm(torch, w, 'fc_norm', x[:, 1:].mean(1))
+    return _norm(torch, w, 'norm', x[:, 0])
+
+
+def _convnext(torch: ModuleType, w: dict[str, Any], x: Any) -> Any:
+    def norm(name: str, x: Any) -> Any:
+        return _norm(torch, w, name, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    x = norm('stem.1', _patches(torch, w, 'stem.0', x))
+    stage = 0
+    while f'stages.{stage}.blocks.0.gamma' in w:
+        if stage:
+            x = norm(f'stages.{stage}.downsample.0', x)
+            x = _patches(torch, w, f'stages.{stage}.downsample.1', x)
+        block = 0
+        while f'stages.{stage}.blocks.{block}.gamma' in w:
+            name = f'stages.{stage}.blocks.{block}'
+            weight, bias = w[f'{name}.conv_dw.weight'], w[f'{name}.conv_dw.bias']
+            y = torch.nn.functional.conv2d(x, weight, bias, padding=3, groups=len(weight))
+            y = _norm(torch, w, f'{name}.norm', y.permute(0, 2, 3, 1))
+            y = _mlp(torch, w, f'{name}.mlp', y) * w[f'{name}.gamma']
+            x = x + y.permute(0, 3, 1, 2)
+            block += 1
+        stage += 1
+    return _norm(torch, w, 'head.norm', x.mean((2, 3)))
 
 
 def _head(torch: ModuleType, w: dict[str, Any], x: Any) -> Any:

@@ -1,7 +1,9 @@
 """Finds what would go wrong with a run, and what fits it, in under a minute and without training.
 
-python -m simsiam_jax.tools.doctor --config=configs/folder.py --config.data.source=folder:DIR \
-    [--workdir=DIR] [--write=configs/mine.py] [--probe]
+::
+
+    python -m simsiam_jax.tools.doctor --config=configs/folder.py \\
+        --config.data.source=folder:DIR [--workdir=DIR] [--write=configs/mine.py] [--probe]
 
 Checks the images, the configuration and this machine, and prints a line for each finding, errors
 first. Then it prints which keys of the configuration to change, and why. --write writes them as a

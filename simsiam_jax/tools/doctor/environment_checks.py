@@ -14,8 +14,8 @@ from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from simsiam_jax import errors, lazy_tf, migration
-from simsiam_jax.checkpoints import checkpoint_reader, same_run
-from simsiam_jax.data import sources
+from simsiam_jax.checkpoints import checkpoint_reader, same_run, workdirs
+from simsiam_jax.data import sampler, sources
 from simsiam_jax.data.reader import Reader
 from simsiam_jax.runtime import lock, versions
 from simsiam_jax.tasks import memory
@@ -62,7 +62,7 @@ def host_facts(source: sources.Source | sources.ArraySource | None) -> dict[str,
     facts['number of images'] = str(len(source)) if source else 'none'
     names = []
     if source and not isinstance(source, sources.ArraySource):
-        sample = np.linspace(0, len(source) - 1, min(1000, len(source))).astype(int)
+        sample = sampler.evenly_spaced(len(source), 1000)
         names = [os.path.basename(source.name(int(i))) for i in sample]
     facts['names of images'] = '\n'.join(names)
     return facts
@@ -107,9 +107,8 @@ def check_speed(context: Context) -> list[Finding]:
     images = config.epochs * setup.sampler.steps_per_epoch * config.batch_size
     seconds = images / context.step_rate
     text = (
-        f'the step can consume about {_number(context.step_rate)} images/s (estimated from one '
-        f'block): {config.epochs} epochs in about '
-        f'{datetime.timedelta(minutes=round(seconds / 60))}'
+        f'the step can consume about {_number(context.step_rate)} images/s (estimated): '
+        f'{config.epochs} epochs in about {datetime.timedelta(minutes=round(seconds / 60))}'
     )
     if seconds > 14 * 24 * 3600:
         text += '; use a smaller network, smaller views or more devices'
@@ -221,6 +220,9 @@ def _resumes(context: Context, folder: pathlib.Path, step: int) -> Finding:
     given = same_run.RunIdentity(
         migration.complete(context.config.to_dict()), sources.fingerprint(context.setup.source)
     )
-    if problem := same_run.refusal(epath.Path(folder), given, stored):
+    source, names = context.setup.source, ''
+    if same_run.images_changed(given, stored):
+        names = workdirs.differing_names(epath.Path(folder), sources.image_names(source))
+    if problem := same_run.refusal(epath.Path(folder), given, stored, names=names):
         return Finding('error', problem)
     return Finding('ok', f'{folder} contains this run at step {step}: it would resume from there')

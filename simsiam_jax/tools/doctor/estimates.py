@@ -1,6 +1,7 @@
 """Estimates what a run needs of this machine, without compiling its step."""
 
 import dataclasses
+import functools
 import os
 import time
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from simsiam_jax.models import resnet
+from simsiam_jax.models import backbones, resnet
 from simsiam_jax.tasks import inputs, memory, pretrain_setup
 from simsiam_jax.tools.benchmark import cost_model, workload
 from simsiam_jax.training import mesh as mesh_lib
@@ -36,24 +37,30 @@ def device_memory() -> int:
 def step_rate(config: ConfigDict, setup: pretrain_setup.PretrainSetup) -> float:
     """Returns the estimated images per second of the training step on all devices.
 
-    Times the first block of the backbone, forward and backward, and scales by operations. The
-    blocks of a residual network have about the same number of operations.
+    Times the first block of a deep ResNet, forward and backward, and scales by operations. The
+    blocks of a residual network have about the same number of operations. Other networks are timed
+    whole, because they compile in seconds.
     """
-    arguments = config.model.to_dict() | {'stages': (1,)}
-    block = resnet.make(**arguments)
+    block = backbones.from_config(config.to_dict())
+    if isinstance(block, resnet.ResNet) and sum(block.stages) > 3:
+        block = block.clone(stages=(1,))
     size, channels = setup.recipes[0].size, config.data.channels
     cost = _forward_operations(block, size, channels)
     # Operations that keep a device busy for a moment: 4e9 on a CPU, 4e11 on an accelerator.
     busy = (4e9 if on_cpu() else 4e11) / (3 * cost)
     batch = int(np.clip(busy, 2, max(2, config.batch_size // setup.mesh.size)))
     images = jnp.zeros((batch, size, size, channels))
-    variables = jax.jit(block.init)(jax.random.key(0), images[:1])
+    variables = jax.jit(functools.partial(backbones.init, block))(jax.random.key(0), images[:1])
 
     @jax.jit
     def gradients(params: Any) -> Any:
         def loss(params: Any) -> Any:
             out, _ = block.apply(
-                variables | {'params': params}, images, train=True, mutable='batch_stats'
+                variables | {'params': params},
+                images,
+                train=True,
+                mutable='batch_stats',
+                rngs={'dropout': jax.random.key(0)},
             )
             return jnp.square(out).mean()
 
@@ -73,7 +80,14 @@ def step_rate(config: ConfigDict, setup: pretrain_setup.PretrainSetup) -> float:
 
 def _forward_operations(network: nn.Module, size: int, channels: int) -> int:
     """Returns the multiplications and additions for one image."""
-    return 2 * sum(layer.macs for layer in cost_model.layers(network, size, channels))
+    if isinstance(getattr(network, 'backbone', network), resnet.ResNet):
+        return 2 * sum(layer.macs for layer in cost_model.layers(network, size, channels))
+    # Any network: the operations of the program, before the compiler changes it.
+    image = jnp.zeros((1, size, size, channels))
+    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), image, False))
+    program = jax.jit(lambda variables, image: network.apply(variables, image, False))
+    cost: Any = program.lower(variables, image).cost_analysis()
+    return int(cost['flops'])
 
 
 def on_cpu() -> bool:

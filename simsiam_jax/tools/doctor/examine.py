@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Collection
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -18,6 +17,7 @@ from simsiam_jax.tools.doctor import (
     environment_checks,
     estimates,
     image_checks,
+    printing,
     recommend,
 )
 from simsiam_jax.tools.doctor.context import Context, Finding, by_severity
@@ -95,9 +95,10 @@ def examine(
     if write and jax.process_index() == 0:
         config_writer.check(write)
     examined = inspect(config, workdir, advised=bool(write), probe=probe, given=given)
-    starts = _report(examined)
-    _print_advice(examined.advice)
-    _print_kept(examined.kept, config)
+    printing.print_findings(examined.findings)
+    starts = distributed.all_processes(examined.starts)
+    printing.print_advice(examined.advice)
+    printing.print_kept(examined.kept, config)
     if write and examined.images and jax.process_index() == 0:
         config_writer.write(write, config, examined.advice, origin)
         say(f'\nwrote {write}: python -m simsiam_jax.main --config={write} --workdir=DIR')
@@ -220,40 +221,3 @@ def _probe(config: ConfigDict, advice: list[Advice]) -> list[Advice]:
     kept = [a for a in advice if a.key != 'optim.learning_rate']
     say(f'{best.table}\n')
     return [*kept, Advice('optim.learning_rate', best.rate, best.reason)]
-
-
-def _report(examined: Examination) -> bool:
-    """Prints the findings; returns whether no process has an error."""
-    for finding in examined.findings:
-        if jax.process_index() == 0:
-            print(finding, flush=True)
-        elif finding.severity == 'error':
-            print(f'process {jax.process_index()}: {finding}', flush=True)
-    return distributed.all_processes(examined.starts)
-
-
-def _print_advice(advice: list[Advice]) -> None:
-    if not advice:
-        return
-    say('\nRecommended for these images and this machine:')
-    overrides = [f'--config.{a.key}={_shell(a.value)}' for a in advice]
-    width = min(max(map(len, overrides)), 40)
-    previous = ''
-    for override, a in zip(overrides, advice, strict=True):
-        say(f'  {override:{width}}  # {a.reason}' if a.reason != previous else f'  {override}')
-        previous = a.reason
-    say('\n' + ' '.join(overrides))
-
-
-def _print_kept(other: list[Advice], config: ConfigDict) -> None:
-    if other:
-        say('\nGiven on the command line, and kept:')
-    for a in other:
-        value = config_keys.flat(config).get(a.key)
-        reason = f' ({a.reason})' if a.reason else ''
-        say(f'  --config.{a.key}={_shell(value)}  # recommended: {_shell(a.value)}{reason}')
-
-
-def _shell(value: Any) -> str:
-    """Returns a value as config_flags reads it from a shell."""
-    return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)

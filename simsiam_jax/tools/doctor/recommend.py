@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from simsiam_jax import config_keys
 from simsiam_jax.data.survey import DatasetSurvey
+from simsiam_jax.models import resnet
 
 # Value of a key and its source.
 Settings = dict[str, tuple[Any, str]]
@@ -180,6 +181,9 @@ def _adapted(
         del profile['optim.learning_rate'], profile['optim.weight_decay']
     if batch >= 1024 and not config.optim.warmup_epochs:
         profile['optim.warmup_epochs'] = (10, "the paper's for batches of 1024 and more")
+    if config.model.name not in resnet.RESNETS:
+        others = (key for key in profile if not key.startswith('model.') or key == 'model.dtype')
+        profile = {key: profile[key] for key in others}
     return profile
 
 

@@ -1,7 +1,9 @@
 """Runs the rows of a file of ablations, and writes a table and plots.
 
-python -m simsiam_jax.tools.ledger --config=configs/ablations.py --workdir=DIR
-    [--rows=all] [--data=digits] [--seeds=3] [--epochs=40]
+::
+
+    python -m simsiam_jax.tools.ledger --config=configs/ablations.py --workdir=DIR \\
+        [--rows=all] [--data=digits] [--seeds=3] [--epochs=40]
 
 A finished run has DIR/ROW/SEED/result.json with its configuration and is not repeated: rerun the
 same command to resume. Results of another configuration are refused.
