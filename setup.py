@@ -31,7 +31,12 @@ setup(
     packages=[*find_packages(include=['simsiam_jax*']), *RESOURCES],
     package_dir=RESOURCES,
     package_data={
-        'simsiam_jax': ['py.typed', 'tools/benchmark/h100.txtpb', 'pages/explorer.*'],
+        'simsiam_jax': [
+            'py.typed',
+            'tools/benchmark/h100.txtpb',
+            'pages/explorer.*',
+            'pages/plotly*',
+        ],
         'simsiam_jax.launch': ['*'],
     },
     entry_points={'console_scripts': ['simsiam-jax = simsiam_jax.__main__:main']},

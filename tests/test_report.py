@@ -220,7 +220,7 @@ def test_report_shows_curves_images_and_configuration(run, pages, browser) -> No
     view.locator('.tiles .term').first.focus()
     assert view.locator('.tiles .tip').first.inner_text().startswith('Share of the test images')
     assert view.locator('.tiles .tip').first.is_visible()
-    assert pages[0].stat().st_size < 2e6
+    assert pages[0].stat().st_size < 1e6
     messages = [text for text in messages if not text.startswith('data:')]
     assert messages == [pages[0].as_uri()]
 

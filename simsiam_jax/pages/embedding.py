@@ -212,7 +212,7 @@ def render_page(
         sections['Images, left, and their nearest neighbors by cosine similarity'] = (
             render_neighbors(embedding, *found, num_queries=_QUERIES)
         )
-    return page.page(title, sections, scripts=scripts)
+    return page.page(title, sections, scripts=scripts, webgl=True)
 
 
 def _explorer(

@@ -146,17 +146,18 @@ def folded(summary: str, content: str, *, opened: bool = False) -> str:
     return f'<details{state}><summary>{html.escape(summary)}</summary>{content}</details>'
 
 
-def page(title: str, sections: dict[str, str], *, scripts: str = '') -> str:
+def page(title: str, sections: dict[str, str], *, scripts: str = '', webgl: bool = False) -> str:
     """Returns a page of sections, heading -> HTML.
 
     Args:
       title: Title of the page.
       sections: HTML of each section, by its heading.
       scripts: HTML elements at the end of the page; their scripts can use what assets.DRAW defines.
+      webgl: Whether the scripts need the charts of plotly that use WebGL.
     """
     body = ''.join(f'<h2>{html.escape(head)}</h2>{content}' for head, content in sections.items())
     if scripts or 'class="plot"' in body:
-        scripts = f'{assets.plotly_script()}<script>{assets.DRAW}</script>{scripts}'
+        scripts = f'{assets.plotly_script(webgl=webgl)}<script>{assets.DRAW}</script>{scripts}'
     return paths.printable(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
