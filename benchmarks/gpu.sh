@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GPU measurements in calls of at most nine minutes: benchmarks/gpu.sh PART [--smoke], of these parts:
 #   micro            the parts of the step alone
-#   step             the fused kernels against the plain kernels
+#   step             the step against the same with merged views, and with plain kernels
 #   torch            the step against PyTorch's, eager and compiled in every mode
 #   flags            the step with each of several flags of XLA
 #   data             augmentation on the device, a resident dataset
@@ -56,7 +56,7 @@ case $part in
     limited "$python" benchmarks/micro.py --json "$out/micro.json" "${small[@]}"
     ;;
   step)
-    limited "$python" benchmarks/step_vs_pytorch.py --against plain --seconds 400 \
+    limited "$python" benchmarks/step_vs_pytorch.py --against merged plain --seconds 400 \
       --json "$out/step.json" "${small[@]}"
     ;;
   torch)

@@ -30,6 +30,7 @@ SETTINGS = [
     Setting('resnet50', 224, 256),
     Setting('resnet50', 224, 512, apart=True),
     Setting('resnet18', 32, 512),
+    Setting('resnet50', 224, 64),
 ]
 SMOKE = [Setting('tiny', 16, 4, 64), Setting('tiny', 16, 8, 64, apart=True)]
 
@@ -50,7 +51,7 @@ MODES = {f'compile-{mode}': mode for mode in ('default', 'reduce-overhead', 'max
 Built = tuple[Callable[[int], float], int, Callable[[], int | None]]
 
 
-def build_ours(setting: Setting, kernels: str) -> Built:
+def build_ours(setting: Setting, kernels: str, *, merge_views: bool = False) -> Built:
     import jax
 
     from simsiam_jax.methods import simsiam
@@ -76,7 +77,7 @@ def build_ours(setting: Setting, kernels: str) -> Built:
     rng = np.random.default_rng(0)
     views = [rng.standard_normal((setting.batch, *shape), np.float32) for _ in range(2)]
     batch = mesh_lib.shard(views, mesh)
-    train_step = step.make_train_step(method, tx, mesh)
+    train_step = step.make_train_step(method, tx, mesh, merge_views=merge_views)
 
     def run(steps: int) -> float:
         nonlocal state
@@ -167,6 +168,7 @@ def build_torch(setting: Setting, mode: str | None) -> Built:
 BUILD: dict[str, Callable[[Setting], Built]] = {
     **{name: functools.partial(build_ours, kernels='auto') for name in ('ours', *FLAGS)},
     'plain': functools.partial(build_ours, kernels='plain'),
+    'merged': functools.partial(build_ours, kernels='auto', merge_views=True),
     'eager': functools.partial(build_torch, mode=None),
     **{name: functools.partial(build_torch, mode=mode) for name, mode in MODES.items()},
 }

@@ -2,14 +2,14 @@
 
     python benchmarks/step_vs_pytorch.py [--against eager compile-default] [--only resnet50-256]
 
-`ours` is this package's step, `plain` the same step with model.kernels=plain. `eager` is the recipe
-as PyTorch's users run it (torchvision's ResNet, channels_last, bfloat16 autocast, SGD),
-`compile-MODE` the same under torch.compile(mode=MODE). The names of simsiam_steps.FLAGS are this
-package's step with a flag of XLA; `flags` is all of them. Normalized float32 views are already on
-the device. The rounds of a pair are interleaved, each step in its own process. If the two do not
-fit into 80 GiB together, they run one after the other. A step that has not started after
---start-seconds is given up. Needs the package, torch and torchvision, but no TensorFlow. --smoke
-runs tiny networks, on a CPU too.
+`ours` is this package's step, `plain` the same step with model.kernels=plain, `merged` with
+merge_views=True. `eager` is the recipe as PyTorch's users run it (torchvision's ResNet,
+channels_last, bfloat16 autocast, SGD), `compile-MODE` the same under torch.compile(mode=MODE). The
+names of simsiam_steps.FLAGS are this package's step with a flag of XLA; `flags` is all of them.
+Normalized float32 views are already on the device. The rounds of a pair are interleaved, each step
+in its own process. If the two do not fit into 80 GiB together, they run one after the other. A step
+that has not started after --start-seconds is given up. Needs the package, torch and torchvision,
+but no TensorFlow. --smoke runs tiny networks, on a CPU too.
 """
 
 import argparse

@@ -232,6 +232,12 @@ def test_network_without_remat_is_refused_with_it() -> None:
         pretrain_setup.build_method(config)
 
 
+def test_merged_views_are_refused_with_an_unknown_momentum_of_bn() -> None:
+    config = configure('own_networks:tiny', merge_views=True)
+    with pytest.raises(errors.UserError, match=r'own_networks:tiny may have a momentum of BN'):
+        pretrain_setup.build_method(config)
+
+
 def test_keys_of_resnets_are_reported_as_unused(capsys) -> None:
     pretrain_setup.build(configure('own_networks:tiny'))
     assert (

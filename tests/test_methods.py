@@ -82,11 +82,23 @@ def sgd(rate: float) -> optax.GradientTransformation:
     )
 
 
-def train(method: Method, devices: int, steps: int, rate: float = 0.02, parts: int = 1):
+def train(
+    method: Method,
+    devices: int,
+    steps: int,
+    rate: float = 0.02,
+    parts: int = 1,
+    merge_views: bool = False,
+):
     mesh = mesh_lib.make_mesh(jax.devices()[:devices])
     state = mesh_lib.replicate(step.init_state(method, sgd(rate), 0, (8, 8, 3)), mesh)
     train_step = step.make_train_step(
-        method, sgd(rate), mesh, total_steps=STEPS, accumulation_steps=parts
+        method,
+        sgd(rate),
+        mesh,
+        total_steps=STEPS,
+        accumulation_steps=parts,
+        merge_views=merge_views,
     )
     states, values = [jax.device_get(state)], []
     for batch in batches(steps):
@@ -118,6 +130,30 @@ def test_method_on_8_devices_equals_1_device(name: str, changes: dict) -> None:
     assert np.ptp(values) > 1e-3
     for part in ('method_state', 'target', 'batch_stats'):
         assert_trees_close(getattr(states_8[-1], part), getattr(states[-1], part), 2e-3)
+
+
+@pytest.mark.parametrize(
+    ('name', 'kernels'), [('simsiam', 'fused'), ('moco_v2', 'plain'), ('swav', 'plain')]
+)
+def test_merged_views_give_the_same_step_with_fewer_operations(name: str, kernels: str) -> None:
+    backbone = resnet.make(**MODEL, kernels=kernels, axis_name=mesh_lib.DATA)
+    method = METHODS[name](backbone, **SMALL[name])
+    states, values = train(method, 8, 2)
+    merged, merged_values = train(method, 8, 2, merge_views=True)
+    np.testing.assert_allclose(merged_values, values, rtol=1e-5, atol=1e-6)
+    assert_trees_close(merged[1].opt_state, states[1].opt_state, 2e-5)
+    for part in ('batch_stats', 'target', 'method_state'):
+        assert_trees_close(getattr(merged[-1], part), getattr(states[-1], part), 1e-4)
+    mesh = mesh_lib.make_mesh(jax.devices())
+    batch = mesh_lib.shard(batches(1)[0][:2], mesh)
+    one, two = (
+        step.make_train_step(method, sgd(0.02), mesh, merge_views=merge)
+        .lower(mesh_lib.replicate(states[0], mesh), batch)
+        .as_text()
+        for merge in (True, False)
+    )
+    assert 2 * one.count('stablehlo.convolution') == two.count('stablehlo.convolution') > 0
+    assert one.count('stablehlo.all_reduce') < two.count('stablehlo.all_reduce')
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,7 @@ from etils import epath
 # it trains on nor its mathematics.
 FREE = (
     *('dry_run', 'guard', 'eval', 'checkpoint', 'log', 'profile', 'debug_nans', 'deterministic'),
-    *('model.remat', 'model.kernels'),
+    *('merge_views', 'model.remat', 'model.kernels'),
     *('data.accept_changed', 'data.max_bad_fraction', 'data.retry_seconds'),
     *('data.on_device', 'data.canvas', 'data.backend', 'data.resident_limit'),
 )

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from simsiam_jax.models import resnet
+
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default; with std 0.01 training may not converge.
 _uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
@@ -48,7 +50,7 @@ class MLP(nn.Module):
                 affine = not last or self.output_affine
                 x = nn.BatchNorm(
                     use_running_average=not train,
-                    momentum=0.9,
+                    momentum=resnet.BN_MOMENTUM,
                     epsilon=1e-5,
                     use_scale=affine,
                     use_bias=affine,

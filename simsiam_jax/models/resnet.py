@@ -17,6 +17,8 @@ from jaxtyping import Array, Float, Num
 from simsiam_jax import errors
 from simsiam_jax.models import kernels as kernels_lib
 
+BN_MOMENTUM = 0.9  # share of a running statistic that an update keeps; PyTorch's 1 - 0.1
+
 _fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
@@ -107,7 +109,7 @@ class ResNet(nn.Module):
             kernels_lib.NormReLU,
             fused=fused,
             use_running_average=not train,
-            momentum=0.9,
+            momentum=BN_MOMENTUM,
             epsilon=1e-5,
             dtype=self.dtype,
             axis_name=self.axis_name,

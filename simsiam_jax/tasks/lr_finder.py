@@ -148,6 +148,7 @@ class _ShortTraining:
             setup.to_views,
             total_steps,
             accumulation_steps=accumulation_steps,
+            merge_views=config.merge_views,
         )
         self._guard = guard.Guard(
             setup.method,

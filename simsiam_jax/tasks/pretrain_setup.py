@@ -18,7 +18,7 @@ from simsiam_jax.data.recipe import Recipe
 from simsiam_jax.data.sampler import IndexSampler
 from simsiam_jax.methods import METHODS
 from simsiam_jax.methods.contract import Method
-from simsiam_jax.models import backbones
+from simsiam_jax.models import backbones, resnet
 from simsiam_jax.tasks import collapse_callback, inputs
 from simsiam_jax.tasks.features import Encode, make_encode
 from simsiam_jax.tasks.knn import Knn, make_monitor
@@ -163,7 +163,16 @@ def without_measuring(config: ConfigDict) -> ConfigDict:
 
 
 def build_method(config: ConfigDict) -> Method:
-    """Returns the method on its backbone, with BN synchronized over the data axis."""
+    """Returns the method on its backbone, with BN synchronized over the data axis.
+
+    Raises:
+      UserError: A key is unknown or a value is impossible.
+    """
+    if config.merge_views and not backbones.is_portable(config.model.name):
+        raise errors.UserError(
+            f'config.merge_views is True, but {config.model.name} may have a momentum of BN other '
+            f'than {resnet.BN_MOMENTUM}. Set config.merge_views=False'
+        )
     backbone = backbones.from_config(config.to_dict(), axis_name=mesh_lib.DATA)
     arguments = config.method.to_dict()
     name = arguments.pop('name')
@@ -202,6 +211,7 @@ def build_step(config: ConfigDict, setup: PretrainSetup) -> alternation.TrainSte
         setup.to_views,
         last,
         accumulation_steps=config.optim.gradient_accumulation_steps,
+        merge_views=config.merge_views,
         cached_targets=block > 1,
     )
     if block == 1:

@@ -1,6 +1,9 @@
 """The training step, which is the same for every method, and its state."""
 
+import functools
+import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from simsiam_jax.methods.contract import ForwardFn, Method, forward
+from simsiam_jax.models import resnet
 from simsiam_jax.models.network import Outputs
 from simsiam_jax.training import monitor
 from simsiam_jax.training.accumulate import accumulate_gradients
@@ -85,11 +89,12 @@ def forward_views(
     views: Sequence[Array],
     forward_fn: ForwardFn = forward,
     step: Array | int = 0,
+    *,
+    merge: bool = False,
 ) -> tuple[list[Outputs], Any]:
     """Returns the outputs of each view and the running BN statistics after all views.
 
-    Views pass through the network one after the other: one batch of both views would have
-    different BN statistics.
+    Each view has BN statistics of its own, also if they pass through the network together.
 
     Args:
       network: The network.
@@ -98,14 +103,34 @@ def forward_views(
       views: Views of a device's images, [B, H, W, C] each.
       forward_fn: Runs the network on a view; see Method.
       step: Step that the key of each view is derived from.
+      merge: Whether consecutive views of one size pass through the network together. Their BN must
+        have resnet.BN_MOMENTUM.
     """
-    outputs = []
-    for i, view in enumerate(views):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), i)
+    outputs: list[Outputs] = []
+    by_shape = itertools.groupby(views, lambda view: view.shape)
+    for group in [list(same) for _, same in by_shape] if merge else [[view] for view in views]:
+        keys = [
+            jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), len(outputs) + i)
+            for i in range(len(group))
+        ]
         variables = {'params': params, 'batch_stats': batch_stats}
-        output, batch_stats = forward_fn(network, variables, view, key)
-        outputs.append(output)
+        if len(group) == 1:
+            output, batch_stats = forward_fn(network, variables, group[0], keys[0])
+            outputs.append(output)
+            continue
+        together = jax.vmap(functools.partial(forward_fn, network, variables))
+        merged, updated = together(jnp.stack(group), jnp.stack(keys))
+        outputs += [jax.tree.map(operator.itemgetter(i), merged) for i in range(len(group))]
+        batch_stats = jax.tree.map(_in_turn, batch_stats, updated)
     return outputs, batch_stats
+
+
+def _in_turn(before: Array, updated: Array) -> Array:
+    """Returns a running statistic after several views, given what each makes of `before`."""
+    after = before
+    for own in updated:
+        after = own + resnet.BN_MOMENTUM * (after - before)
+    return after
 
 
 def make_train_step(
@@ -117,6 +142,7 @@ def make_train_step(
     *,
     accumulation_steps: int = 1,
     cached_targets: bool = False,
+    merge_views: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """Returns (state, batch) -> (state, metrics), compiled over the mesh; it donates the state.
 
@@ -129,12 +155,19 @@ def make_train_step(
       total_steps: Total number of training steps, over which the target's momentum changes.
       accumulation_steps: Number of parts of a batch; see accumulate.py.
       cached_targets: Uses the target's z in batch['target']; see alternation.py.
+      merge_views: Whether the views pass through the network together; see forward_views().
     """
 
     def loss_fn(params: Any, state: TrainState, batch: Any) -> tuple[Array, Any]:
         views = to_views(batch)
         online, batch_stats = forward_views(
-            method.network, params, state.batch_stats, views, method.online_forward, state.step
+            method.network,
+            params,
+            state.batch_stats,
+            views,
+            method.online_forward,
+            state.step,
+            merge=merge_views,
         )
         target, target_state = online[:2], state.target
         if method.momentum is not None:
@@ -145,6 +178,7 @@ def make_train_step(
                 views[:2],
                 method.target_forward,
                 state.step,
+                merge=merge_views,
             )
             target_state = target_state | {'batch_stats': stats}
         if cached_targets:

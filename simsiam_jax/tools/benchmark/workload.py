@@ -167,6 +167,7 @@ def build(
         functools.partial(host.to_views, recipes=recipes),
         config.epochs * sampler.steps_per_epoch,
         accumulation_steps=config.optim.gradient_accumulation_steps,
+        merge_views=config.merge_views,
     )
     shape = (recipes[0].size, recipes[0].size, config.data.channels)
     init = functools.partial(step.init_state, method, tx, config.seed, shape)
