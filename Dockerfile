@@ -11,6 +11,8 @@ COPY setup.py pyproject.toml README.md LICENSE ./
 COPY simsiam_jax ./simsiam_jax
 COPY configs ./configs
 COPY launch ./launch
+# The package in this folder, with the newest versions of what it needs.
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir ".[${EXTRAS}]"
 
 WORKDIR /data

