@@ -67,7 +67,7 @@ def test_find_matches_device_kind_by_longest_prefix() -> None:
     assert hardware.all_reduce_seconds(100, 1, 50.0) == 0.0
 
 
-@pytest.mark.parametrize('method', ['simsiam', 'swav'])
+@pytest.mark.parametrize('method', ['simsiam', pytest.param('swav', marks=pytest.mark.long)])
 def test_compile_step_agrees_with_analytic_costs(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

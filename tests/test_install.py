@@ -10,6 +10,7 @@ import zipfile
 import pytest
 from commands import environment
 
+TINY = ('--config.model.stages=(1,)', '--config.model.width_multiplier=0.125')
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = (
     'simsiam_jax',
@@ -94,6 +95,7 @@ def test_quickstart_runs_from_an_empty_folder(
         'pretrain',
         '--config=quickstart:byol,1ep',
         '--workdir=runs/quickstart',
+        *TINY,
         cwd=tmp_path,
     )
     assert 'byol on resnet18' in out
@@ -125,7 +127,7 @@ def test_installed_launcher_runs_in_the_current_folder(
     flags = ['--config=quickstart:1ep', '--workdir=runs/a', '--config.guard=off']
     flags += ['--config.eval.train=', '--config.eval.test=', '--config.log.report=False']
     bash = ['env', f'PYTHON={programs / "python"}', 'bash', f'{folder}/local.sh', '-n', '1']
-    run(*bash, *flags, cwd=tmp_path)
+    run(*bash, *flags, *TINY, cwd=tmp_path)
     assert (tmp_path / 'runs/a/metrics.jsonl').exists()
 
 

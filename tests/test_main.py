@@ -28,6 +28,7 @@ from simsiam_jax.training import mesh as mesh_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 KEYS = {'loss', 'z_std', 'lr', 'lr_predictor', 'images_per_second', 'data_wait'}
+TINY = ('--config.model.stages=(1,)', '--config.model.width_multiplier=0.125')
 SHORT = [
     '--config.epochs=4',
     '--config.model.width_multiplier=0.125',
@@ -186,7 +187,7 @@ def test_checkpoint_restores_on_more_devices(
 
 
 def test_dry_run_prints_shapes_parameters_and_memory(finish, tmp_path: pathlib.Path) -> None:
-    flags = ('--config.dry_run=True', '--config.model.stages=(1,)')
+    flags = ('--config.dry_run=True', *TINY)
     code, output = finish(tmp_path / 'dry', *flags)
     assert code == 0, output
     assert 'add --verbosity=1' in output
@@ -237,7 +238,7 @@ def test_folder_of_images_trains_without_labels(finish, tmp_path: pathlib.Path) 
 
 
 def test_run_without_labels_ends_with_comparison(finish, tmp_path: pathlib.Path) -> None:
-    flags = ('--config.eval.train=', '--config.eval.test=', '--config.epochs=2')
+    flags = ('--config.eval.train=', '--config.eval.test=', '--config.epochs=2', *TINY)
     code, output = finish(tmp_path, *flags, '--config.checkpoint.every_epochs=0')
     assert code == 0, output
     steps = [path.name for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit()]

@@ -42,10 +42,10 @@ SMALL = {
     },
 }
 # Variants by arguments: gradients through gathered codes, a momentum target of SimSiam's heads.
-VARIANTS: list[tuple[str, dict[str, Any]]] = [
+VARIANTS: list[Any] = [
     *((name, {}) for name in SMALL),
-    ('simsiam', {'momentum': 0.9}),
-    ('simclr', {'predictor': True, 'stop_gradient': True}),
+    pytest.param('simsiam', {'momentum': 0.9}, marks=pytest.mark.long),
+    pytest.param('simclr', {'predictor': True, 'stop_gradient': True}, marks=pytest.mark.long),
     # With epsilon 0.05 the gradients through assignments would amplify the rounding.
     (
         'swav',
