@@ -49,7 +49,7 @@ def default() -> ConfigDict:
     config.guard = 'warn'  # action on a collapse (training/guard.py): warn | stop | off
     config.dry_run = False  # build, print shapes, parameters and memory, then exit
     config.profile = ''  # steps START:STOP to trace into WORKDIR/profile; '' disables
-    config.merge_views = False  # both views as one batch, with BN of their own: fewer kernels
+    config.merge_views = False  # views of one size as one batch, each with BN of its own
     config.deterministic = False  # the same bits in every start on a GPU; slower
     config.debug_nans = False  # check every step; the traceback shows the operation that gives NaN
 
